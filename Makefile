@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every chore of the repository. `make help` prints this file's ## lines.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lint types imports dead docs chaos base lock clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (needs only Python >= 3.11 and pip; downloads once)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; run make with PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.dev ## make the environment with everything tests and checks need
+
+demo: $(VENV)/.runtime ## train, permit, answer, withdraw and settle on real text, over the real doors
+	@$(BIN)/python -m examples.demo $(DEMO)
+
+test: $(VENV)/.dev ## the whole test suite
+	@$(BIN)/pytest $(PYTEST)
+
+check: format lint types imports dead docs ## format, lint, types, import contracts, dead code, docs
+
+format: $(VENV)/.dev
+	@echo "- format"; $(BIN)/ruff format --check --quiet .
+
+lint: $(VENV)/.dev
+	@echo "- lint"; $(BIN)/ruff check --quiet .
+
+types: $(VENV)/.dev
+	@echo "- types"; $(BIN)/mypy
+
+imports: $(VENV)/.dev
+	@echo "- import contracts"; $(BIN)/lint-imports --no-cache
+
+dead: $(VENV)/.dev
+	@echo "- dead code"; $(BIN)/vulture
+
+docs: $(VENV)/.dev
+	@echo "- docs"; $(BIN)/interrogate -q model_core tenants policy cluster migrations && $(BIN)/codespell
+
+chaos: $(VENV)/.dev ## kill every process with SIGKILL, 20 seeds over three phases, and bring it up again
+	@$(BIN)/python -m examples.chaos --seeds 20
+
+base: $(VENV)/.dev ## rebuild the starter base from text that every installation has
+	@$(BIN)/python -m examples.make_base
+
+lock: $(VENV)/.dev ## resolve constraints.txt anew from pyproject.toml
+	@$(BIN)/python -m pip install --quiet pip-tools
+	@$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate --output-file constraints.txt pyproject.toml
+	@sed -i 's/+cpu$$//' constraints.txt
+
+clean: ## remove what builds and tests left behind
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
