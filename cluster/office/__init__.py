@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The office: the one process that opens the database, and the messages it exchanges."""
