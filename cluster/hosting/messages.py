@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the gateway and a model host say to each other: one request, then a stream of chunks.
+
+A host offers ``generate(admission, request) -> AsyncIterator[GenerationChunk]`` through its Serve handle.
+The admission is the office's (``cluster.office.protocol.Admission``); the host trusts the gateway, for
+both are platform code. Tokenising, chat templates and stop strings are the host's work, because only the
+host holds the base's tokenizer. These documents cross processes: fields are only ever added. They hold
+prompts and completions, so their ``repr`` hides them and nobody may log their dump (law 18).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length", "cancelled", "withdrawn"]
+
+MAX_STOPS = 4
+MAX_CHOICES = 8
+MAX_LOGPROBS = 5
+
+
+class Message(BaseModel):
+    """A document of the generation protocol."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ChatTurn(Message):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str = Field(repr=False)
+
+
+class GenerationRequest(Message):
+    """What to generate.
+
+    Exactly one of ``prompt``, ``prompt_token_ids`` and ``turns`` is set. The host renders ``turns`` with
+    ``render_turns`` unless the base's tokenizer brings its own template.
+
+    Attributes:
+        prompt: plain text to continue.
+        prompt_token_ids: tokens to continue.
+        turns: a conversation to answer.
+        max_tokens: most new tokens per choice.
+        n: number of choices; choice ``i`` is sampled with seed ``seed + i``.
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1].
+        seed: sampling seed; None lets the host draw one.
+        stop: texts that end a choice; the stop text itself is never emitted.
+        logprobs: how many alternatives per token to report (0 reports the chosen token alone); None for none.
+    """
+
+    prompt: str | None = Field(default=None, repr=False)
+    prompt_token_ids: tuple[int, ...] | None = Field(default=None, repr=False)
+    turns: tuple[ChatTurn, ...] | None = Field(default=None, repr=False)
+    max_tokens: int = Field(ge=1)
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int | None = None
+    stop: tuple[str, ...] = Field(default=(), repr=False, max_length=MAX_STOPS)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+
+class TokenLogprob(Message):
+    """The log-probability (natural log) of one token and of its best alternatives.
+
+    Attributes:
+        token: the token's text.
+        token_id: its number in the vocabulary.
+        logprob: of the chosen token.
+        top: alternatives, best first, as (text, token id, logprob).
+    """
+
+    token: str = Field(repr=False)
+    token_id: int
+    logprob: float
+    top: tuple[tuple[str, int, float], ...] = Field(default=(), repr=False)
+
+
+class Segment(Message):
+    """A run of a choice's tokens that were computed under one composition.
+
+    Attributes:
+        index: which choice.
+        epoch: of the register when the run began.
+        composition_digest: of the experts that were allowed.
+        from_token: first completion token of the run (counted from 0).
+        to_token: one past the last.
+        experts: routed weight per expert name (``public`` for the base's own), in millionths of a token;
+            sums to ``(to_token - from_token) * 1_000_000``.
+    """
+
+    index: int = 0
+    epoch: int
+    composition_digest: str
+    from_token: int
+    to_token: int
+    experts: dict[str, int]
+
+
+class GenerationAccount(Message):
+    """What the host says about a finished request; the gateway passes it on as ``marketplace``.
+
+    Attributes:
+        request_id: the admission's.
+        prompt_tokens: tokens of the prompt as the host counted them.
+        completion_tokens: over all choices.
+        segments: by choice, then by token.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    segments: tuple[Segment, ...]
+
+
+class GenerationChunk(Message):
+    """Some new tokens of one choice.
+
+    The text of a choice is the concatenation of its chunks' ``text``; a chunk may carry tokens whose text
+    is still held back (half a character, a possible stop text). The last chunk of a request (not of each
+    choice) carries ``marketplace``; it may carry no tokens.
+
+    Attributes:
+        index: which choice.
+        token_ids: new tokens, at least one unless the chunk only finishes.
+        text: new text.
+        logprobs: one per token when asked for.
+        finish_reason: set on the choice's last chunk.
+        marketplace: set on the request's last chunk alone.
+        prompt_tokens: set on the first chunk, so that a client that leaves early can still be told.
+    """
+
+    index: int = 0
+    token_ids: tuple[int, ...] = Field(default=(), repr=False)
+    text: str = Field(default="", repr=False)
+    logprobs: tuple[TokenLogprob, ...] | None = Field(default=None, repr=False)
+    finish_reason: FinishReason | None = None
+    marketplace: GenerationAccount | None = None
+    prompt_tokens: int | None = None
+
+
+def render_turns(turns: tuple[ChatTurn, ...]) -> str:
+    r"""Renders a conversation as the plain text that bases without a template of their own continue.
+
+    One paragraph per turn, ``role: content``, then an open ``assistant:`` line.
+
+    >>> render_turns((ChatTurn(role="user", content="Hi"),))
+    'user: Hi\n\nassistant:'
+    """
+    return "".join(f"{turn.role}: {turn.content}\n\n" for turn in turns) + "assistant:"

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operation is: one row of the table of everything a person or program may ask of the marketplace.
+
+The gateway derives its routes and its OpenAPI description from these rows, the office runs them, the
+command line and the console call them by name. A row says who may call it, so "who may do what" is one
+visible table and not a decorator here and there. This file knows neither HTTP nor Ray nor SQL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from tenants.roles import Role
+
+if TYPE_CHECKING:
+    from tenants.roles import Principal
+
+    from cluster.office.desk import Desk
+
+Method = Literal["GET", "POST", "PUT", "DELETE"]
+
+_PLACEHOLDER = re.compile(r"{([a-z_]+)}")
+
+ANYONE = frozenset(Role)
+
+
+class Request(BaseModel):
+    """Family of request documents: unknown fields are refused, because a typo must not widen anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Answer(BaseModel):
+    """Family of answer documents: readers ignore fields they do not know, so fields can be added."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Nothing(Request):
+    """The request of operations that need no input."""
+
+
+class Page(Request):
+    """A page of a list.
+
+    ``after`` is the ``next`` of the page before; leave it out for the first page.
+    """
+
+    limit: int = Field(default=100, ge=1, le=500, description="most rows to return")
+    after: str | None = Field(default=None, max_length=200, description="`next` of the page before")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """Says that an operation takes a file as its HTTP body, streamed by the gateway to a staging file.
+
+    The gateway writes the body under the staging folder as ``<upload id>``, then calls the operation with
+    ``upload`` set to that id; whatever a caller wrote there himself is overwritten.
+
+    Attributes:
+        media_type: what the body holds.
+        max_setting: the attribute of the settings that bounds its size in bytes.
+    """
+
+    media_type: str
+    max_setting: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operation:
+    """One row: a verb on a noun.
+
+    Attributes:
+        name: ``noun.verb``; the key under which everybody finds it.
+        method: HTTP method; everything but GET changes state and is chained into the audit.
+        path: path below ``/api/v1``; its placeholders are fields of the request.
+        roles: who may call it; a principal needs one of them.
+        request: the document that path, query and body are merged into.
+        response: the document that comes back.
+        run: the work, inside one unit of work: ``run(desk, principal, request) -> response``.
+        summary: one sentence.
+        example: a request that validates.
+        upload: set when the HTTP body is a file and not JSON.
+        unaudited: request fields that stay out of the audit chain (bulk or personal text).
+        unchained: a write that leaves no audit fact (a preview, a rehearsal).
+    """
+
+    name: str
+    method: Method
+    path: str
+    roles: frozenset[Role]
+    request: type[Request]
+    response: type[BaseModel]
+    run: Callable[[Desk, Principal, Any], BaseModel]
+    summary: str
+    example: Mapping[str, Any] = field(default_factory=dict)
+    upload: Upload | None = None
+    unaudited: frozenset[str] = frozenset()
+    unchained: bool = False
+
+    @property
+    def noun(self) -> str:
+        """The part of the name before the dot."""
+        return self.name.partition(".")[0]
+
+    @property
+    def writes(self) -> bool:
+        """Whether a successful call is chained into the audit."""
+        return self.method != "GET" and not self.unchained
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Names of the request fields that the path carries."""
+        return tuple(_PLACEHOLDER.findall(self.path))
+
+    def subject(self, request: BaseModel, response: BaseModel) -> str:
+        """Names what a call acted on, for the audit: ``noun/id``.
+
+        The id is the path's, else the answer's ``id`` or ``name`` (a thing that was just made).
+        """
+        ids = [str(getattr(request, name)) for name in self.placeholders]
+        if not ids:
+            made = getattr(response, "id", None) or getattr(response, "name", None)
+            ids = [str(made)] if made else []
+        return "/".join((self.noun, *ids))
+
+    def audit_facts(self, request: BaseModel) -> dict[str, Any]:
+        """The request's fields that belong into the audit chain, JSON-able."""
+        facts: dict[str, Any] = request.model_dump(
+            mode="json", exclude=set(self.unaudited), exclude_none=True
+        )
+        return facts
