@@ -1,10 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: N818  (errors are named by what is wrong, not by the word Error)
 """What can go wrong with weights, and the root of every family of errors.
 
 Tree::
 
     ProductError                 root of all floors; carries a stable code and a sentence
-    └── ModelCoreError           family of this floor (its members are defined beside it below)
+    └── ModelCoreError           family of this floor
+        └── PackingError         ids, canonical bytes, manifests, keys, seals, bundles and stores
+            ├── InvalidName      a name or id that is not in the product's alphabet
+            ├── InvalidDigest    not "sha256:" and 64 hex digits
+            ├── NotCanonical     a value or bytes that RFC 8785 cannot or did not write
+            ├── ManifestInvalid  a packing slip with missing or impossible fields
+            ├── KeyInvalid       a signing key that cannot be read or is readable by others
+            ├── SealMissing      no seal, or the owner's or the admission's signature is absent
+            ├── SignatureInvalid a signature that does not verify
+            ├── UntrustedKey     a signature by a key that nobody vouched for
+            ├── DigestMismatch   bytes that are not those that a digest names
+            ├── BundleRefused    a folder that is not the bundle its manifest describes
+            │   ├── BundleCorrupt  BundleMissingFile  BundleExtraFile  BundleUnsafePath
+            │   └── BundleTooLarge BundleWrongShape  BundleNotSafetensors  BundleWrongBase
+            ├── ArtifactNotFound the store holds no bundle of that digest
+            └── StoreUnavailable the store's disk or server refused to answer
 
 Other floors hang their own family below ``ProductError`` in their own ``errors.py``. A code is API: it
 never changes once released. The sentence says what happened and what to do next, and never holds a
@@ -51,3 +67,129 @@ class ModelCoreError(ProductError):
     """Family of the tensor floor."""
 
     code = "model_core"
+
+
+class PackingError(ModelCoreError):
+    """Family of packing: everything that names, seals and stores weights without touching tensors."""
+
+    code = "packing"
+
+
+class InvalidName(PackingError):
+    """A name, id or file name is not in the product's alphabet."""
+
+    code = "invalid_name"
+
+
+class InvalidDigest(PackingError):
+    """A string is not a digest as ``sha256:<64 hex digits>``."""
+
+    code = "invalid_digest"
+
+
+class NotCanonical(PackingError):
+    """A value has no RFC 8785 form, or bytes are not in that form."""
+
+    code = "not_canonical"
+
+
+class ManifestInvalid(PackingError):
+    """A manifest misses fields or holds impossible ones; ``facts["fields"]`` names them."""
+
+    code = "manifest_invalid"
+
+
+class KeyInvalid(PackingError):
+    """A signing key cannot be read, or people other than its owner could read it."""
+
+    code = "key_invalid"
+
+
+class SealMissing(PackingError):
+    """The seal, or a signature that this use requires, is absent."""
+
+    code = "seal_missing"
+
+
+class SignatureInvalid(PackingError):
+    """A signature does not verify over the bytes that it claims."""
+
+    code = "signature_invalid"
+
+
+class UntrustedKey(PackingError):
+    """A signature is by a key outside the trusted ones."""
+
+    code = "untrusted_key"
+
+
+class DigestMismatch(PackingError):
+    """Bytes differ from those that a digest names."""
+
+    code = "digest_mismatch"
+
+
+class BundleRefused(PackingError):
+    """A folder is not the bundle that its manifest describes (family of the reasons why)."""
+
+    code = "bundle_refused"
+
+
+class BundleCorrupt(BundleRefused):
+    """A file of the bundle differs from its digest, or the manifest or seal cannot be read."""
+
+    code = "bundle_corrupt"
+
+
+class BundleMissingFile(BundleRefused):
+    """The bundle lacks a file that its manifest names."""
+
+    code = "bundle_missing_file"
+
+
+class BundleExtraFile(BundleRefused):
+    """The bundle holds a file that its manifest does not name."""
+
+    code = "bundle_extra_file"
+
+
+class BundleUnsafePath(BundleRefused):
+    """The bundle holds a link, a device, a folder or a name that leaves its folder."""
+
+    code = "bundle_unsafe_path"
+
+
+class BundleTooLarge(BundleRefused):
+    """A file is larger than the limit of its kind."""
+
+    code = "bundle_too_large"
+
+
+class BundleWrongShape(BundleRefused):
+    """A tensor is missing, unknown, or has another shape or dtype than the manifest implies."""
+
+    code = "bundle_wrong_shape"
+
+
+class BundleNotSafetensors(BundleRefused):
+    """A weights file is not a well-formed safetensors file (a pickle, truncated, overlapping)."""
+
+    code = "bundle_not_safetensors"
+
+
+class BundleWrongBase(BundleRefused):
+    """An expert was made for another base, tokenizer or shape."""
+
+    code = "bundle_wrong_base"
+
+
+class ArtifactNotFound(PackingError):
+    """The store holds no bundle of that digest."""
+
+    code = "artifact_not_found"
+
+
+class StoreUnavailable(PackingError):
+    """The store's disk or server failed; trying again later may help."""
+
+    code = "store_unavailable"

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packing slips: what a base or an expert is, said without opening its tensors.
+
+A manifest is canonical JSON; its digest is the address of the bundle. Wire law: fields are only ever
+added, with defaults; readers ignore fields that they do not know; the digest is always that of the bytes
+as received, never of a re-written document, so unknown fields stay covered by it. Knows neither whether
+the files beside it are true (bundle.py) nor who vouches for them (seal.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model_core.errors import InvalidDigest, InvalidName, ManifestInvalid, NotCanonical
+from model_core.packing.canonical import canonical_bytes, check_digest, digest_bytes, parse_canonical
+from model_core.packing.ids import check_file_name, check_name
+
+MANIFEST_FILE = "manifest.json"
+SEAL_FILE = "seal.json"
+BASE_WEIGHTS_FILE = "base.safetensors"
+EXPERT_WEIGHTS_FILE = "expert.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+CALIBRATION_FILE = "calibration.jsonl"
+METRICS_FILE = "metrics.jsonl"
+
+MAX_MANIFEST_BYTES = 1 << 20
+
+# More files than these may be named by later releases, but only as data: weights have one name per kind.
+_SIDE_FILE_SUFFIXES = (".json", ".jsonl")
+
+
+def _digest(value: str) -> str:
+    try:
+        return check_digest(value)
+    except InvalidDigest as error:
+        raise ValueError(error.sentence) from error
+
+
+def _name(value: str) -> str:
+    try:
+        return check_name(value, "bundle or tenant")
+    except InvalidName as error:
+        raise ValueError(error.sentence) from error
+
+
+Digest = Annotated[str, AfterValidator(_digest)]
+Name = Annotated[str, AfterValidator(_name)]
+Text = Annotated[str, Field(max_length=10_000)]
+SafeInt = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Document(BaseModel):
+    """A frozen value that crosses processes and years."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModelShape(_Document):
+    """The sizes of a decoder of the OLMo-2 family, all in elements (not bytes).
+
+    Attributes:
+        n_layers: decoder layers.
+        d_model: width of the residual stream (D).
+        n_heads: query heads (H).
+        n_kv_heads: key and value heads; divides ``n_heads``.
+        d_ffn: inner width of the public SwiGLU (F).
+        vocab_size: rows of the embedding (V).
+        max_positions: longest sequence in tokens.
+        rope_theta: base of the rotary frequencies.
+        norm_eps: added to the mean square in RMS norms.
+        tie_embeddings: whether the output layer is the embedding.
+    """
+
+    family: Literal["olmo2"] = "olmo2"
+    n_layers: int = Field(ge=1, le=512)
+    d_model: int = Field(ge=2, le=65_536)
+    n_heads: int = Field(ge=1, le=1024)
+    n_kv_heads: int = Field(ge=1, le=1024)
+    d_ffn: int = Field(ge=1, le=1_048_576)
+    vocab_size: int = Field(ge=1, le=4_194_304)
+    max_positions: int = Field(ge=1, le=16_777_216)
+    rope_theta: float = Field(gt=0, allow_inf_nan=False)
+    norm_eps: float = Field(gt=0, lt=1, allow_inf_nan=False)
+    tie_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError("d_model must be a multiple of 2 * n_heads (rotary pairs)")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError("n_heads must be a multiple of n_kv_heads")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+
+class DataCard(_Document):
+    """What an expert was trained on, in counts and dates; never text.
+
+    Attributes:
+        documents: how many documents.
+        text_bytes: their UTF-8 size in bytes.
+        tokens: their length in tokens of the base's tokenizer, if counted.
+        languages: BCP 47 tags.
+        collected_from: first day of collection, ISO 8601 date.
+        collected_to: last day of collection, ISO 8601 date.
+        license: SPDX expression of the data.
+        merkle_root: root over the documents' digests.
+        description: the owner's words.
+    """
+
+    documents: Count
+    text_bytes: Count
+    tokens: Count | None = None
+    languages: tuple[str, ...] = ()
+    collected_from: str | None = None
+    collected_to: str | None = None
+    license: str = Field(min_length=1, max_length=1000)
+    merkle_root: Digest
+    description: Text = ""
+
+
+class _Manifest(_Document):
+    """What both kinds of packing slip have in common."""
+
+    schema_version: int = Field(default=1, ge=1)
+    name: Name
+    files: dict[str, Digest]
+    created_at_us: Count
+    code_version: Text
+
+    @model_validator(mode="after")
+    def _files_are_plain(self) -> Self:
+        if len(self.files) > 64:
+            raise ValueError("files: at most 64")
+        for file_name in self.files:
+            try:
+                check_file_name(file_name, "file of a bundle")
+            except InvalidName as error:
+                raise ValueError(f"files: {error.sentence}") from error
+            if file_name in (MANIFEST_FILE, SEAL_FILE):
+                raise ValueError(f"files: {file_name} cannot name itself")
+            if file_name not in self.required_files() and not file_name.endswith(_SIDE_FILE_SUFFIXES):
+                raise ValueError(f"files: {file_name} is not a file of this kind of bundle")
+        if missing := sorted(self.required_files() - self.files.keys()):
+            raise ValueError(f"files: {', '.join(missing)} missing")
+        return self
+
+    def required_files(self) -> frozenset[str]:
+        """The names that ``files`` must hold."""
+        raise NotImplementedError
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes, as they stand in ``manifest.json``.
+
+        Raises:
+            NotCanonical: a value has no canonical form (an integer beyond 2**53 in a recipe).
+        """
+        return canonical_bytes(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        """The bundle's address: the digest of the canonical bytes.
+
+        Holds for manifests written by this release; for one that was read, use the digest of the bytes
+        read (``check_bundle`` returns it), since fields unknown to this release are not kept here.
+        """
+        return digest_bytes(self.to_bytes())
+
+
+class BaseManifest(_Manifest):
+    """The packing slip of a base: the frozen public model that experts attach to.
+
+    Attributes:
+        schema_version: of this document.
+        name: what people call it.
+        shape: its sizes.
+        tokenizer_digest: digest of ``tokenizer.json``.
+        weights_digest: digest of ``base.safetensors``.
+        calibration_digest: digest of the public calibration text, if there is one.
+        license: SPDX expression.
+        trained_on: what the public text was, in a sentence.
+        created_at_us: microseconds since the Unix epoch, UTC.
+        code_version: of the product that trained it.
+        files: file name → digest, for every file but the manifest and the seal.
+    """
+
+    kind: Literal["base"] = "base"
+    shape: ModelShape
+    tokenizer_digest: Digest
+    weights_digest: Digest
+    calibration_digest: Digest | None = None
+    license: str = Field(min_length=1, max_length=1000)
+    trained_on: Text
+
+    def required_files(self) -> frozenset[str]:
+        """Weights and tokenizer, and the calibration text when the manifest names one."""
+        calibration = {CALIBRATION_FILE} if self.calibration_digest is not None else set()
+        return frozenset({BASE_WEIGHTS_FILE, TOKENIZER_FILE} | calibration)
+
+    @model_validator(mode="after")
+    def _digests_agree(self) -> Self:
+        named = {
+            BASE_WEIGHTS_FILE: self.weights_digest,
+            TOKENIZER_FILE: self.tokenizer_digest,
+            CALIBRATION_FILE: self.calibration_digest,
+        }
+        for file_name, digest in named.items():
+            if self.files.get(file_name) != digest:
+                raise ValueError(f"files: {file_name} differs from the digest named beside it")
+        return self
+
+
+class ExpertManifest(_Manifest):
+    """The packing slip of one version of one tenant's expert.
+
+    Attributes:
+        schema_version: of this document.
+        name: what its owner calls it.
+        tenant: the owner's slug.
+        base_digest: the base that it was trained against and only fits.
+        tokenizer_digest: of that base's tokenizer.
+        expert_kind: ``full``: FFNs of the base's depth and width, with their own inner width.
+        d_ffn: inner width of the expert's SwiGLU (F).
+        n_layers: as the base.
+        d_model: as the base (D).
+        recipe: training settings, flat.
+        seeds: every seed that the run used.
+        data_card: what it was trained on.
+        metrics: final figures (bits per byte and so on).
+        calibration: figures of the calibration against the public expert.
+        files: file name → digest, for every file but the manifest and the seal.
+        created_at_us: microseconds since the Unix epoch, UTC.
+        code_version: of the product that trained it.
+        torch_version: that trained it.
+        threads: compute threads, since sums depend on them.
+    """
+
+    kind: Literal["expert"] = "expert"
+    tenant: Name
+    base_digest: Digest
+    tokenizer_digest: Digest
+    expert_kind: Literal["full"] = "full"
+    d_ffn: int = Field(ge=1, le=1_048_576)
+    n_layers: int = Field(ge=1, le=512)
+    d_model: int = Field(ge=2, le=65_536)
+    recipe: dict[str, bool | SafeInt | FiniteFloat | str]
+    seeds: dict[str, SafeInt]
+    data_card: DataCard
+    metrics: dict[str, FiniteFloat]
+    calibration: dict[str, FiniteFloat] = Field(default_factory=dict)
+    torch_version: str
+    threads: int = Field(ge=1)
+
+    def required_files(self) -> frozenset[str]:
+        """Weights and the metrics of the run."""
+        return frozenset({EXPERT_WEIGHTS_FILE, METRICS_FILE})
+
+
+Manifest = BaseManifest | ExpertManifest
+_AnyManifest = TypeVar("_AnyManifest", BaseManifest, ExpertManifest)
+
+
+def parse_base_manifest(data: bytes) -> BaseManifest:
+    """Reads a base's manifest from its canonical bytes.
+
+    Raises:
+        ManifestInvalid: not canonical JSON, or fields are missing or impossible (``facts["fields"]``).
+    """
+    return _validate(BaseManifest, _load(data))
+
+
+def parse_expert_manifest(data: bytes) -> ExpertManifest:
+    """Reads an expert's manifest from its canonical bytes.
+
+    Raises:
+        ManifestInvalid: not canonical JSON, or fields are missing or impossible (``facts["fields"]``).
+    """
+    return _validate(ExpertManifest, _load(data))
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Reads either kind of manifest, told apart by its ``kind`` field.
+
+    Raises:
+        ManifestInvalid: not canonical JSON, of unknown kind, or with missing or impossible fields.
+    """
+    fields = _load(data)
+    match fields.get("kind"):
+        case "base":
+            return _validate(BaseManifest, fields)
+        case "expert":
+            return _validate(ExpertManifest, fields)
+        case _:
+            raise ManifestInvalid('The manifest\'s kind must be "base" or "expert".', fields=["kind"])
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestInvalid(f"The manifest is larger than {MAX_MANIFEST_BYTES} bytes.", fields=[])
+    try:
+        fields = parse_canonical(data)
+    except NotCanonical as error:
+        raise ManifestInvalid(f"The manifest cannot be read: {error.sentence}", fields=[]) from error
+    if not isinstance(fields, dict):
+        raise ManifestInvalid("The manifest is not a JSON object.", fields=[])
+    if "kind" not in fields:
+        raise ManifestInvalid("The manifest does not say its kind.", fields=["kind"])
+    return fields
+
+
+def _validate(kind: type[_AnyManifest], fields: dict[str, Any]) -> _AnyManifest:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        # The values themselves are left out: they are untrusted and may be long.
+        wrong = {
+            ".".join(str(part) for part in item["loc"]) or "files": item["msg"] for item in error.errors()
+        }
+        listed = "; ".join(f"{name[:80]}: {why[:200]}" for name, why in list(wrong.items())[:8])
+        raise ManifestInvalid(
+            f"The manifest has missing or impossible fields: {listed}.", fields=sorted(wrong)[:64]
+        ) from error
+
+
+def base_tensor_shapes(manifest: BaseManifest) -> dict[str, tuple[int, ...]]:
+    """Every tensor of ``base.safetensors`` with its exact shape (linear layers are out x in).
+
+    QK norms span the full width of queries and of keys, as in OLMo 2.
+    """
+    shape = manifest.shape
+    d_model, d_kv = shape.d_model, shape.n_kv_heads * shape.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.weight": (shape.vocab_size, d_model),
+        "norm.weight": (d_model,),
+    }
+    if not shape.tie_embeddings:
+        shapes["lm_head.weight"] = (shape.vocab_size, d_model)
+    for layer in range(shape.n_layers):
+        at = f"layers.{layer}"
+        shapes[f"{at}.attn.q.weight"] = (d_model, d_model)
+        shapes[f"{at}.attn.k.weight"] = (d_kv, d_model)
+        shapes[f"{at}.attn.v.weight"] = (d_kv, d_model)
+        shapes[f"{at}.attn.o.weight"] = (d_model, d_model)
+        shapes[f"{at}.attn.q_norm.weight"] = (d_model,)
+        shapes[f"{at}.attn.k_norm.weight"] = (d_kv,)
+        shapes[f"{at}.attn_norm.weight"] = (d_model,)
+        shapes |= _ffn_shapes(at, d_model, shape.d_ffn)
+        shapes[f"{at}.ffn_norm.weight"] = (d_model,)
+        shapes[f"{at}.router.row"] = (d_model,)
+    return shapes
+
+
+def expert_tensor_shapes(manifest: ExpertManifest) -> dict[str, tuple[int, ...]]:
+    """Every tensor of ``expert.safetensors`` with its exact shape (linear layers are out x in).
+
+    Per layer: the SwiGLU, the router's row and bias, and the domain gate, a logistic regression on the
+    standardised running mean of the residual (weight, bias, mean, scale).
+    """
+    d_model = manifest.d_model
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(manifest.n_layers):
+        at = f"layers.{layer}"
+        shapes |= _ffn_shapes(at, d_model, manifest.d_ffn)
+        shapes[f"{at}.router.row"] = (d_model,)
+        shapes[f"{at}.router.bias"] = ()
+        shapes[f"{at}.gate.weight"] = (d_model,)
+        shapes[f"{at}.gate.bias"] = ()
+        shapes[f"{at}.gate.mean"] = (d_model,)
+        shapes[f"{at}.gate.scale"] = (d_model,)
+    return shapes
+
+
+def _ffn_shapes(at: str, d_model: int, d_ffn: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{at}.ffn.gate.weight": (d_ffn, d_model),
+        f"{at}.ffn.up.weight": (d_ffn, d_model),
+        f"{at}.ffn.down.weight": (d_model, d_ffn),
+    }
