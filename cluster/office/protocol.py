@@ -220,17 +220,22 @@ class OfficeProtocol(Protocol):
     async def admit_request(
         self, credential: str, deployment: str, max_tokens: int, n: int = 1, prompt_tokens: int = 0
     ) -> Admission:
-        """Authenticates, checks access to the deployment, holds the budget. Not repeatable by itself:
-        a reservation whose answer was lost expires."""
+        """Authenticates, checks access to the deployment, holds the budget.
+
+        Not repeatable by itself: a reservation whose answer was lost expires.
+        """
         ...
 
     async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
-        """Stores a batch exactly once and answers the last accepted sequence of this server. Repeatable:
-        the same (server_id, sequence) with the same payload is a no-op, with another it is refused."""
+        """Stores a batch exactly once and answers the last accepted sequence of this server.
+
+        Repeatable: the same (server_id, sequence) with the same payload is a no-op, with another it is
+        refused.
+        """
         ...
 
     async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
-        """Long-polls for an epoch above ``seen_epoch`` (−1 asks for the newest at once). Repeatable."""
+        """Long-polls for an epoch above ``seen_epoch`` (-1 asks for the newest at once). Repeatable."""
         ...
 
     async def acknowledge(
@@ -240,8 +245,10 @@ class OfficeProtocol(Protocol):
         ...
 
     async def claim_job(self, foreman_id: str, max_running_per_tenant: int = 1) -> JobClaim | None:
-        """Claims the next job fairly between tenants, or None. A lost answer costs one attempt, which
-        ``requeue_orphans`` gives back."""
+        """Claims the next job fairly between tenants, or None.
+
+        A lost answer costs one attempt, which ``requeue_orphans`` gives back.
+        """
         ...
 
     async def requeue_orphans(self, foreman_id: str) -> list[str]:
@@ -251,12 +258,14 @@ class OfficeProtocol(Protocol):
     async def job_progress(
         self, job_id: str, fence: int, state: str, metrics: list[MetricReading], message: str = ""
     ) -> JobDirection:
-        """Reports an attempt's state (placed, running, sealing, cancelled) and new metric points. Repeatable."""
+        """Reports an attempt's state (placed, running, sealing) and new metric points. Repeatable."""
         ...
 
     async def finish_job(self, job_id: str, fence: int, bundle_folder: str) -> JobOutcome:
-        """Admits the owner-signed bundle: verifies, countersigns, stores, registers the expert version and
-        closes the job. Repeatable."""
+        """Admits the owner-signed bundle and closes the job. Repeatable.
+
+        Verifies, countersigns, stores, and registers the expert version.
+        """
         ...
 
     async def fail_job(self, job_id: str, fence: int, code: str, sentence: str, *, retry: bool) -> None:
