@@ -24,7 +24,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:expert-marketplace:problem:"
 
 #: Modules that define the errors of each floor; importing them makes every code known.
-FAMILIES = ("model_core.errors", "tenants.errors", "policy.errors", "cluster.errors")
+FAMILIES = ("model_core.errors", "tenants.errors", "policy.errors", "cluster.errors", "cluster.gateway.errors")
 
 
 _EXIT_CODES = {401: 3, 403: 3, 404: 4, 410: 4, 409: 5, 412: 5, 502: 7, 503: 7, 504: 7, 402: 8, 429: 8}
@@ -81,7 +81,17 @@ CATALOGUE: Mapping[str, Row] = {
     "second_node_refused": _row(409, "A second node needs PostgreSQL"),
     "start_failed": _row(503, "A part did not start"),
     "not_running": _row(503, "Not running"),
+    "gateway_unreachable": _row(503, "Nobody answers"),
     "remote_problem": _row(500, "Problem reported by a newer version"),
+    # gateway
+    "door": _row(400, "Refused at the door"),
+    "missing_key": _row(401, "No key was shown"),
+    "wrong_method": _row(405, "Method not allowed"),
+    "malformed_body": _row(400, "Malformed body"),
+    "unsupported_parameter": _row(400, "Parameter not offered"),
+    "sign_in_expired": _row(403, "The form has expired"),
+    "too_many_requests": _row(429, "Too many requests"),
+    "generation_failed": _row(502, "The model host gave up"),
 }
 
 

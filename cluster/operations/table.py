@@ -9,17 +9,18 @@ visible table and not a decorator here and there. This file knows neither HTTP n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.errors import RoleRequired
 from tenants.roles import Role
 
 if TYPE_CHECKING:
-    from tenants.roles import Principal
-
     from cluster.office.desk import Desk
+    from tenants.roles import Principal
 
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 
@@ -62,12 +63,10 @@ class Upload:
     ``upload`` set to that id; whatever a caller wrote there himself is overwritten.
 
     Attributes:
-        media_type: what the body holds.
-        max_setting: the attribute of the settings that bounds its size in bytes.
+        media_type: what the body holds; the settings bound its size.
     """
 
     media_type: str
-    max_setting: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +115,23 @@ class Operation:
     def placeholders(self) -> tuple[str, ...]:
         """Names of the request fields that the path carries."""
         return tuple(_PLACEHOLDER.findall(self.path))
+
+    def check_roles(self, held: Iterable[str]) -> None:
+        """Refuses a principal whom the row does not name.
+
+        Args:
+            held: names of the principal's roles.
+
+        Raises:
+            RoleRequired: with the roles that may.
+        """
+        if not {str(role) for role in self.roles} & {str(role) for role in held}:
+            needed = sorted(str(role) for role in self.roles)
+            raise RoleRequired(
+                f"{self.name} needs one of the roles: {', '.join(needed)}. Use a key that has one.",
+                operation=self.name,
+                roles=needed,
+            )
 
     def subject(self, request: BaseModel, response: BaseModel) -> str:
         """Names what a call acted on, for the audit: ``noun/id``.

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The management API: one route per row of the table of operations.
+
+A route merges path, query and body into one document and hands it to the office with the caller's key;
+the office authenticates, checks the role, validates and runs. The door decides nothing but the form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cluster.errors import InvalidRequest
+from cluster.gateway.bodies import read_json_object
+from cluster.gateway.door import Door
+from cluster.gateway.sessions import bearer
+from cluster.gateway.uploads import staged_body
+from cluster.operations.table import Operation
+
+PREFIX = "/api/v1"
+_MAX_KEY = 200
+
+
+def add_management(app: FastAPI, door: Door, operations: Mapping[str, Operation]) -> None:
+    """Adds every operation's route to the application."""
+    for operation in operations.values():
+        app.add_api_route(
+            PREFIX + operation.path,
+            _handler(door, operation),
+            methods=[operation.method],
+            name=operation.name,
+            include_in_schema=False,  # the description is written from the table, not from signatures
+        )
+
+
+def _handler(door: Door, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        credential = bearer(request)
+        if operation.upload is not None:
+            answer = await _call_with_file(door, operation, credential, request)
+        else:
+            answer = await _call(door, operation, credential, request)
+        status = (
+            201 if operation.method == "POST" and operation.name.endswith((".create", ".submit")) else 200
+        )
+        return JSONResponse(answer, status_code=status)
+
+    return handle
+
+
+async def _call(door: Door, operation: Operation, credential: str, request: Request) -> dict[str, Any]:
+    try:
+        fields = _query_fields(request)
+        if operation.method != "GET":
+            fields = merge(fields, await read_json_object(request))
+        fields = merge(fields, dict(request.path_params))
+        key = idempotency_key(request)
+    except Exception:
+        # A stranger learns nothing but that a key is needed, not even that the body was malformed.
+        await door.office.identify(credential)
+        raise
+    return await door.office.call(operation.name, credential, fields, idempotency_key=key)
+
+
+async def _call_with_file(
+    door: Door, operation: Operation, credential: str, request: Request
+) -> dict[str, Any]:
+    # Authenticated before the first byte is stored, so that a stranger cannot fill the disk.
+    await door.authorise(credential, operation)
+    if operation.upload is None:  # pragma: no cover - the caller looked
+        raise AssertionError
+    fields = merge(_query_fields(request), dict(request.path_params))
+    media_types = frozenset({operation.upload.media_type, "application/octet-stream"})
+    limits = door.limits
+    async with staged_body(request, limits.staging, media_types, limits.max_upload_bytes) as upload:
+        return await door.office.call(
+            operation.name,
+            credential,
+            {**fields, "upload": upload},
+            idempotency_key=idempotency_key(request),
+        )
+
+
+def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Joins two sources of fields.
+
+    Raises:
+        InvalidRequest: both name the same field, so that it is not clear which one is meant.
+    """
+    if twice := sorted(first.keys() & second.keys()):
+        raise InvalidRequest(
+            f"The field {twice[0]!r} was given twice, in the address and elsewhere. Give it once.",
+            fields=twice,
+        )
+    return first | second
+
+
+def _query_fields(request: Request) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name in request.query_params:
+        values = request.query_params.getlist(name)
+        if any("\x00" in value for value in values):
+            raise InvalidRequest(f"The query field {name[:80]!r} holds a zero character. Remove it.")
+        fields[name] = values[0] if len(values) == 1 else values
+    return fields
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The ``Idempotency-Key`` header, if the caller sent one.
+
+    Raises:
+        InvalidRequest: it is empty or too long.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= _MAX_KEY and key.isprintable()):
+        raise InvalidRequest(f"The Idempotency-Key header takes 1 to {_MAX_KEY} printable characters.")
+    return key
