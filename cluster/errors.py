@@ -24,6 +24,7 @@ Tree::
         │   └── SecondNodeRefused       more than one node needs PostgreSQL
         ├── StartFailed                 a part did not come up in time
         ├── NotRunning                  no marketplace runs from this home
+        ├── GatewayUnreachable          nobody answers at the address (client side)
         └── RemoteProblem               a problem document whose code this version does not know
 """
 
@@ -140,6 +141,12 @@ class NotRunning(ClusterError):
     """No marketplace runs from this home."""
 
     code = "not_running"
+
+
+class GatewayUnreachable(ClusterError):
+    """Nobody answers at the gateway's address; raised by clients alone."""
+
+    code = "gateway_unreachable"
 
 
 class RemoteProblem(ClusterError):
