@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a decision came out as it did: stable codes, the sentences for people, and what is missing.
+
+A code is API: it is never renamed and never changes its meaning. Three things stay apart: the outcome
+(class of the verdict), the code (for programs) and the sentence (for people). It does not decide
+anything; it only knows how to say it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from policy.terms import GATES, OUTCOMES, Gate, Outcome
+
+
+class Reason(BaseModel):
+    """One gate's word on one expert, with the facts that it rests on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    gate: Gate
+    code: str
+    sentence: str
+    fact_ids: tuple[str, ...] = ()
+
+
+class NearestMiss(BaseModel):
+    """The smallest change that would open one gate.
+
+    ``ask`` is the tenant (or ``compliance``) whose word is needed, ``fact_id`` the fact that came
+    closest, ``differs`` the fields in which it falls short.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    gate: Gate
+    sentence: str
+    ask: str
+    fact_id: str | None = None
+    differs: tuple[str, ...] = ()
+
+
+ObligationKind = Literal[
+    "attribute", "notice", "flow_down", "prohibited_purpose", "share_alike", "user_cap", "royalty"
+]
+
+
+class Obligation(BaseModel):
+    """What whoever enforces a permit has to do; an enforcer that does not know the kind must deny."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: ObligationKind
+    license_key: str
+    subject: str
+    text: str
+
+
+class _Code(NamedTuple):
+    gate: Gate
+    outcome: Outcome
+    sentence: str
+
+
+CODES: Final[dict[str, _Code]] = {
+    # facts: is the question understood?
+    "unknown_vocabulary": _Code("facts", "error", "The snapshot's vocabulary {version} is not known here."),
+    "unknown_engine": _Code(
+        "facts", "error", "The snapshot needs decision engine {version}, which this is not."
+    ),
+    "unknown_action": _Code("facts", "error", "The action {term} is not in the vocabulary."),
+    "unknown_purpose": _Code("facts", "error", "The purpose {term} is not in the vocabulary."),
+    "unknown_region": _Code("facts", "error", "The region {term} is not in the vocabulary."),
+    "unknown_expert": _Code("facts", "error", "The snapshot holds no expert {expert}."),
+    "ambiguous_expert": _Code(
+        "facts", "error", "{expert} has several versions; name one by its bundle digest."
+    ),
+    # identity
+    "identity_holds": _Code("identity", "permit", "Consumer, owner, base and expert are in good standing."),
+    "unknown_consumer": _Code("identity", "not_identified", "The snapshot holds no tenant {tenant}."),
+    "consumer_suspended": _Code("identity", "not_identified", "The consumer {tenant} is suspended."),
+    "unknown_owner": _Code(
+        "identity", "not_identified", "The snapshot holds no tenant {tenant}, the expert's owner."
+    ),
+    "owner_suspended": _Code("identity", "not_identified", "The expert's owner {tenant} is suspended."),
+    "unknown_base": _Code("identity", "not_identified", "The snapshot holds no base {base}."),
+    "base_suspended": _Code("identity", "not_identified", "The base {base} is suspended."),
+    "other_base": _Code("identity", "not_identified", "The expert was trained against another base."),
+    "expert_not_listed": _Code("identity", "not_identified", "The expert is {state}, not listed."),
+    # consent
+    "consent_permits": _Code("consent", "permit", "The owner {tenant} consents to this use."),
+    "dataset_consent_permits": _Code("consent", "permit", "The owner of the dataset {dataset} consents."),
+    "consent_forbids": _Code("consent", "forbidden", "The owner {tenant} forbids this use."),
+    "consent_forbids_part": _Code(
+        "consent", "forbidden", "The owner {tenant} forbids a part of this use; narrow the purpose or region."
+    ),
+    "consent_unreadable": _Code(
+        "consent", "error", "A prohibition of the owner {tenant} uses the unknown term {term}."
+    ),
+    "no_consent": _Code("consent", "no_consent", "No consent of the owner {tenant} covers this use."),
+    "consent_withdrawn": _Code("consent", "no_consent", "The owner {tenant} withdrew the consent."),
+    "consent_expired": _Code("consent", "no_consent", "The consent of the owner {tenant} has expired."),
+    "consent_not_yet": _Code("consent", "no_consent", "The consent of the owner {tenant} has not begun."),
+    "lineage_missing": _Code("consent", "no_consent", "The expert names no dataset it was trained on."),
+    "dataset_owner_differs": _Code(
+        "consent", "no_consent", "The dataset {dataset} is another tenant's and has no consent of its own."
+    ),
+    "dataset_consent_withdrawn": _Code(
+        "consent", "no_consent", "The consent for the dataset {dataset} was withdrawn."
+    ),
+    "no_dataset_consent": _Code(
+        "consent", "no_consent", "No consent for the dataset {dataset} covers this use."
+    ),
+    "dataset_consent_expired": _Code(
+        "consent", "no_consent", "The consent for the dataset {dataset} has expired."
+    ),
+    "dataset_consent_not_yet": _Code(
+        "consent", "no_consent", "The consent for the dataset {dataset} has not begun."
+    ),
+    # grant
+    "grant_permits": _Code("grant", "permit", "A grant gives {consumer} access."),
+    "no_grant": _Code("grant", "no_grant", "No grant gives {consumer} access for this use."),
+    "grant_revoked": _Code("grant", "no_grant", "The grant for {consumer} was revoked."),
+    "grant_expired": _Code("grant", "no_grant", "The grant for {consumer} has expired."),
+    "grant_not_yet": _Code("grant", "no_grant", "The grant for {consumer} has not begun."),
+    # license
+    "license_permits": _Code("license", "permit", "The license of {subject} permits this use by {chosen}."),
+    "invalid_license": _Code("license", "license", "The license of {subject} is no SPDX expression."),
+    "unknown_license": _Code(
+        "license", "license", "The license {key} of {subject} is not known; have it reviewed."
+    ),
+    "unreviewed_license": _Code(
+        "license", "license", "The license {key} of {subject} was reviewed by nobody."
+    ),
+    "license_facet_unknown": _Code(
+        "license", "license", "Whether {key} of {subject} permits {facet} is unknown."
+    ),
+    "license_forbids": _Code("license", "license", "The license {key} of {subject} does not permit {facet}."),
+    "license_prohibits_purpose": _Code(
+        "license", "license", "The license {key} of {subject} prohibits the purpose {term}."
+    ),
+    "license_term_unknown": _Code(
+        "license", "license", "The license {key} of {subject} prohibits a purpose that is not known: {term}."
+    ),
+    "share_alike_conflict": _Code(
+        "license", "license", "Sharing this expert would need to obey {groups} at once."
+    ),
+    # rules
+    "rule_permits": _Code("rules", "permit", "A published rule permits this use."),
+    "no_permitting_rule": _Code("rules", "no_rule", "No published rule permits this use."),
+    "rule_forbids": _Code("rules", "forbidden", "A published rule forbids this use{text}."),
+    "rule_forbids_part": _Code(
+        "rules",
+        "forbidden",
+        "A published rule forbids a part of this use{text}; narrow the purpose or region.",
+    ),
+    "rule_unreadable": _Code("rules", "error", "A published rule uses the unknown term {term}."),
+    # set
+    "conflict_share_alike": _Code(
+        "set", "set_conflict", "Shared together, members would need to obey {groups} at once."
+    ),
+    "conflict_royalty": _Code(
+        "set", "set_conflict", "The members' royalties add up to {total} ppm, over a million."
+    ),
+    "conflict_elsewhere": _Code(
+        "set", "set_conflict", "Other members conflict, and this deployment runs all or none."
+    ),
+    "awaits_review": _Code(
+        "set", "awaits_review", "The expert is permitted, but enters only with the next reviewed change."
+    ),
+}
+
+
+def reason(code: str, *fact_ids: str, **words: object) -> Reason:
+    """Writes the reason of a code; ``words`` fill the sentence, facts are sorted and distinct."""
+    gate, _, sentence = CODES[code]
+    return Reason(
+        gate=gate, code=code, sentence=sentence.format(**words), fact_ids=tuple(sorted(set(fact_ids)))
+    )
+
+
+def in_order(reasons: list[Reason]) -> tuple[Reason, ...]:
+    """Reasons by gate, then code, facts and sentence, without repetitions."""
+    distinct = {(GATES.index(r.gate), r.code, r.fact_ids, r.sentence): r for r in reasons}
+    return tuple(distinct[key] for key in sorted(distinct))
+
+
+def is_denial(one: Reason) -> bool:
+    """Whether this reason alone denies."""
+    return CODES[one.code].outcome != "permit"
+
+
+def outcome_of(reasons: tuple[Reason, ...]) -> Outcome:
+    """The class of a verdict: the first that any reason wears, in the order of ``OUTCOMES``."""
+    worn = {CODES[one.code].outcome for one in reasons}
+    return next((outcome for outcome in OUTCOMES if outcome in worn), "permit")
