@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong while hosting.
+
+Tree::
+
+    ClusterError
+    └── HostingError
+        ├── JournalDamaged          the usage journal cannot be written or read
+        ├── LeaseLost               no news from the register for too long; nothing may be released
+        ├── DeploymentNotHosted     this host does not (or no longer) run the deployment
+        ├── PrivateExpertsRefused   the wall clock cannot be trusted
+        ├── PromptRefused           too long, empty, or in a form this base cannot read
+        ├── HostStopping            the host is shutting down
+        ├── HostOverloaded          the queue is full
+        ├── BundleRefused           a bundle's digest or seal does not hold
+        └── EpochRefused            the register answered with a lower epoch or another snapshot
+"""
+
+from __future__ import annotations
+
+from cluster.errors import ClusterError
+
+
+class HostingError(ClusterError):
+    """Family of the model hosts."""
+
+    code = "hosting"
+
+
+class JournalDamaged(HostingError):
+    """The usage journal cannot be written or read."""
+
+    code = "journal_damaged"
+
+
+class LeaseLost(HostingError):
+    """The register has not answered for too long; the host may release nothing."""
+
+    code = "lease_lost"
+
+
+class DeploymentNotHosted(HostingError):
+    """The host does not run this deployment."""
+
+    code = "deployment_not_hosted"
+
+
+class PrivateExpertsRefused(HostingError):
+    """The host's wall clock ran backwards, so time bounds of consents cannot be judged."""
+
+    code = "private_experts_refused"
+
+
+class PromptRefused(HostingError):
+    """The prompt does not fit this base."""
+
+    code = "prompt_refused"
+
+
+class HostStopping(HostingError):
+    """The host is shutting down."""
+
+    code = "host_stopping"
+
+
+class HostOverloaded(HostingError):
+    """The host's queue is full."""
+
+    code = "host_overloaded"
+
+
+class BundleRefused(HostingError):
+    """A bundle's digest or seal does not hold."""
+
+    code = "bundle_refused"
+
+
+class EpochRefused(HostingError):
+    """The register answered with a lower epoch or with a snapshot that is not what its digest says."""
+
+    code = "epoch_refused"

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries journals to the office: its own server's while it runs, former servers' after a crash.
+
+Resending is harmless (the office counts a (server, sequence) once), so every doubt is answered by sending
+again. The uploader knows the office by protocol only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from cluster.hosting.journal import UsageJournal, former_journals
+from cluster.office.protocol import UsageRecord
+from model_core.errors import ProductError
+
+log = logging.getLogger(__name__)
+
+
+class UsageDesk(Protocol):
+    """The part of the office that this module needs."""
+
+    async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
+        """Stores a batch exactly once; answers the last accepted sequence of this server."""
+        ...
+
+
+class Uploader:
+    """Uploads a journal in the background and recovers abandoned ones of the same folder.
+
+    Args:
+        journal: this server's journal.
+        office: where records go.
+        interval_s: pause between rounds; also the longest time between two syncs.
+        recover_every_s: how often abandoned journals are looked for.
+    """
+
+    def __init__(
+        self,
+        journal: UsageJournal,
+        office: UsageDesk,
+        *,
+        interval_s: float = 0.25,
+        recover_every_s: float = 10.0,
+    ) -> None:
+        self._journal = journal
+        self._office = office
+        self._interval_s = interval_s
+        self._recover_every_s = recover_every_s
+        self.refusals = 0
+        self.last_refusal = ""
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_recovery = loop.time()
+        pause_s = self._interval_s
+        while True:
+            try:
+                await asyncio.to_thread(self._journal.sync)
+                await upload(self._journal, self._office)
+                if loop.time() >= next_recovery:
+                    await recover(self._journal.path.parent, self._office)
+                    next_recovery = loop.time() + self._recover_every_s
+                pause_s = self._interval_s
+            except ProductError as err:
+                # Away, restarting or refusing: the records are safe on disk and are sent again.
+                self.refusals += 1
+                self.last_refusal = err.code
+                pause_s = min(5.0, pause_s * 2)
+                log.warning("usage upload postponed: %s", err.code)
+            await asyncio.sleep(pause_s)
+
+    async def finish(self, deadline_s: float = 5.0) -> None:
+        """Uploads what is left and closes the journal; what cannot be sent is recovered by the next start."""
+        with contextlib.suppress(ProductError, TimeoutError):
+            await asyncio.wait_for(upload(self._journal, self._office), deadline_s)
+        await asyncio.to_thread(self._journal.close)
+
+
+async def upload(journal: UsageJournal, office: UsageDesk) -> int:
+    """Sends every unacknowledged batch in order; returns how many were stored.
+
+    Raises:
+        ProductError: the office's; the batch stays unacknowledged.
+    """
+    sent = 0
+    while (batch := await asyncio.to_thread(journal.next_batch)) is not None:
+        accepted = await office.record_usage(batch.server_id, batch.sequence, list(batch.records))
+        if accepted < batch.sequence:
+            break
+        journal.acknowledge(batch.sequence)
+        sent += 1
+    return sent
+
+
+async def recover(folder: Path, office: UsageDesk) -> int:
+    """Uploads the journals of servers that no longer live; returns how many were settled."""
+    settled = 0
+    for path in former_journals(folder):
+        journal = await asyncio.to_thread(UsageJournal.reopen, path)
+        if journal is None:
+            continue
+        try:
+            await upload(journal, office)
+            settled += journal.settled
+        finally:
+            await asyncio.to_thread(journal.close)
+    return settled
