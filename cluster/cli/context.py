@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every command shares: where the gateway is, whose key is used, how results are printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cluster.errors import NotRunning
+from cluster.home import Home
+from cluster.settings import Settings
+
+if TYPE_CHECKING:
+    from cluster.client import MarketplaceClient
+
+
+@dataclass(kw_only=True)
+class Door:
+    """One invocation's way in.
+
+    Attributes:
+        url: gateway address, or None for the marketplace that runs from this home.
+        key: API key, or None for the home's operator key.
+        as_json: print JSON instead of tables.
+    """
+
+    url: str | None
+    key: str | None
+    as_json: bool
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The operator's choices."""
+        return Settings()
+
+    @cached_property
+    def home(self) -> Home:
+        """The installation's folder."""
+        return Home(self.settings.home)
+
+    def client(self, *, timeout_s: float = 60.0) -> MarketplaceClient:
+        """A client for the chosen gateway and key.
+
+        Raises:
+            NotRunning: no address was given and nothing runs from this home.
+        """
+        from cluster.client import MarketplaceClient
+
+        return MarketplaceClient(url=self.url or self._running_url(), key=self._secret(), timeout_s=timeout_s)
+
+    def _running_url(self) -> str:
+        run = self.home.read_run()
+        if run is None or "url" not in run:
+            raise NotRunning(
+                "No marketplace runs from this home. Start one with `marketplace up`, or name one with --url."
+            )
+        return str(run["url"])
+
+    def _secret(self) -> str | None:
+        if self.key:
+            return self.key
+        if self.url is None and self.home.operator_key.exists():
+            return self.home.read_secret(self.home.operator_key).decode().strip()
+        return None

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prints an answer: JSON for programs, tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+_WIDEST_CELL = 60
+
+
+def show(document: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints a response document.
+
+    Lists of objects become tables; the other fields become a two-column table above them.
+    """
+    if as_json:
+        click.echo(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False))
+        return
+    console = Console()
+    lists = {name: value for name, value in document.items() if _is_rows(value)}
+    single = {name: value for name, value in document.items() if name not in lists and value not in (None, [], {})}
+    if single:
+        facts = Table(show_header=False, box=None, pad_edge=False)
+        facts.add_column(style="bold")
+        facts.add_column(overflow="fold")
+        for name, value in single.items():
+            facts.add_row(name, _whole(name, value))
+        console.print(facts)
+    for name, rows in lists.items():
+        console.print(_table(name, rows))
+    if not single and not lists:
+        console.print("nothing")
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(name, row.get(name)) for name in columns))
+    return table
+
+
+def _cell(name: str, value: Any) -> str:
+    text = _whole(name, value)
+    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
+
+
+def _whole(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name.endswith("_us") and isinstance(value, int):
+        try:
+            return datetime.fromtimestamp(value / 1_000_000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+        except (OverflowError, ValueError, OSError):
+            return str(value)
+    if name.endswith("_micro") and isinstance(value, int):
+        return f"{value / 1_000_000:,.6f}"
+    if isinstance(value, str):
+        return value[:19] + "…" if value.startswith("sha256:") else value
+    if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+        return ", ".join(_whole("", part) for part in value)
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return str(value)
