@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the one database: SQLite by file or PostgreSQL by URL, and hands out units of work.
+
+Both engines give the same guarantees: a unit of work commits as a whole or leaves nothing, and what was
+committed survives a power cut. SQLite gets there with WAL, ``synchronous=FULL``, ``BEGIN IMMEDIATE`` and one
+process; PostgreSQL by itself. This module knows no table.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Session
+
+from tenants.errors import DatabaseInUse, UnsupportedDatabase
+
+_BUSY_TIMEOUT_MS: Final = 10_000
+_BEGIN_OPTION: Final = "sqlite_begin"
+
+
+class Database:
+    """One open database.
+
+    A second process that opens the same SQLite file is refused. The refusal rests on a kernel lock
+    (``flock``) of a file beside the database, so it vanishes with its holder, however that died, and a stale
+    file means nothing.
+
+    Args:
+        url: ``sqlite:////path/to/file`` or ``postgresql://…`` (psycopg 3 is the driver).
+
+    Raises:
+        DatabaseInUse: another process has this SQLite file open.
+        UnsupportedDatabase: the URL names another engine, or SQLite without a file.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = _parse(url)
+        self._lock_fd: int | None = None
+        self._writers: threading.Lock | None = None
+        if parsed.get_backend_name() == "sqlite":
+            self._lock_fd = _lock_file(Path(parsed.database or ""))
+            self._writers = threading.Lock()
+            self.engine = _open_sqlite(parsed)
+        else:
+            self.engine = create_engine(parsed, pool_pre_ping=True, pool_size=8, max_overflow=8)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is the embedded engine."""
+        return self._writers is not None
+
+    @contextmanager
+    def unit_of_work(self) -> Iterator[Session]:
+        """Yields a session that commits at the end, or rolls everything back when an error leaves the block.
+
+        On SQLite writers wait for each other here, in the order of a lock, and not in SQLite's busy loop.
+        """
+        if self._writers is None:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+            return
+        with self._writers, Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Yields a session for reading alone: one consistent state, no waiting for writers, nothing kept."""
+        engine = self.engine
+        if self.is_sqlite:
+            engine = engine.execution_options(**{_BEGIN_OPTION: "BEGIN DEFERRED"})
+        else:
+            engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with Session(engine, expire_on_commit=False) as session:
+            if self.is_sqlite:
+                session.execute(text("PRAGMA query_only = 1"))
+            try:
+                yield session
+            finally:
+                if self.is_sqlite:
+                    session.execute(text("PRAGMA query_only = 0"))
+                session.rollback()
+
+    def close(self) -> None:
+        """Closes every connection and lets another process open the file."""
+        self.engine.dispose()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+
+def lock_for_writing(session: Session, name: str) -> None:
+    """Makes everyone who names the same thing wait until this unit of work ends.
+
+    PostgreSQL takes an advisory transaction lock. On SQLite ``BEGIN IMMEDIATE`` already made this the only
+    writer.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise UnsupportedDatabase(
+            "The database URL can not be read; write sqlite:////path/to/file or postgresql://user@host/name."
+        ) from error
+    backend = parsed.get_backend_name()
+    if backend in {"postgresql", "postgres"}:
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
+        return parsed.set(drivername="sqlite+pysqlite")
+    raise UnsupportedDatabase(
+        f"The marketplace runs on a SQLite file or on PostgreSQL, not on {backend!r} as given.",
+        backend=backend,
+    )
+
+
+def _lock_file(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    real = path.resolve()
+    fd = os.open(f"{real}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise DatabaseInUse(
+            f"Another process has the database {real.name} open, and SQLite serves exactly one. Stop "
+            "that process, or use PostgreSQL (MARKETPLACE_DATABASE_URL=postgresql://…) for more than one node.",
+            database=real.name,
+        ) from error
+    # SQLite gives the WAL and its index the mode of the main file, so one restricted creation covers all.
+    os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return fd
+
+
+def _open_sqlite(url: URL) -> Engine:
+    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        # The driver's own transaction handling begins late and without IMMEDIATE; ours is in _on_begin.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # IMMEDIATE: a reader that becomes a writer later could fail with SQLITE_BUSY halfway.
+        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN_OPTION, "BEGIN IMMEDIATE"))
+
+    return engine
