@@ -1,26 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: N818  (errors are named by what is wrong, not by the word Error)
+
 """What can go wrong with weights, and the root of every family of errors.
 
 Tree::
 
     ProductError                 root of all floors; carries a stable code and a sentence
     └── ModelCoreError           family of this floor
-        └── PackingError         ids, canonical bytes, manifests, keys, seals, bundles and stores
-            ├── InvalidName      a name or id that is not in the product's alphabet
-            ├── InvalidDigest    not "sha256:" and 64 hex digits
-            ├── NotCanonical     a value or bytes that RFC 8785 cannot or did not write
-            ├── ManifestInvalid  a packing slip with missing or impossible fields
-            ├── KeyInvalid       a signing key that cannot be read or is readable by others
-            ├── SealMissing      no seal, or the owner's or the admission's signature is absent
-            ├── SignatureInvalid a signature that does not verify
-            ├── UntrustedKey     a signature by a key that nobody vouched for
-            ├── DigestMismatch   bytes that are not those that a digest names
-            ├── BundleRefused    a folder that is not the bundle its manifest describes
-            │   ├── BundleCorrupt  BundleMissingFile  BundleExtraFile  BundleUnsafePath
-            │   └── BundleTooLarge BundleWrongShape  BundleNotSafetensors  BundleWrongBase
-            ├── ArtifactNotFound the store holds no bundle of that digest
-            └── StoreUnavailable the store's disk or server refused to answer
+        ├── TextError            data sets and tokenizers
+        │   ├── DatasetRefused     a file that is not a data set, or too small to train on
+        │   └── TokenizerInvalid   a tokenizer that cannot be read or lacks the end-of-text token
+        ├── TrainingError        recipes, runs and their checkpoints
+        │   ├── RecipeRefused      a setting outside its bounds
+        │   ├── TrainingDiverged   the loss is not finite or has run away
+        │   └── CheckpointInvalid  a checkpoint that is not of this run
+        ├── PackingError         ids, canonical bytes, manifests, keys, seals, bundles and stores
+        │   ├── InvalidName      a name or id that is not in the product's alphabet
+        │   ├── InvalidDigest    not "sha256:" and 64 hex digits
+        │   ├── NotCanonical     a value or bytes that RFC 8785 cannot or did not write
+        │   ├── ManifestInvalid  a packing slip with missing or impossible fields
+        │   ├── KeyInvalid       a signing key that cannot be read or is readable by others
+        │   ├── SealMissing      no seal, or the owner's or the admission's signature is absent
+        │   ├── SignatureInvalid a signature that does not verify
+        │   ├── UntrustedKey     a signature by a key that nobody vouched for
+        │   ├── DigestMismatch   bytes that are not those that a digest names
+        │   ├── BundleRefused    a folder that is not the bundle its manifest describes
+        │   │   ├── BundleCorrupt  BundleMissingFile  BundleExtraFile  BundleUnsafePath
+        │   │   └── BundleTooLarge BundleWrongShape  BundleNotSafetensors  BundleWrongBase
+        │   ├── ArtifactNotFound the store holds no bundle of that digest
+        │   └── StoreUnavailable the store's disk or server refused to answer
+        ├── NetworkError         tensors and the expert bank
+        │   ├── TensorsNotFinite NaN or infinity where weights should be
+        │   └── ExpertNotResident  an expert that the bank does not hold, or no longer
+        └── EngineError          the serving engine
+            ├── EngineFull       no room for another sequence now
+            ├── RequestRefused   a request that this engine can never run
+            ├── UnknownRequest   no such sequence (finished, cancelled or never submitted)
+            ├── StateKeyMismatch a state computed under other experts was about to be read
+            └── StepPending      a step was begun before the last one was committed or discarded
 
 Other floors hang their own family below ``ProductError`` in their own ``errors.py``. A code is API: it
 never changes once released. The sentence says what happened and what to do next, and never holds a
@@ -193,3 +209,99 @@ class StoreUnavailable(PackingError):
     """The store's disk or server failed; trying again later may help."""
 
     code = "store_unavailable"
+
+
+class TextError(ModelCoreError):
+    """Family of data sets and tokenizers."""
+
+    code = "text"
+
+
+class DatasetRefused(TextError):
+    """A file that is not a data set, or is too small to train on."""
+
+    code = "dataset_refused"
+
+
+class TokenizerInvalid(TextError):
+    """A tokenizer that cannot be read or lacks what the product needs."""
+
+    code = "tokenizer_invalid"
+
+
+class TrainingError(ModelCoreError):
+    """Family of recipes, runs and their checkpoints."""
+
+    code = "training"
+
+
+class RecipeRefused(TrainingError):
+    """A training setting outside its bounds."""
+
+    code = "recipe_refused"
+
+
+class TrainingDiverged(TrainingError):
+    """The loss is not finite, or has run far above where it started."""
+
+    code = "training_diverged"
+
+
+class CheckpointInvalid(TrainingError):
+    """A checkpoint that cannot be read or is not of this run."""
+
+    code = "checkpoint_invalid"
+
+
+class NetworkError(ModelCoreError):
+    """Family of tensors and of the expert bank."""
+
+    code = "network"
+
+
+class TensorsNotFinite(NetworkError):
+    """A weights file holds NaN or infinity; ``facts["tensors"]`` names where."""
+
+    code = "tensors_not_finite"
+
+
+class ExpertNotResident(NetworkError):
+    """The bank holds no expert of that digest, or holds it no longer."""
+
+    code = "expert_not_resident"
+
+
+class EngineError(ModelCoreError):
+    """Family of the serving engine."""
+
+    code = "engine"
+
+
+class EngineFull(EngineError):
+    """Every place for a sequence is taken; trying again later will help."""
+
+    code = "engine_full"
+
+
+class RequestRefused(EngineError):
+    """A request that this engine can never run as it is (too long, empty, impossible sampling)."""
+
+    code = "request_refused"
+
+
+class UnknownRequest(EngineError):
+    """No running sequence has that request id."""
+
+    code = "unknown_request"
+
+
+class StateKeyMismatch(EngineError):
+    """A state computed under one expert set was about to be read under another; it was not read."""
+
+    code = "state_key_mismatch"
+
+
+class StepPending(EngineError):
+    """A step was begun, or the engine changed, while a step waits for ``commit`` or ``discard``."""
+
+    code = "step_pending"

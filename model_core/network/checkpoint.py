@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights between files and modules: safetensors only, mapped, never copied on reading.
+
+Files are mapped privately (copy-on-write): all processes of a machine share one copy of the pages, and what
+one process writes into its tensors reaches neither the file nor another process. Nothing here checks
+digests or seals: that is packing's work and comes before (``check_bundle``, ``ArtifactStore.get_bundle``).
+What is checked is what only tensors can show: names, shapes, dtypes and that every number is finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model_core.errors import BundleNotSafetensors, BundleWrongBase, BundleWrongShape, TensorsNotFinite
+from model_core.network.attention import rotary_tables
+from model_core.network.decoder import Decoder
+from model_core.network.expert import Expert
+from model_core.packing.manifest import (
+    BASE_WEIGHTS_FILE,
+    EXPERT_WEIGHTS_FILE,
+    MANIFEST_FILE,
+    BaseManifest,
+    ExpertManifest,
+    ModelShape,
+    parse_base_manifest,
+    parse_expert_manifest,
+)
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# Routing decides between experts, so its numbers keep fp32 in every bundle.
+_ALWAYS_FP32 = (".router.row", ".router.bias", ".gate.weight", ".gate.bias", ".gate.mean", ".gate.scale")
+
+
+def load_decoder(file: Path, shape: ModelShape) -> Decoder:
+    """Maps ``base.safetensors`` into a decoder whose parameters do not require gradients.
+
+    Args:
+        file: the weights, already verified.
+        shape: what the base's manifest says.
+
+    Raises:
+        BundleNotSafetensors: the file cannot be read.
+        BundleWrongShape: a tensor is missing, unknown, or of another shape or dtype.
+        TensorsNotFinite: NaN or infinity.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(shape)
+    _fill(decoder, _mapped(file))
+    decoder.rope_cos, decoder.rope_sin = rotary_tables(shape)
+    return decoder.requires_grad_(False).eval()
+
+
+def load_expert(file: Path, shape: ModelShape, *, d_ffn: int | None = None) -> Expert:
+    """Maps ``expert.safetensors`` into an expert whose parameters do not require gradients.
+
+    Args:
+        file: the weights, already verified.
+        shape: sizes of the base that the expert must fit.
+        d_ffn: inner width that the manifest states; None reads it from the tensors.
+
+    Raises:
+        BundleNotSafetensors: the file cannot be read.
+        BundleWrongShape: a tensor is missing, unknown, or of another shape or dtype.
+        TensorsNotFinite: NaN or infinity.
+    """
+    tensors = _mapped(file)
+    first = tensors.get("layers.0.ffn.gate.weight")
+    if d_ffn is None:
+        d_ffn = first.shape[0] if first is not None and first.dim() == 2 else shape.d_ffn
+    gated = any(name.endswith(".gate.bias") for name in tensors)
+    with torch.device("meta"):
+        expert = Expert(n_layers=shape.n_layers, d_model=shape.d_model, d_ffn=d_ffn, gated=gated)
+    if gated:
+        # A gate that does not standardise leaves mean and scale out of its file.
+        for layer in range(shape.n_layers):
+            tensors.setdefault(f"layers.{layer}.gate.mean", torch.zeros(shape.d_model))
+            tensors.setdefault(f"layers.{layer}.gate.scale", torch.ones(shape.d_model))
+    _fill(expert, tensors)
+    flat = [
+        name for name, tensor in tensors.items() if name.endswith(".gate.scale") and not (tensor > 0).all()
+    ]
+    if flat:
+        raise TensorsNotFinite(
+            "A gate divides by a scale that is not positive; train the gates again.", tensors=flat[:8]
+        )
+    return expert.requires_grad_(False).eval()
+
+
+def load_base_folder(folder: Path) -> tuple[BaseManifest, Decoder]:
+    """Loads a verified base folder (see ``load_decoder`` for what it raises)."""
+    manifest = parse_base_manifest((folder / MANIFEST_FILE).read_bytes())
+    return manifest, load_decoder(folder / BASE_WEIGHTS_FILE, manifest.shape)
+
+
+def load_expert_folder(folder: Path, base_digest: str, shape: ModelShape) -> tuple[ExpertManifest, Expert]:
+    """Loads a verified expert folder for one base.
+
+    Raises:
+        BundleWrongBase: the expert was trained against another base.
+        BundleNotSafetensors, BundleWrongShape, TensorsNotFinite: as ``load_expert``.
+    """
+    manifest = parse_expert_manifest((folder / MANIFEST_FILE).read_bytes())
+    if manifest.base_digest != base_digest:
+        raise BundleWrongBase(
+            f"The expert {manifest.name} was trained against another base; it fits only that one.",
+            expert_base=manifest.base_digest,
+            base=base_digest,
+        )
+    return manifest, load_expert(folder / EXPERT_WEIGHTS_FILE, shape, d_ffn=manifest.d_ffn)
+
+
+def save_decoder(decoder: Decoder, file: Path) -> None:
+    """Writes ``base.safetensors``; equal weights give equal bytes."""
+    _save(decoder, file)
+
+
+def save_expert(expert: Expert, file: Path) -> None:
+    """Writes ``expert.safetensors``; equal weights give equal bytes."""
+    _save(expert, file)
+
+
+def _save(module: nn.Module, file: Path) -> None:
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        dtype = torch.float32 if name.endswith(_ALWAYS_FP32) else tensor.dtype
+        tensors[name] = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+    save_file(tensors, file)
+
+
+def _mapped(file: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(file, device="cpu"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BundleNotSafetensors(
+            f"The weights file {file.name} cannot be read as safetensors; fetch the bundle again."
+        ) from error
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts mapped tensors in the place of a module's (meta) parameters, refusing what does not fit."""
+    wanted = module.state_dict()
+    wrong = sorted(wanted.keys() ^ tensors.keys())
+    for name in wanted.keys() & tensors.keys():
+        dtypes = (torch.float32,) if name.endswith(_ALWAYS_FP32) else _FLOATS
+        if tensors[name].shape != wanted[name].shape or tensors[name].dtype not in dtypes:
+            wrong.append(name)
+    if wrong:
+        raise BundleWrongShape(
+            "Tensors are missing, unknown, or of another shape or dtype than the manifest implies: "
+            f"{', '.join(wrong[:4])}.",
+            tensors=wrong[:16],
+        )
+    if rotten := sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()):
+        raise TensorsNotFinite(
+            f"Weights hold NaN or infinity in {', '.join(rotten[:4])}; train the expert again.",
+            tensors=rotten[:16],
+        )
+    module.load_state_dict(dict(tensors), assign=True)
