@@ -199,6 +199,12 @@ class BundleWrongBase(BundleRefused):
     code = "bundle_wrong_base"
 
 
+class ArtifactConflict(PackingError):
+    """The same bundle is stored with another seal; a stored bundle never changes."""
+
+    code = "artifact_conflict"
+
+
 class ArtifactNotFound(PackingError):
     """The store holds no bundle of that digest."""
 
