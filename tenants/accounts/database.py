@@ -137,7 +137,7 @@ def _lock_file(path: Path) -> int:
         os.close(fd)
         raise DatabaseInUse(
             f"Another process has the database {real.name} open, and SQLite serves exactly one. Stop "
-            "that process, or use PostgreSQL (MARKETPLACE_DATABASE_URL=postgresql://…) for more than one node.",
+            "that process, or use PostgreSQL (MARKETPLACE_DATABASE_URL=postgresql://…) for more nodes.",
             database=real.name,
         ) from error
     # SQLite gives the WAL and its index the mode of the main file, so one restricted creation covers all.

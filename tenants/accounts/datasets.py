@@ -29,6 +29,10 @@ class DatasetRecord(BaseModel):
     created_at_us: int
 
 
+# Named here because inside the class ``list`` is the method.
+Records = list[DatasetRecord]
+
+
 class Datasets:
     """The dataset room, within one unit of work."""
 
@@ -92,7 +96,7 @@ class Datasets:
             raise UnknownObject("There is no such dataset; list the datasets.", dataset_id=dataset_id)
         return _dataset(row)
 
-    def list(self, tenant: str | None = None) -> list[DatasetRecord]:
+    def list(self, tenant: str | None = None) -> Records:
         """Datasets by tenant and name; of one tenant, or of all with None."""
         query = select(DatasetRow).order_by(DatasetRow.tenant, DatasetRow.name)
         if tenant is not None:

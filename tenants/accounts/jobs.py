@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The book of training jobs: queue, attempts, fences, curves. The truth about jobs; Ray only carries them out.
+"""The book of training jobs: queue, attempts, fences, curves. The truth about jobs, which Ray merely runs.
 
 A claim opens a new attempt under a higher **fence**. Whoever reports must show the fence of its attempt; an
 attempt that was replaced (its machine was cut off, not dead) is refused and can spoil nothing.
@@ -81,6 +81,12 @@ class JobEvent(_Value):
     note: str
 
 
+# Named here because inside the class ``list`` is the method.
+Jobs = list[JobRecord]
+Curve = list[MetricPoint]
+History = list[JobEvent]
+
+
 class JobBook:
     """The job room, within one unit of work."""
 
@@ -95,6 +101,7 @@ class JobBook:
         name: str,
         dataset_id: str,
         base_digest: str,
+        *,
         recipe: dict[str, Any],
         idempotency_key: str | None = None,
     ) -> JobRecord:
@@ -153,7 +160,7 @@ class JobBook:
         """
         return _job(self._row(job_id))
 
-    def list(self, tenant: str | None = None) -> list[JobRecord]:
+    def list(self, tenant: str | None = None) -> Jobs:
         """Jobs, newest first; of one tenant, or of all with None."""
         query = select(JobRow).order_by(JobRow.id.desc())
         if tenant is not None:
@@ -294,7 +301,7 @@ class JobBook:
         self._end(row, JobState.CANCELLED, "cancelled on request")
         return _job(row)
 
-    def requeue_orphans(self, foreman_id: str | None = None) -> list[JobRecord]:
+    def requeue_orphans(self, foreman_id: str | None = None) -> Jobs:
         """Queues the live jobs of a foreman that died (of all foremen with None) for another attempt.
 
         Those that were to be cancelled end as cancelled; those without attempts left as failed.
@@ -317,14 +324,14 @@ class JobBook:
                 self._move(row, JobState.QUEUED, "its attempt died")
         return [_job(row) for row in rows]
 
-    def metrics(self, job_id: str) -> list[MetricPoint]:
+    def metrics(self, job_id: str) -> Curve:
         """The curves of a job, by name and step."""
         self._row(job_id)
         query = select(JobMetricRow).where(JobMetricRow.job_id == job_id)
         rows = self._session.scalars(query.order_by(JobMetricRow.name, JobMetricRow.step))
         return [MetricPoint(step=row.step, name=row.name, value=row.value) for row in rows]
 
-    def history(self, job_id: str) -> list[JobEvent]:
+    def history(self, job_id: str) -> History:
         """Every step in the life of a job, oldest first."""
         query = select(JobEventRow).where(JobEventRow.job_id == job_id).order_by(JobEventRow.n)
         return [

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 from sqlalchemy import REAL, BigInteger, Double, Integer, LargeBinary, MetaData, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.types import TypeEngine
 
 Int64 = BigInteger().with_variant(Integer(), "sqlite")
-Float64 = Double().with_variant(REAL(), "sqlite")
+Float64: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 
 STRICT: dict[str, Any] = {"sqlite_strict": True}
 
