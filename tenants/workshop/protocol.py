@@ -3,8 +3,8 @@
 
 The parent writes one :class:`JobSpec` as a JSON line to the child's standard input. The child writes
 :data:`ChildEvent` values as JSON lines to its standard output and ends with exit status 0 (done), 1 (failed)
-or 3 (stopped on SIGTERM after a checkpoint). Everything the child says is untrusted: a line is bounded, parsed
-as JSON, validated, and never unpickled or evaluated. The module knows neither torch nor processes.
+or 3 (stopped on SIGTERM after a checkpoint). Everything the child says is untrusted: a line is bounded,
+parsed as JSON, validated, and never unpickled or evaluated. The module knows neither torch nor processes.
 """
 
 from __future__ import annotations
@@ -133,9 +133,8 @@ def parse_spec(line: bytes) -> JobSpec:
     try:
         return _SPEC.validate_json(line)
     except ValidationError as err:
-        raise WorkshopProtocolViolated(
-            "The job line does not parse; start the child through its workshop."
-        ) from err
+        sentence = "The job line does not parse; start the child through its workshop."
+        raise WorkshopProtocolViolated(sentence) from err
 
 
 def parse_event(line: bytes) -> ChildEvent:
