@@ -7,18 +7,19 @@ the office authenticates, checks the role, validates and runs. The door decides 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cluster.errors import InvalidRequest
-from cluster.gateway.bodies import read_json_object
+from cluster.gateway.bodies import body_stream, read_json_object
 from cluster.gateway.door import Door
 from cluster.gateway.sessions import bearer
-from cluster.gateway.uploads import staged_body
+from cluster.gateway.uploads import check_file_headers, staged_file
 from cluster.operations.table import Operation
 
 PREFIX = "/api/v1"
@@ -44,10 +45,7 @@ def _handler(door: Door, operation: Operation) -> Callable[[Request], Awaitable[
             answer = await _call_with_file(door, operation, credential, request)
         else:
             answer = await _call(door, operation, credential, request)
-        status = (
-            201 if operation.method == "POST" and operation.name.endswith((".create", ".submit")) else 200
-        )
-        return JSONResponse(answer, status_code=status)
+        return JSONResponse(answer, status_code=operation.success_status)
 
     return handle
 
@@ -71,18 +69,40 @@ async def _call_with_file(
 ) -> dict[str, Any]:
     # Authenticated before the first byte is stored, so that a stranger cannot fill the disk.
     await door.authorise(credential, operation)
-    if operation.upload is None:  # pragma: no cover - the caller looked
-        raise AssertionError
     fields = merge(_query_fields(request), dict(request.path_params))
-    media_types = frozenset({operation.upload.media_type, "application/octet-stream"})
-    limits = door.limits
-    async with staged_body(request, limits.staging, media_types, limits.max_upload_bytes) as upload:
-        return await door.office.call(
-            operation.name,
-            credential,
-            {**fields, "upload": upload},
-            idempotency_key=idempotency_key(request),
-        )
+    key = idempotency_key(request)
+    return await call_with_parts(door, operation, credential, fields, request, body_stream(request), key)
+
+
+async def call_with_parts(
+    door: Door,
+    operation: Operation,
+    credential: str,
+    fields: dict[str, Any],
+    request: Request,
+    parts: AsyncIterator[bytes],
+    key: str | None = None,
+) -> dict[str, Any]:
+    """Stages a file, has it inspected, and calls the operation with it; the staged file never stays.
+
+    Args:
+        door: the gateway's wiring.
+        operation: one that takes a file.
+        credential: of a caller who may call it (``Door.authorise``).
+        fields: everything but the file.
+        request: its headers say what the body is and how long.
+        parts: the file's bytes.
+        key: idempotency key.
+    """
+    upload = operation.upload
+    if upload is None:
+        raise InvalidRequest(f"{operation.name} takes no file.")
+    fields = merge(fields, {"upload": None})
+    check_file_headers(request, upload.media_type, door.limits.max_upload_bytes)
+    async with staged_file(door.limits.staging, parts, door.limits.max_upload_bytes) as (upload_id, path):
+        found = await run_in_threadpool(upload.inspect, path)
+        payload = {**fields, "upload": {"id": upload_id, **found}}
+        return await door.office.call(operation.name, credential, payload, idempotency_key=key)
 
 
 def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

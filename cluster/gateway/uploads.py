@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,39 +18,45 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from cluster.errors import UnsupportedBody
-from cluster.gateway.bodies import body_stream, check_announced_length, too_large
+from cluster.gateway.bodies import check_announced_length, too_large
 from cluster.gateway.errors import MalformedBody
-from cluster.operations.staging import staged_path
+from cluster.operations.staging import staged_path, unpacked_folder
 from model_core.packing.ids import new_id
 
 _WRITE_BYTES = 1 << 20
 
 
-@contextlib.asynccontextmanager
-async def staged_body(
-    request: Request, folder: Path, media_types: frozenset[str], max_bytes: int
-) -> AsyncIterator[str]:
-    """Holds the request's body as a staged file and gives its upload id.
-
-    Args:
-        request: whose body is streamed.
-        folder: the staging folder.
-        media_types: accepted content types.
-        max_bytes: the body's bound.
+def check_file_headers(request: Request, media_type: str, max_bytes: int) -> None:
+    """Refuses by its headers a body that cannot be the file.
 
     Raises:
         UnsupportedBody: the body is announced as something else.
+        TooLarge: it is announced as longer than the bound.
+    """
+    announced = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if announced not in {media_type, "application/octet-stream", "multipart/form-data"}:
+        raise UnsupportedBody(f"This address takes a file. Set the header Content-Type: {media_type}.")
+    check_announced_length(request, max_bytes)
+
+
+@contextlib.asynccontextmanager
+async def staged_file(
+    folder: Path, parts: AsyncIterator[bytes], max_bytes: int
+) -> AsyncIterator[tuple[str, Path]]:
+    """Holds bytes as a staged file and gives its upload id and its path.
+
+    Args:
+        folder: the staging folder.
+        parts: the file's bytes.
+        max_bytes: the file's bound.
+
+    Raises:
         TooLarge: it is longer than the bound; nothing stays on disk.
         MalformedBody: it is empty, or the sender hung up.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in media_types:
-        wanted = " or ".join(sorted(media_types))
-        raise UnsupportedBody(f"This address takes a file. Set the header Content-Type: {wanted}.")
-    check_announced_length(request, max_bytes)
-    async with _staging_file(folder) as (upload, write):
+    async with _staging_file(folder) as (upload, path, write):
         size_bytes = 0
-        async for part in body_stream(request):
+        async for part in parts:
             size_bytes += len(part)
             if size_bytes > max_bytes:
                 raise too_large(max_bytes)
@@ -57,7 +64,7 @@ async def staged_body(
         if not size_bytes:
             raise MalformedBody("The body is empty. Send the file as the body of the request.")
         await write(b"", last=True)
-        yield upload
+        yield upload, path
 
 
 class _Writer:
@@ -75,15 +82,16 @@ class _Writer:
 
 
 @contextlib.asynccontextmanager
-async def _staging_file(folder: Path) -> AsyncIterator[tuple[str, _Writer]]:
+async def _staging_file(folder: Path) -> AsyncIterator[tuple[str, Path, _Writer]]:
     upload = new_id("upl")
     path = staged_path(folder, upload)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        yield upload, _Writer(descriptor)
+        yield upload, path, _Writer(descriptor)
     finally:
         os.close(descriptor)
         path.unlink(missing_ok=True)
+        shutil.rmtree(unpacked_folder(path), ignore_errors=True)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

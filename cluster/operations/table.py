@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,13 +61,18 @@ class Upload:
     """Says that an operation takes a file as its HTTP body, streamed by the gateway to a staging file.
 
     The gateway writes the body under the staging folder as ``<upload id>``, then calls the operation with
-    ``upload`` set to that id; whatever a caller wrote there himself is overwritten.
+    the field ``upload`` set to an object that holds this ``id`` and what ``inspect`` found. A caller cannot
+    set that field.
 
     Attributes:
         media_type: what the body holds; the settings bound its size.
+        inspect: reads the staged file and answers the fields that the operation needs from it. It runs
+            in the gateway, before and outside the unit of work, for reading a large file there would
+            hold up everybody else's writes.
     """
 
     media_type: str
+    inspect: Callable[[Path], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +92,8 @@ class Operation:
         upload: set when the HTTP body is a file and not JSON.
         unaudited: request fields that stay out of the audit chain (bulk or personal text).
         unchained: a write that leaves no audit fact (a preview, a rehearsal).
+        secret_answer: the answer holds a secret and must not be stored, not even to be repeated for an
+            idempotency key.
     """
 
     name: str
@@ -100,6 +108,7 @@ class Operation:
     upload: Upload | None = None
     unaudited: frozenset[str] = frozenset()
     unchained: bool = False
+    secret_answer: bool = False
 
     @property
     def noun(self) -> str:
@@ -110,6 +119,11 @@ class Operation:
     def writes(self) -> bool:
         """Whether a successful call is chained into the audit."""
         return self.method != "GET" and not self.unchained
+
+    @property
+    def success_status(self) -> int:
+        """HTTP status of a call that worked: 201 where something new exists."""
+        return 201 if self.name.rpartition(".")[2] in {"create", "submit", "import", "upload"} else 200
 
     @property
     def placeholders(self) -> tuple[str, ...]:

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway as a Serve deployment that runs its own HTTP server.
+
+Serve's proxies stay off: they would answer routes of their own without a key. Each replica binds the
+configured address itself; on one node there is one replica. Model hosts are reached through their Serve
+handles, one application per base.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import uvicorn
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from cluster.errors import HostUnavailable, StartFailed
+from cluster.gateway.app import build_app
+from cluster.gateway.door import DoorLimits
+from cluster.gateway.errors import TooManyRequests
+from cluster.home import Home
+from cluster.hosting.messages import GenerationChunk, GenerationRequest
+from cluster.office.client import connect_office
+from cluster.office.protocol import Admission
+from cluster.settings import Settings
+from model_core.errors import ProductError
+
+APPLICATION = "gateway"
+_BIND_TRIES = 100
+_BIND_PAUSE_S = 0.1
+
+
+def host_application(base_digest: str) -> str:
+    """Name of the Serve application whose replicas hold a base."""
+    return "host-" + base_digest.removeprefix("sha256:")[:16]
+
+
+class ServedHosts:
+    """Model hosts behind Serve handles, one application per base."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, DeploymentHandle[Any]] = {}
+
+    async def generate(
+        self, admission: Admission, request: GenerationRequest
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        """Streams from the host of the admission's base; closing cancels there."""
+        handle = await self._handle(admission.base_digest)
+        stream = handle.options(stream=True).generate.remote(admission, request)
+        try:
+            async for chunk in stream:
+                yield chunk
+        except ProductError:
+            raise
+        except BackPressureError as error:
+            raise TooManyRequests(
+                "The model hosts are busy. Wait a second and ask again.", retry_after_s=1
+            ) from error
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ProductError):
+                raise cause from None
+            self._handles.pop(admission.base_digest, None)
+            raise HostUnavailable("The model host went away in the middle. Ask again.") from error
+        finally:
+            stream.cancel()
+
+    async def _handle(self, base_digest: str) -> DeploymentHandle[Any]:
+        handle = self._handles.get(base_digest)
+        if handle is None:
+            name = host_application(base_digest)
+            try:
+                handle = await asyncio.to_thread(serve.get_app_handle, name)
+            except RayServeException as error:
+                raise HostUnavailable(
+                    "No model host runs for this deployment yet. It starts by itself; ask again in a few seconds.",
+                    retry_after_s=2,
+                ) from error
+            self._handles[base_digest] = handle
+        return handle
+
+
+class Gateway:
+    """One replica: an HTTP server in the replica's own event loop."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = Settings.model_validate(settings)
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def _start(self) -> None:
+        settings = self._settings
+        limits = DoorLimits(
+            staging=Home(settings.home).uploads,
+            max_upload_bytes=settings.max_upload_bytes,
+            max_tokens=settings.max_tokens,
+        )
+        app = build_app(connect_office(), ServedHosts(), limits)
+        listener = await bind(settings.http_host, settings.http_port)
+        self._server = quiet_server(app)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+
+    async def check_health(self) -> None:
+        """Serve's question whether this replica should live.
+
+        Raises:
+            StartFailed: the server has ended.
+        """
+        await self._starting
+        if self._serving is None or self._serving.done():
+            raise StartFailed("The gateway's HTTP server has ended.", part="gateway")
+
+    async def address(self) -> tuple[str, int]:
+        """Where the server listens, once it does."""
+        await self._starting
+        while self._server is None or not self._server.started:
+            await asyncio.sleep(0.02)
+            await self.check_health()
+        host, port = self._server.servers[0].sockets[0].getsockname()[:2]
+        return str(host), int(port)
+
+
+def quiet_server(app: Any) -> uvicorn.Server:
+    """A server that logs no requests, names no product and installs no signal handlers."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = uvicorn.Server(config)
+    # The replica's process belongs to Ray; a server that caught its signals would outlive its replica.
+    server.capture_signals = _no_signals  # type: ignore[method-assign]
+    return server
+
+
+async def bind(host: str, port: int) -> socket.socket:
+    """Binds the address, waiting for a replica that is just leaving it.
+
+    Raises:
+        StartFailed: the address stays taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for attempt in range(_BIND_TRIES):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            listener.close()
+            if attempt == _BIND_TRIES - 1:
+                raise StartFailed(
+                    f"The address {host}:{port} is taken. Choose another with MARKETPLACE_HTTP_PORT.",
+                    part="gateway",
+                ) from error
+            await asyncio.sleep(_BIND_PAUSE_S)
+        else:
+            listener.setblocking(False)
+            return listener
+    raise AssertionError
+
+
+def deploy(settings: Settings) -> DeploymentHandle[Any]:
+    """Runs the gateway as a Serve application and answers its handle; running it again changes nothing."""
+    deployment = serve.deployment(
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=5,
+    )(Gateway)
+    application = deployment.bind(settings.model_dump(mode="json"))
+    return serve.run(application, name=APPLICATION, route_prefix=None, blocking=False)

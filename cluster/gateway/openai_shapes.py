@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns a host's chunks into the documents that OpenAI clients read, whole or as stream events.
+
+Both kinds of answer carry one field of our own, ``marketplace``: the request id and, per run of tokens,
+the epoch, the composition and the routed share of each expert.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.hosting.messages import GenerationAccount, GenerationChunk, TokenLogprob
+
+# The host's further reasons exist for receipts; clients know only OpenAI's own.
+_FINISH = {"stop": "stop", "length": "length", "cancelled": "stop", "withdrawn": "content_filter"}
+
+
+@dataclass(kw_only=True, slots=True)
+class Choice:
+    """What has arrived of one choice.
+
+    Attributes:
+        text: joined on demand.
+        logprobs: per token, when asked for.
+        finish: OpenAI's word for why it ended.
+        offset: characters of token text seen, for ``text_offset``.
+    """
+
+    parts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+    offset: int = 0
+
+
+class Shape:
+    """One request's answer in the making.
+
+    Args:
+        chat: chat completion or plain completion.
+        model: the deployment's name.
+        request_id: of the admission.
+        n: number of choices.
+        logprobs: whether log-probabilities were asked for.
+    """
+
+    def __init__(self, *, chat: bool, model: str, request_id: str, n: int, logprobs: bool) -> None:
+        self._chat = chat
+        self._model = model
+        self._id = f"{'chatcmpl' if chat else 'cmpl'}-{request_id}"
+        self._logprobs = logprobs
+        self._created_s = int(time.time())
+        self._choices = [Choice() for _ in range(n)]
+        self._completion_tokens = 0
+        self._prompt_tokens = 0
+        self._account: GenerationAccount | None = None
+
+    def take(self, chunk: GenerationChunk) -> None:
+        """Counts a chunk and keeps its text for the whole answer."""
+        choice = self._choices[chunk.index]
+        choice.parts.append(chunk.text)
+        choice.logprobs.extend(chunk.logprobs or ())
+        self._count(chunk)
+        if chunk.finish_reason is not None:
+            choice.finish = _FINISH[chunk.finish_reason]
+
+    def whole(self) -> dict[str, Any]:
+        """The answer that is not streamed."""
+        choices = [self._whole_choice(index, choice) for index, choice in enumerate(self._choices)]
+        kind = "chat.completion" if self._chat else "text_completion"
+        return {
+            **self._head(kind),
+            "choices": choices,
+            "usage": self.usage(),
+            "marketplace": self.marketplace(),
+        }
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Events before the first token: the assistant's role, in chats."""
+        if not self._chat:
+            return []
+        role = {"role": "assistant", "content": ""}
+        return [self._event([self._delta(index, role, None, None)]) for index in range(len(self._choices))]
+
+    def events(self, chunk: GenerationChunk) -> list[dict[str, Any]]:
+        """The stream events of a chunk; a finish is an event of its own."""
+        self._count(chunk)
+        made = []
+        if chunk.text or chunk.logprobs:
+            made.append(self._event([self._text_delta(chunk)]))
+        if chunk.finish_reason is not None:
+            finish = _FINISH[chunk.finish_reason]
+            if self._chat:
+                made.append(self._event([self._delta(chunk.index, {}, None, finish)]))
+            else:
+                made.append(self._event([self._plain(chunk.index, "", None, finish)]))
+        return made
+
+    def closing_usage(self) -> dict[str, Any]:
+        """The usage event of a stream whose caller asked for it; it has no choices."""
+        return {**self._event([]), "usage": self.usage(), "marketplace": self.marketplace()}
+
+    def usage(self) -> dict[str, int]:
+        """Tokens: the host's own account once it came, what arrived before."""
+        prompt, completion = self._prompt_tokens, self._completion_tokens
+        if self._account is not None:
+            prompt, completion = self._account.prompt_tokens, self._account.completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    def marketplace(self) -> dict[str, Any] | None:
+        """Our own field."""
+        if self._account is None:
+            return None
+        shown = self._account.model_dump(mode="json")
+        return {"request_id": shown["request_id"], "segments": shown["segments"]}
+
+    def _count(self, chunk: GenerationChunk) -> None:
+        self._completion_tokens += len(chunk.token_ids)
+        if chunk.prompt_tokens is not None:
+            self._prompt_tokens = chunk.prompt_tokens
+        if chunk.marketplace is not None:
+            self._account = chunk.marketplace
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created_s, "model": self._model}
+
+    def _event(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {**self._head(kind), "choices": choices}
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        text = "".join(choice.parts)
+        finish = choice.finish or "stop"
+        found = choice.logprobs if self._logprobs else None
+        if not self._chat:
+            return self._plain(index, text, None if found is None else _plain_logprobs(found, 0), finish)
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None if found is None else _chat_logprobs(found),
+            "finish_reason": finish,
+        }
+
+    def _text_delta(self, chunk: GenerationChunk) -> dict[str, Any]:
+        found = list(chunk.logprobs or ()) if self._logprobs else None
+        if self._chat:
+            shown = None if found is None else _chat_logprobs(found)
+            return self._delta(chunk.index, {"content": chunk.text}, shown, None)
+        choice = self._choices[chunk.index]
+        shown = None if found is None else _plain_logprobs(found, choice.offset)
+        choice.offset += sum(len(one.token) for one in found or ())
+        return self._plain(chunk.index, chunk.text, shown, None)
+
+    @staticmethod
+    def _delta(
+        index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None
+    ) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+    @staticmethod
+    def _plain(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _plain_logprobs(found: list[TokenLogprob], offset: int) -> dict[str, Any]:
+    offsets = []
+    for one in found:
+        offsets.append(offset)
+        offset += len(one.token)
+    return {
+        "tokens": [one.token for one in found],
+        "token_logprobs": [one.logprob for one in found],
+        "top_logprobs": [{text: logprob for text, _, logprob in one.top} for one in found],
+        "text_offset": offsets,
+    }
+
+
+def _chat_logprobs(found: list[TokenLogprob]) -> dict[str, Any]:
+    return {
+        "content": [
+            _token(one.token, one.logprob)
+            | {"top_logprobs": [_token(text, logprob) for text, _, logprob in one.top]}
+            for one in found
+        ],
+        "refusal": None,
+    }
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}
