@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drawing tokens for a whole batch at once, each row by its own settings and seed.
+
+A draw is a function of the sequence's seed and the index of the token alone (a hash, no generator state), so
+neither neighbours nor a step that was computed twice can change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model_core.engine.requests import Sampling
+
+
+def uniform(seed: int | None, request_id: str, index: int) -> float:
+    """A number in [0, 1) for the index-th new token of a sequence."""
+    source = f"seed:{seed}:{index}" if seed is not None else f"request:{request_id}:{index}"
+    word = hashlib.blake2b(source.encode(), digest_size=8).digest()
+    # 52 bits, so that the product with any total stays below that total.
+    return (int.from_bytes(word, "big") >> 12) / 2**52
+
+
+def draw(logits_BV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
+    """Draws one token per row.
+
+    Args:
+        logits_BV: logits, fp32.
+        samplings: settings of each row.
+        uniforms: a number in [0, 1) for each row; rows with temperature 0 ignore it.
+
+    Returns:
+        Token ids ``[B]``.
+    """
+    tokens_B = logits_BV.argmax(-1)
+    rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if not rows:
+        return tokens_B
+    index_R = torch.tensor(rows, device=logits_BV.device)
+    chosen = [samplings[row] for row in rows]
+    device = logits_BV.device
+    temperatures = [[sampling.temperature] for sampling in chosen]
+    temperature_R1 = torch.tensor(temperatures, dtype=torch.float64, device=device)
+    uniform_R1 = torch.tensor([[uniforms[row]] for row in rows], dtype=torch.float64, device=device)
+    chances_RV = torch.softmax(logits_BV[index_R].double() / temperature_R1, dim=-1)
+    order_RV = None
+    if any(sampling.top_p < 1 or sampling.top_k > 0 for sampling in chosen):
+        chances_RV, order_RV = chances_RV.sort(dim=-1, descending=True, stable=True)
+        chances_RV = _cut(chances_RV, chosen)
+    # Inverse of the cumulative distribution; scaling u by the kept mass renormalises without a division.
+    reached_RV = chances_RV.cumsum(-1)
+    drawn_R1 = torch.searchsorted(reached_RV, uniform_R1 * reached_RV[:, -1:], right=True)
+    drawn_R1 = drawn_R1.clamp(max=logits_BV.shape[-1] - 1)
+    if order_RV is not None:
+        drawn_R1 = order_RV.gather(-1, drawn_R1)
+    tokens_B[index_R] = drawn_R1.squeeze(-1)
+    return tokens_B
+
+
+def _cut(sorted_RV: Tensor, chosen: Sequence[Sampling]) -> Tensor:
+    """Zeroes what top-k and top-p leave out of probabilities sorted downwards; the first always stays."""
+    device, n_tokens = sorted_RV.device, sorted_RV.shape[-1]
+    top_p_R1 = torch.tensor([[sampling.top_p] for sampling in chosen], dtype=torch.float64, device=device)
+    top_k_R1 = torch.tensor([[sampling.top_k or n_tokens] for sampling in chosen], device=device)
+    before_RV = sorted_RV.cumsum(-1) - sorted_RV
+    rank_V = torch.arange(n_tokens, device=device)
+    out_RV = ((before_RV >= top_p_R1) & (top_p_R1 < 1)) | (rank_V >= top_k_R1)
+    return sorted_RV.masked_fill(out_RV & (rank_V > 0), 0.0)
