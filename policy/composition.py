@@ -1,15 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composes."""
+"""Which experts may serve a deployment together?
+
+``compose`` asks ``decide`` about every candidate, keeps those that the last review let in, and settles
+conflicts of license terms between the members as the deployment says: all or none (``strict``), or by a
+published order (``drop_by_rule``). It is as pure as ``decide``: the last members are part of the
+snapshot. A member that a review let in can only leave between reviews. It loads and runs nothing.
+"""
 
 from __future__ import annotations
 
-from policy.decision import Decision, Question, _Value
-from policy.reasons import Obligation
-from policy.snapshot import Snapshot
-from policy.terms import AtUs, Count, Micro, Verdict
+from collections.abc import Callable, Sequence
+
+from model_core.packing.canonical import canonical_bytes, digest_of
+from policy.decision import Decision, decide, obligations_in_order
+from policy.gates import Findings, license_of_base, stand, understand
+from policy.licenses import Terms, joined, terms_of
+from policy.questions import Asked, Question, Value, resolve
+from policy.reasons import Obligation, Reason, in_order, is_denial, outcome_of, reason
+from policy.snapshot import ExpertFact, Snapshot
+from policy.terms import ENGINE_VERSION, AtUs, Count, Micro, Verdict
+
+__all__ = ["Composition", "Member", "Question", "compose", "composition_digest"]
 
 
-class Member(_Value):
+class Member(Value):
     """One expert version that serves in a composition."""
 
     bundle_digest: str
@@ -19,12 +33,14 @@ class Member(_Value):
     price_micro_per_1k_tokens: Micro
 
 
-class Composition(_Value):
+class Composition(Value):
     """Base + permitted expert versions in canonical order (by bundle digest), and why.
 
-    ``top_k`` is what runs: ``top_k_asked``, at most the members and the public expert. ``digest`` names
-    base, members and router. ``verdict`` is deny only where ``strict`` met a conflict (the public base
-    alone may still answer). ``valid_until_us``: the first moment at which a member has to leave.
+    ``top_k`` is what runs: ``top_k_asked``, but at most the members and the public expert. ``digest``
+    names base, members and router. ``verdict`` is deny where nothing at all may answer (``reasons`` say
+    why: the consumer, the base, its license, or a conflict under ``strict``); a permit without members
+    is the public base alone. ``dropped`` are permitted versions that ``drop_by_rule`` left out.
+    ``valid_until_us``: the first moment at which a member has to leave (None: not within this epoch).
     """
 
     deployment: str | None
@@ -33,6 +49,7 @@ class Composition(_Value):
     epoch: Count
     at_us: AtUs
     verdict: Verdict
+    reasons: tuple[Reason, ...] = ()
     members: tuple[Member, ...]
     dropped: tuple[str, ...] = ()
     top_k: Count
@@ -44,7 +61,188 @@ class Composition(_Value):
     snapshot_digest: str
     engine_version: str
 
+    def to_json(self) -> bytes:
+        """The canonical bytes of the whole answer."""
+        return canonical_bytes(self.model_dump(mode="json"))
+
+
+def composition_digest(base_digest: str, bundle_digests: Sequence[str], top_k: int) -> str:
+    """The digest that names what runs: base, experts (in any order) and router."""
+    return digest_of(
+        {
+            "base": base_digest,
+            "experts": sorted(bundle_digests),
+            "router": {"top_k": top_k, "variant": "gated"},
+        }
+    )
+
 
 def compose(snapshot: Snapshot, question: Question) -> Composition:
-    """Decides about every candidate and composes those that may serve together."""
-    raise NotImplementedError
+    """Decides about every candidate and composes those that may serve together.
+
+    Args:
+        snapshot: the facts.
+        question: a deployment, or a use spelled out, at one moment.
+
+    Raises:
+        UnknownDeployment, IncompleteQuestion: the question itself makes no sense.
+    """
+    asked = resolve(snapshot, question)
+    ground = Findings()
+    words = understand(snapshot, asked, ground)
+    if words is not None:
+        stand(snapshot, asked, ground)
+        license_of_base(snapshot, asked, words, ground)
+    experts = _candidates(snapshot, asked)
+    decisions = {expert.bundle_digest: decide(snapshot, asked, expert) for expert in experts}
+    _hold_back(decisions, asked)
+    set_reasons, dropped = _settle(snapshot, asked, decisions, ground.terms)
+    reasons = in_order([one for one in (*ground.reasons, *set_reasons) if is_denial(one)])
+    members = [expert for expert in experts if decisions[expert.bundle_digest].verdict == "permit"]
+    top_k = min(asked.top_k, len(members) + 1)
+    ends = [end for m in members if (end := decisions[m.bundle_digest].valid_until_us) is not None]
+    obligations = [one for m in members for one in decisions[m.bundle_digest].obligations]
+    return Composition(
+        deployment=asked.deployment,
+        tenant=asked.tenant,
+        base_digest=asked.base_digest,
+        epoch=snapshot.epoch,
+        at_us=asked.at_us,
+        verdict="deny" if reasons else "permit",
+        reasons=reasons,
+        members=tuple(_member(expert) for expert in members),
+        dropped=tuple(dropped),
+        top_k=top_k,
+        top_k_asked=asked.top_k,
+        digest=composition_digest(asked.base_digest, [m.bundle_digest for m in members], top_k),
+        obligations=obligations_in_order([*obligations, *([] if reasons else ground.terms.obligations)]),
+        decisions=(*decisions.values(), *_unknown(snapshot, asked)),
+        valid_until_us=min(ends, default=None),
+        snapshot_digest=snapshot.digest,
+        engine_version=ENGINE_VERSION,
+    )
+
+
+def _member(expert: ExpertFact) -> Member:
+    return Member(
+        bundle_digest=expert.bundle_digest,
+        expert_id=expert.expert_id,
+        name=expert.name,
+        tenant=expert.tenant,
+        price_micro_per_1k_tokens=expert.price_micro_per_1k_tokens,
+    )
+
+
+def _candidates(snapshot: Snapshot, asked: Asked) -> list[ExpertFact]:
+    """The candidates in canonical order: by bundle digest, as the snapshot keeps them."""
+    if asked.candidates == "*":
+        return list(snapshot.experts)
+    named = frozenset(asked.candidates)
+    return [fact for fact in snapshot.experts if fact.expert_id in named or fact.bundle_digest in named]
+
+
+def _unknown(snapshot: Snapshot, asked: Asked) -> list[Decision]:
+    """Denials for candidates that the snapshot does not hold, by name."""
+    known = {name for fact in snapshot.experts for name in (fact.expert_id, fact.bundle_digest)}
+    missing = () if asked.candidates == "*" else sorted(set(asked.candidates) - known)
+    return [decide(snapshot, asked, name) for name in missing]
+
+
+def _hold_back(decisions: dict[str, Decision], asked: Asked) -> None:
+    """Denies permitted candidates that no review has let in."""
+    if asked.members is None:
+        return
+    let_in = frozenset(asked.members)
+    for bundle_digest, decision in decisions.items():
+        if decision.verdict == "permit" and bundle_digest not in let_in:
+            decisions[bundle_digest] = _denied(decision, reason("awaits_review", bundle_digest))
+
+
+def _settle(
+    snapshot: Snapshot, asked: Asked, decisions: dict[str, Decision], base: Terms
+) -> tuple[list[Reason], list[str]]:
+    """Takes conflicts between permitted members out of ``decisions``.
+
+    Returns:
+        reasons that deny the whole composition, and the bundle digests that were dropped.
+    """
+    terms = {
+        bundle: _terms(snapshot, asked, decision)
+        for bundle, decision in decisions.items()
+        if decision.verdict == "permit"
+    }
+
+    def conflict(bundles: Sequence[str]) -> Reason | None:
+        together = joined([base, *(terms[bundle] for bundle in bundles)])
+        kind = together.conflict(action=asked.action, commercial=asked.commercial)
+        if kind == "share_alike":
+            groups = " and ".join(sorted(together.share_alike))
+            return reason("conflict_share_alike", *bundles, groups=groups)
+        if kind == "royalty":
+            return reason("conflict_royalty", *bundles, total=together.royalty_ppm())
+        return None
+
+    everyone = list(terms)
+    everything = conflict(everyone)
+    if everything is None:
+        return [], []
+    base_alone = conflict([])
+    if base_alone is not None:
+        return [base_alone], []
+    if asked.on_conflict == "strict":
+        culprits = _minimal(everyone, conflict)
+        why = conflict(culprits) or everything
+        for bundle in everyone:
+            said = why if bundle in culprits else reason("conflict_elsewhere", *culprits)
+            decisions[bundle] = _denied(decisions[bundle], said)
+        return [why], []
+    kept: list[str] = []
+    dropped: list[str] = []
+    for bundle in sorted(everyone, key=lambda one: _rank(decisions[one], asked.priority)):
+        clash = conflict([*kept, bundle])
+        if clash is None:
+            kept.append(bundle)
+        else:
+            dropped.append(bundle)
+            decisions[bundle] = _denied(decisions[bundle], clash)
+    return [], sorted(dropped)
+
+
+def _minimal(bundles: Sequence[str], conflict: Callable[[Sequence[str]], Reason | None]) -> list[str]:
+    """A conflict set from which nothing can be taken: members are tried in canonical order."""
+    kept = list(bundles)
+    for bundle in bundles:
+        without = [one for one in kept if one != bundle]
+        if conflict(without) is not None:
+            kept = without
+    return kept
+
+
+def _rank(decision: Decision, priority: Sequence[str]) -> tuple[int, str, str]:
+    """The order in which ``drop_by_rule`` keeps: the published priority, then expert id, then digest."""
+    place = priority.index(decision.expert_id) if decision.expert_id in priority else len(priority)
+    return place, decision.expert_id, decision.bundle_digest
+
+
+def _terms(snapshot: Snapshot, asked: Asked, decision: Decision) -> Terms:
+    """The joined terms of the licenses that a permit rests on."""
+    return joined(
+        terms_of(snapshot.licenses_by_key[key.lower()], choice.subject, commercial=asked.commercial)
+        for choice in decision.licenses
+        for key in choice.chosen
+    )
+
+
+def _denied(decision: Decision, why: Reason) -> Decision:
+    """A permit that the set took back; its reasons stay, since the gates did hold."""
+    reasons = in_order([*decision.reasons, why])
+    return decision.model_copy(
+        update={
+            "verdict": "deny",
+            "outcome": outcome_of(reasons),
+            "reasons": reasons,
+            "obligations": (),
+            "licenses": (),
+            "valid_until_us": None,
+        }
+    )

@@ -1,51 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides."""
+"""May this expert serve this use at this moment? The one pure answer.
+
+``decide`` is a function of a snapshot and a question and of nothing else: no clock, queries, randomness
+or floats. Five gates must all hold: identity, consent (of the expert's owner and for every dataset of
+its lineage), grant, license, rules. A forbid beats every permit; what is missing, unknown or unreadable
+denies with its code. A permit whose words are unreadable covers nothing; a prohibition, or any rule,
+whose words are unreadable denies. It does not know which other experts are asked for (see
+``policy.composition``), nor whether a budget is left (see admission).
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict
-
-from policy.reasons import NearestMiss, Obligation, Reason
+from model_core.packing.canonical import digest_of
+from policy.gates import examine
+from policy.matching import FOREVER_US
+from policy.questions import Asked, LicenseChoice, Question, Value, resolve
+from policy.reasons import NearestMiss, Obligation, Reason, in_order, is_denial, outcome_of, reason
 from policy.snapshot import ExpertFact, Snapshot
-from policy.terms import AtUs, Count, OnConflict, Outcome, Verdict
+from policy.terms import ENGINE_VERSION, GATES, AtUs, Count, Outcome, Verdict
+
+__all__ = ["Asked", "Decision", "LicenseChoice", "Question", "decide", "redacted", "resolve"]
+
+_PRIVATE_CODES = frozenset({"consent_forbids", "consent_forbids_part", "consent_unreadable"})
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Question(_Value):
-    """What is asked: the use of a deployment, or a use spelled out, at one moment.
-
-    With ``deployment`` its fact fills every field that is None here; explicit fields win, so that "what if"
-    questions need no copy of a deployment. Without it tenant, base_digest, purpose, region and commercial
-    have to be given.
-    """
-
-    at_us: AtUs
-    deployment: str | None = None
-    tenant: str | None = None
-    base_digest: str | None = None
-    action: str | None = None
-    purpose: str | None = None
-    region: str | None = None
-    commercial: bool | None = None
-    candidates: Literal["*"] | tuple[str, ...] | None = None
-    top_k: Count | None = None
-    on_conflict: OnConflict | None = None
-
-
-class LicenseChoice(_Value):
-    """Which branch of a license expression a permit rests on. ``subject``: expert, base or dataset id."""
-
-    subject: str
-    expression: str
-    chosen: tuple[str, ...]
-
-
-class Decision(_Value):
+class Decision(Value):
     """Permit or deny for one expert version, with everything needed to understand and replay it.
 
     ``valid_until_us`` of a permit is exact: it holds at every moment before and no longer at that one
@@ -71,6 +52,87 @@ class Decision(_Value):
     input_digest: str
 
 
-def decide(snapshot: Snapshot, question: Question, expert: ExpertFact | str) -> Decision:
-    """Decides whether one expert version may serve one use at one moment."""
-    raise NotImplementedError
+def decide(snapshot: Snapshot, question: Question | Asked, expert: ExpertFact | str) -> Decision:
+    """Decides whether one expert version may serve one use at one moment.
+
+    Args:
+        snapshot: the facts.
+        question: the use; a ``Question`` is resolved first.
+        expert: the version, or its bundle digest, or its expert id where it has one version only.
+
+    Raises:
+        UnknownDeployment, IncompleteQuestion: the question itself makes no sense. Everything else is
+            answered with a denial.
+    """
+    asked = question if isinstance(question, Asked) else resolve(snapshot, question)
+    if isinstance(expert, str):
+        found = [fact for fact in snapshot.experts if expert in (fact.bundle_digest, fact.expert_id)]
+        if len(found) != 1:
+            code = "ambiguous_expert" if found else "unknown_expert"
+            return _denied_by_name(snapshot, asked, expert, reason(code, expert, expert=expert))
+        expert = found[0]
+    findings = examine(snapshot, asked, expert)
+    reasons = in_order(findings.reasons)
+    permitted = not any(map(is_denial, reasons))
+    ends_us = findings.ends_us if findings.ends_us < FOREVER_US else None
+    return Decision(
+        expert_id=expert.expert_id,
+        bundle_digest=expert.bundle_digest,
+        name=expert.name,
+        tenant=expert.tenant,
+        verdict="permit" if permitted else "deny",
+        outcome=outcome_of(reasons),
+        reasons=reasons,
+        nearest_miss=() if permitted else tuple(sorted(findings.misses, key=_miss_order)),
+        obligations=obligations_in_order(findings.terms.obligations) if permitted else (),
+        licenses=tuple(findings.choices) if permitted else (),
+        valid_until_us=ends_us if permitted else None,
+        at_us=asked.at_us,
+        epoch=snapshot.epoch,
+        engine_version=ENGINE_VERSION,
+        snapshot_digest=snapshot.digest,
+        input_digest=_input_digest(snapshot, asked, expert.bundle_digest),
+    )
+
+
+def redacted(decision: Decision, viewer_tenant: str) -> Decision:
+    """What a tenant may see: to anyone but the owner, the owner's prohibitions are withheld.
+
+    That the provider refuses stays visible; whom and what the prohibition names does not.
+    """
+    if viewer_tenant == decision.tenant:
+        return decision
+    reasons = [reason("consent_withheld") if one.code in _PRIVATE_CODES else one for one in decision.reasons]
+    misses = tuple(miss for miss in decision.nearest_miss if not (miss.gate == "consent" and miss.fact_id))
+    return decision.model_copy(update={"reasons": in_order(reasons), "nearest_miss": misses})
+
+
+def obligations_in_order(obligations: Iterable[Obligation]) -> tuple[Obligation, ...]:
+    """Obligations by kind, license, subject and text, without repetitions."""
+    return tuple(sorted(set(obligations), key=lambda o: (o.kind, o.license_key, o.subject, o.text)))
+
+
+def _denied_by_name(snapshot: Snapshot, asked: Asked, name: str, why: Reason) -> Decision:
+    return Decision(
+        expert_id=name,
+        bundle_digest="",
+        name="",
+        tenant="",
+        verdict="deny",
+        outcome=outcome_of((why,)),
+        reasons=(why,),
+        at_us=asked.at_us,
+        epoch=snapshot.epoch,
+        engine_version=ENGINE_VERSION,
+        snapshot_digest=snapshot.digest,
+        input_digest=_input_digest(snapshot, asked, name),
+    )
+
+
+def _input_digest(snapshot: Snapshot, asked: Asked, expert: str) -> str:
+    use = [asked.tenant, asked.base_digest, asked.action, asked.purpose, asked.region, asked.commercial]
+    return digest_of({"snapshot": snapshot.digest, "use": use, "expert": expert})
+
+
+def _miss_order(miss: NearestMiss) -> tuple[int, str, str]:
+    return GATES.index(miss.gate), miss.fact_id or "", miss.sentence

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import license_expression
 
@@ -53,6 +53,13 @@ class Use:
     def facets(self) -> tuple[str, ...]:
         """The facets that have to be true."""
         return (*_FACETS[self.action], *(("use_commercial",) if self.commercial else ()))
+
+
+class Subject(NamedTuple):
+    """What is licensed: its id, and the name that sentences call it by."""
+
+    id: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,23 +189,23 @@ def _key(key: str, expression: str, *, words: int) -> str:
     return key
 
 
-def evaluate(licenses: Mapping[str, LicenseFact], subject: str, expression: str, use: Use) -> Answer:
+def evaluate(licenses: Mapping[str, LicenseFact], subject: Subject, expression: str, use: Use) -> Answer:
     """Asks a license expression whether it permits a use.
 
     Args:
         licenses: reviewed licenses by lower-case key.
-        subject: the id of what is licensed, for reasons and obligations.
+        subject: what is licensed, for reasons and obligations.
         expression: an SPDX expression; one that cannot be read denies.
         use: what is asked.
     """
     try:
         tree = parse(expression)
     except InvalidLicenseExpression:
-        return Answer(denials=(reason("invalid_license", subject, subject=subject),))
+        return Answer(denials=(reason("invalid_license", subject.id, subject=subject.name),))
     return _ask(tree, licenses, subject, use)
 
 
-def _ask(node: Node, licenses: Mapping[str, LicenseFact], subject: str, use: Use) -> Answer:
+def _ask(node: Node, licenses: Mapping[str, LicenseFact], subject: Subject, use: Use) -> Answer:
     if node.kind == "license":
         return _ask_license(node.key, licenses, subject, use)
     answers = [_ask(child, licenses, subject, use) for child in node.children]
@@ -213,19 +220,19 @@ def _ask(node: Node, licenses: Mapping[str, LicenseFact], subject: str, use: Use
     return Answer(denials=(), chosen=chosen, terms=joined(answer.terms for answer in answers))
 
 
-def _ask_license(key: str, licenses: Mapping[str, LicenseFact], subject: str, use: Use) -> Answer:
+def _ask_license(key: str, licenses: Mapping[str, LicenseFact], subject: Subject, use: Use) -> Answer:
     fact = licenses.get(key.lower())
     if fact is None or key.upper() in ("NOASSERTION", "NONE"):
-        return Answer(denials=(reason("unknown_license", subject, subject=subject, key=key),))
-    cited = (subject, fact.key)
+        return Answer(denials=(reason("unknown_license", subject.id, subject=subject.name, key=key),))
+    cited = (subject.id, fact.key)
     denials: list[Reason] = []
     if not fact.reviewed_by.strip():
-        denials.append(reason("unreviewed_license", *cited, subject=subject, key=fact.key))
+        denials.append(reason("unreviewed_license", *cited, subject=subject.name, key=fact.key))
     for facet in use.facets():
         held: bool | None = getattr(fact, facet)
         if not held:
             code = "license_facet_unknown" if held is None else "license_forbids"
-            denials.append(reason(code, *cited, subject=subject, key=fact.key, facet=facet))
+            denials.append(reason(code, *cited, subject=subject.name, key=fact.key, facet=facet))
     for term in fact.prohibited_purposes:
         if term not in use.vocabulary.purposes:
             code = "license_term_unknown"
@@ -233,10 +240,10 @@ def _ask_license(key: str, licenses: Mapping[str, LicenseFact], subject: str, us
             code = "license_prohibits_purpose"
         else:
             continue
-        denials.append(reason(code, *cited, subject=subject, key=fact.key, term=term))
+        denials.append(reason(code, *cited, subject=subject.name, key=fact.key, term=term))
     if denials:
         return Answer(denials=tuple(denials))
-    return Answer(denials=(), chosen=(fact.key,), terms=terms_of(fact, subject, commercial=use.commercial))
+    return Answer(denials=(), chosen=(fact.key,), terms=terms_of(fact, subject.id, commercial=use.commercial))
 
 
 def terms_of(fact: LicenseFact, subject: str, *, commercial: bool) -> Terms:

@@ -58,116 +58,120 @@ class Obligation(BaseModel):
     text: str
 
 
-class _Code(NamedTuple):
+class Code(NamedTuple):
+    """What a code means: its gate, the class of verdict it makes, and its sentence."""
+
     gate: Gate
     outcome: Outcome
     sentence: str
 
 
-CODES: Final[dict[str, _Code]] = {
+CODES: Final[dict[str, Code]] = {
     # facts: is the question understood?
-    "unknown_vocabulary": _Code("facts", "error", "The snapshot's vocabulary {version} is not known here."),
-    "unknown_engine": _Code(
+    "unknown_vocabulary": Code("facts", "error", "The snapshot's vocabulary {version} is not known here."),
+    "unknown_engine": Code(
         "facts", "error", "The snapshot needs decision engine {version}, which this is not."
     ),
-    "unknown_action": _Code("facts", "error", "The action {term} is not in the vocabulary."),
-    "unknown_purpose": _Code("facts", "error", "The purpose {term} is not in the vocabulary."),
-    "unknown_region": _Code("facts", "error", "The region {term} is not in the vocabulary."),
-    "unknown_expert": _Code("facts", "error", "The snapshot holds no expert {expert}."),
-    "ambiguous_expert": _Code(
+    "unknown_action": Code("facts", "error", "The action {term} is not in the vocabulary."),
+    "unknown_purpose": Code("facts", "error", "The purpose {term} is not in the vocabulary."),
+    "unknown_region": Code("facts", "error", "The region {term} is not in the vocabulary."),
+    "unknown_expert": Code("facts", "error", "The snapshot holds no expert {expert}."),
+    "ambiguous_expert": Code(
         "facts", "error", "{expert} has several versions; name one by its bundle digest."
     ),
     # identity
-    "identity_holds": _Code("identity", "permit", "Consumer, owner, base and expert are in good standing."),
-    "unknown_consumer": _Code("identity", "not_identified", "The snapshot holds no tenant {tenant}."),
-    "consumer_suspended": _Code("identity", "not_identified", "The consumer {tenant} is suspended."),
-    "unknown_owner": _Code(
+    "identity_holds": Code("identity", "permit", "Consumer, owner, base and expert are in good standing."),
+    "unknown_consumer": Code("identity", "not_identified", "The snapshot holds no tenant {tenant}."),
+    "consumer_suspended": Code("identity", "not_identified", "The consumer {tenant} is suspended."),
+    "unknown_owner": Code(
         "identity", "not_identified", "The snapshot holds no tenant {tenant}, the expert's owner."
     ),
-    "owner_suspended": _Code("identity", "not_identified", "The expert's owner {tenant} is suspended."),
-    "unknown_base": _Code("identity", "not_identified", "The snapshot holds no base {base}."),
-    "base_suspended": _Code("identity", "not_identified", "The base {base} is suspended."),
-    "other_base": _Code("identity", "not_identified", "The expert was trained against another base."),
-    "expert_not_listed": _Code("identity", "not_identified", "The expert is {state}, not listed."),
+    "owner_suspended": Code("identity", "not_identified", "The expert's owner {tenant} is suspended."),
+    "unknown_base": Code("identity", "not_identified", "The snapshot holds no base {base}."),
+    "base_suspended": Code("identity", "not_identified", "The base {base} is suspended."),
+    "other_base": Code("identity", "not_identified", "The expert was trained against another base."),
+    "expert_not_listed": Code("identity", "not_identified", "The expert is {state}, not listed."),
     # consent
-    "consent_permits": _Code("consent", "permit", "The owner {tenant} consents to this use."),
-    "dataset_consent_permits": _Code("consent", "permit", "The owner of the dataset {dataset} consents."),
-    "consent_forbids": _Code("consent", "forbidden", "The owner {tenant} forbids this use."),
-    "consent_forbids_part": _Code(
+    "consent_permits": Code("consent", "permit", "The owner {tenant} consents to this use."),
+    "dataset_consent_permits": Code("consent", "permit", "The owner of the dataset {dataset} consents."),
+    "consent_forbids": Code("consent", "forbidden", "The owner {tenant} forbids this use."),
+    "consent_forbids_part": Code(
         "consent", "forbidden", "The owner {tenant} forbids a part of this use; narrow the purpose or region."
     ),
-    "consent_unreadable": _Code(
+    "consent_unreadable": Code(
         "consent", "error", "A prohibition of the owner {tenant} uses the unknown term {term}."
     ),
-    "no_consent": _Code("consent", "no_consent", "No consent of the owner {tenant} covers this use."),
-    "consent_withdrawn": _Code("consent", "no_consent", "The owner {tenant} withdrew the consent."),
-    "consent_expired": _Code("consent", "no_consent", "The consent of the owner {tenant} has expired."),
-    "consent_not_yet": _Code("consent", "no_consent", "The consent of the owner {tenant} has not begun."),
-    "lineage_missing": _Code("consent", "no_consent", "The expert names no dataset it was trained on."),
-    "dataset_owner_differs": _Code(
+    "no_consent": Code("consent", "no_consent", "No consent of the owner {tenant} covers this use."),
+    "consent_withdrawn": Code("consent", "no_consent", "The owner {tenant} withdrew the consent."),
+    "consent_expired": Code("consent", "no_consent", "The consent of the owner {tenant} has expired."),
+    "consent_not_yet": Code("consent", "no_consent", "The consent of the owner {tenant} has not begun."),
+    "lineage_missing": Code("consent", "no_consent", "The expert names no dataset it was trained on."),
+    "dataset_owner_differs": Code(
         "consent", "no_consent", "The dataset {dataset} is another tenant's and has no consent of its own."
     ),
-    "dataset_consent_withdrawn": _Code(
+    "dataset_consent_withdrawn": Code(
         "consent", "no_consent", "The consent for the dataset {dataset} was withdrawn."
     ),
-    "no_dataset_consent": _Code(
+    "no_dataset_consent": Code(
         "consent", "no_consent", "No consent for the dataset {dataset} covers this use."
     ),
-    "dataset_consent_expired": _Code(
+    "dataset_consent_expired": Code(
         "consent", "no_consent", "The consent for the dataset {dataset} has expired."
     ),
-    "dataset_consent_not_yet": _Code(
+    "dataset_consent_not_yet": Code(
         "consent", "no_consent", "The consent for the dataset {dataset} has not begun."
     ),
+    "consent_withheld": Code("consent", "forbidden", "Withheld by the provider."),
     # grant
-    "grant_permits": _Code("grant", "permit", "A grant gives {consumer} access."),
-    "no_grant": _Code("grant", "no_grant", "No grant gives {consumer} access for this use."),
-    "grant_revoked": _Code("grant", "no_grant", "The grant for {consumer} was revoked."),
-    "grant_expired": _Code("grant", "no_grant", "The grant for {consumer} has expired."),
-    "grant_not_yet": _Code("grant", "no_grant", "The grant for {consumer} has not begun."),
+    "grant_permits": Code("grant", "permit", "A grant gives {consumer} access."),
+    "no_grant": Code("grant", "no_grant", "No grant gives {consumer} access for this use."),
+    "grant_revoked": Code("grant", "no_grant", "The grant for {consumer} was revoked."),
+    "grant_expired": Code("grant", "no_grant", "The grant for {consumer} has expired."),
+    "grant_not_yet": Code("grant", "no_grant", "The grant for {consumer} has not begun."),
     # license
-    "license_permits": _Code("license", "permit", "The license of {subject} permits this use by {chosen}."),
-    "invalid_license": _Code("license", "license", "The license of {subject} is no SPDX expression."),
-    "unknown_license": _Code(
+    "license_permits": Code("license", "permit", "The license of {subject} permits this use by {chosen}."),
+    "invalid_license": Code("license", "license", "The license of {subject} is no SPDX expression."),
+    "unknown_license": Code(
         "license", "license", "The license {key} of {subject} is not known; have it reviewed."
     ),
-    "unreviewed_license": _Code(
+    "unreviewed_license": Code(
         "license", "license", "The license {key} of {subject} was reviewed by nobody."
     ),
-    "license_facet_unknown": _Code(
+    "license_facet_unknown": Code(
         "license", "license", "Whether {key} of {subject} permits {facet} is unknown."
     ),
-    "license_forbids": _Code("license", "license", "The license {key} of {subject} does not permit {facet}."),
-    "license_prohibits_purpose": _Code(
+    "license_forbids": Code("license", "license", "The license {key} of {subject} does not permit {facet}."),
+    "license_prohibits_purpose": Code(
         "license", "license", "The license {key} of {subject} prohibits the purpose {term}."
     ),
-    "license_term_unknown": _Code(
+    "license_term_unknown": Code(
         "license", "license", "The license {key} of {subject} prohibits a purpose that is not known: {term}."
     ),
-    "share_alike_conflict": _Code(
+    "share_alike_conflict": Code(
         "license", "license", "Sharing this expert would need to obey {groups} at once."
     ),
+    "royalty_overflow": Code("license", "license", "Royalties add up to {total} ppm, over a million."),
     # rules
-    "rule_permits": _Code("rules", "permit", "A published rule permits this use."),
-    "no_permitting_rule": _Code("rules", "no_rule", "No published rule permits this use."),
-    "rule_forbids": _Code("rules", "forbidden", "A published rule forbids this use{text}."),
-    "rule_forbids_part": _Code(
+    "rule_permits": Code("rules", "permit", "A published rule permits this use."),
+    "no_permitting_rule": Code("rules", "no_rule", "No published rule permits this use."),
+    "rule_forbids": Code("rules", "forbidden", "A published rule forbids this use{text}."),
+    "rule_forbids_part": Code(
         "rules",
         "forbidden",
         "A published rule forbids a part of this use{text}; narrow the purpose or region.",
     ),
-    "rule_unreadable": _Code("rules", "error", "A published rule uses the unknown term {term}."),
+    "rule_unreadable": Code("rules", "error", "A published rule uses the unknown term {term}."),
     # set
-    "conflict_share_alike": _Code(
+    "conflict_share_alike": Code(
         "set", "set_conflict", "Shared together, members would need to obey {groups} at once."
     ),
-    "conflict_royalty": _Code(
+    "conflict_royalty": Code(
         "set", "set_conflict", "The members' royalties add up to {total} ppm, over a million."
     ),
-    "conflict_elsewhere": _Code(
+    "conflict_elsewhere": Code(
         "set", "set_conflict", "Other members conflict, and this deployment runs all or none."
     ),
-    "awaits_review": _Code(
+    "awaits_review": Code(
         "set", "awaits_review", "The expert is permitted, but enters only with the next reviewed change."
     ),
 }

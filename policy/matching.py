@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How one fact matches one question: in words, in time, and by how little it misses.
+
+Permits cover, forbids hit (see ``policy.vocabulary`` for the difference). Makes no decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+from policy.questions import Asked
+from policy.snapshot import ConsentFact, GrantFact, RuleFact
+from policy.terms import ANY
+from policy.vocabulary import Vocabulary, action_forbids, action_permits
+
+FOREVER_US: Final = 2**53
+"""Later than every moment that a fact can state."""
+
+Lapse = Literal["state", "expired", "not_yet"]
+_LAPSES: Final[tuple[Lapse, ...]] = ("state", "expired", "not_yet")
+
+Scoped = ConsentFact | GrantFact | RuleFact
+
+
+def covers(fact: Scoped, asked: Asked, words: Vocabulary) -> bool:
+    """Whether a permit covers the asked action, purpose and region."""
+    return (
+        action_permits(fact.action, asked.action)
+        and words.purposes.permits(fact.purpose, asked.purpose)
+        and words.regions.permits(fact.region, asked.region)
+    )
+
+
+def hits(fact: Scoped, asked: Asked, words: Vocabulary) -> bool:
+    """Whether a forbid hits the asked action, purpose and region, or a part of them."""
+    return (
+        action_forbids(fact.action, asked.action)
+        and words.purposes.forbids(fact.purpose, asked.purpose)
+        and words.regions.forbids(fact.region, asked.region)
+    )
+
+
+def hits_part_only(fact: Scoped, asked: Asked, words: Vocabulary) -> bool:
+    """Whether a narrower request would escape a forbid that hits this one."""
+    return words.purposes.contains(asked.purpose, fact.purpose) or words.regions.contains(
+        asked.region, fact.region
+    )
+
+
+def shortfall(fact: ConsentFact | GrantFact, asked: Asked, words: Vocabulary) -> set[str]:
+    """The fields in which a permit falls short of the question; none for one that covers it now."""
+    recipient = fact.recipient if isinstance(fact, ConsentFact) else fact.consumer_tenant
+    checks = {
+        "state": fact.state == "given",
+        "action": action_permits(fact.action, asked.action),
+        "purpose": words.purposes.permits(fact.purpose, asked.purpose),
+        "region": words.regions.permits(fact.region, asked.region),
+        "recipient": recipient in (ANY, asked.tenant),
+        "commercial": fact.commercial or not asked.commercial,
+        "not_yet": fact.valid_from_us <= asked.at_us,
+        "expired": not_over(fact, asked.at_us),
+        "words": words.unknown_word(fact.action, fact.purpose, fact.region) is None,
+    }
+    return {name for name, holds in checks.items() if not holds}
+
+
+def lapse(misses: set[str]) -> Lapse | None:
+    """How a permit that covers the use in substance lapsed; None if it never covered it."""
+    if misses - set(_LAPSES):
+        return None
+    return next((word for word in _LAPSES if word in misses), None)
+
+
+def not_over(fact: ConsentFact | GrantFact, at_us: int) -> bool:
+    """Whether a fact is live at a moment or will be; an empty interval is over from the start."""
+    return fact.valid_from_us < end_us(fact) and at_us < end_us(fact)
+
+
+def end_us(fact: ConsentFact | GrantFact) -> int:
+    """The first moment at which a fact is over."""
+    return FOREVER_US if fact.valid_until_us is None else fact.valid_until_us
+
+
+def nearest(
+    facts: Iterable[ConsentFact] | Iterable[GrantFact], shortfalls: dict[str, set[str]]
+) -> ConsentFact | GrantFact | None:
+    """The fact with the fewest shortfalls; ties by the shortfalls' names, then by id."""
+    return min(facts, key=lambda f: (len(shortfalls[f.id]), sorted(shortfalls[f.id]), f.id), default=None)
+
+
+def chain(facts: Sequence[ConsentFact | GrantFact], at_us: int) -> tuple[list[ConsentFact | GrantFact], int]:
+    """Facts that cover [at_us, end) without a gap, reaching as far as any do, and that end.
+
+    Half-open intervals: one that ends at a moment and one that begins there leave no gap.
+    """
+    links: list[ConsentFact | GrantFact] = []
+    ends_us = at_us
+    while ends_us < FOREVER_US:
+        live = [f for f in facts if f.valid_from_us <= ends_us < end_us(f)]
+        if not live:
+            break
+        longest = min(live, key=lambda f: (-end_us(f), f.id))
+        links.append(longest)
+        ends_us = end_us(longest)
+    return links, ends_us
