@@ -11,7 +11,24 @@ Tree::
         ├── IncompleteQuestion       a question leaves out what no deployment fills in
         ├── UnknownVocabulary        no such version of purposes or regions is shipped
         ├── UnknownTerm              a purpose, region or action that the vocabulary does not hold
-        └── InvalidLicenseExpression not an SPDX expression that can be evaluated
+        ├── InvalidLicenseExpression not an SPDX expression that can be evaluated
+        ├── NotFound                 no such fact, asset, change or epoch
+        │   └── NotYours             it exists, but the caller may not know: same code, same sentence
+        ├── NotAllowed               the principal may not do this, whatever object it names
+        ├── SelfApproval             an author tried to approve their own change
+        ├── DigestChanged            an approval names another content than the change has
+        ├── ChangeClosed             the change was approved or rejected before
+        ├── InvalidChange            a change that can not be made sense of
+        ├── NotANarrowing            an immediate act that would permit something
+        ├── AssetConflict            the same name or digest with other facts
+        ├── EpochRegressed           a server reports an epoch lower than one it reported before
+        ├── BudgetExceeded           the tenant's budget does not cover the request
+        ├── UnknownReservation       usage of a request that was never admitted
+        ├── OverReservation          usage of more than was reserved
+        ├── InvalidUsage             a usage record that contradicts itself or the register
+        ├── PayloadMismatch          the same id came with another payload
+        ├── SequenceGap              a server's uploads miss a number
+        └── Unbalanced               entries that do not sum to zero
 """
 
 from __future__ import annotations
@@ -65,3 +82,103 @@ class InvalidLicenseExpression(PolicyError):
     """Not an SPDX license expression that can be evaluated."""
 
     code = "invalid_license_expression"
+
+
+class NotFound(PolicyError):
+    """There is no such fact, asset, change or epoch."""
+
+    code = "not_found_in_register"
+
+
+class NotYours(NotFound):
+    """The object is another tenant's; told apart from ``NotFound`` inside the product only."""
+
+
+class NotAllowed(PolicyError):
+    """The principal may not do this, whatever object it names."""
+
+    code = "not_allowed"
+
+
+class SelfApproval(PolicyError):
+    """An author tried to approve their own change."""
+
+    code = "self_approval"
+
+
+class DigestChanged(PolicyError):
+    """An approval names another content than the change has."""
+
+    code = "change_digest_differs"
+
+
+class ChangeClosed(PolicyError):
+    """The change was approved or rejected before."""
+
+    code = "change_closed"
+
+
+class InvalidChange(PolicyError):
+    """A change that can not be made sense of."""
+
+    code = "invalid_change"
+
+
+class NotANarrowing(PolicyError):
+    """An immediate act that would permit something."""
+
+    code = "not_a_narrowing"
+
+
+class AssetConflict(PolicyError):
+    """The same name or digest exists with other facts."""
+
+    code = "asset_conflict"
+
+
+class EpochRegressed(PolicyError):
+    """A server reports an epoch lower than one it reported before."""
+
+    code = "epoch_regressed"
+
+
+class BudgetExceeded(PolicyError):
+    """The tenant's budget does not cover the request."""
+
+    code = "budget_exceeded"
+
+
+class UnknownReservation(PolicyError):
+    """Usage of a request that was never admitted."""
+
+    code = "unknown_reservation"
+
+
+class OverReservation(PolicyError):
+    """Usage of more than was reserved."""
+
+    code = "over_reservation"
+
+
+class InvalidUsage(PolicyError):
+    """A usage record that contradicts itself or the register."""
+
+    code = "invalid_usage"
+
+
+class PayloadMismatch(PolicyError):
+    """The same id came with another payload."""
+
+    code = "payload_mismatch"
+
+
+class SequenceGap(PolicyError):
+    """A server's uploads miss a number."""
+
+    code = "sequence_gap"
+
+
+class Unbalanced(PolicyError):
+    """Entries that do not sum to zero."""
+
+    code = "unbalanced"

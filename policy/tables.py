@@ -324,6 +324,7 @@ class ReservationRow(Base):
     price_ceiling_micro_per_1k: Mapped[int]
     held_micro: Mapped[int]
     used_tokens: Mapped[int]
+    remainder: Mapped[int]
     state: Mapped[str]
     created_at_us: Mapped[int]
     closed_at_us: Mapped[int | None]  # NULL: still held
@@ -368,7 +369,7 @@ class UsageRecordRow(Base):
 
 
 class UsageShareRow(Base):
-    """How much of a record's tokens an expert computed, in millionths of a token."""
+    """How much of a record's tokens an expert computed, in millionths of a token, and what that costs."""
 
     __tablename__ = "usage_shares"
     __table_args__ = (
@@ -384,8 +385,11 @@ class UsageShareRow(Base):
     sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     n: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     bundle: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(ForeignKey(_TENANT))
     ppm_tokens: Mapped[int]
     price_micro_per_1k_tokens: Mapped[int]
+    amount_micro: Mapped[int]
+    fee_micro: Mapped[int]
 
 
 class BudgetRow(Base):
@@ -526,5 +530,5 @@ LATCHED = {
     "grants": ("state",),
     "rules": ("state",),
     "changes": ("state", "decided_by", "decided_at_us", "comment", "epoch"),
-    "reservations": ("state", "used_tokens", "held_micro", "closed_at_us"),
+    "reservations": ("state", "used_tokens", "remainder", "held_micro", "closed_at_us"),
 }
