@@ -25,6 +25,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LEAF = b"\x00"
 _NODE = b"\x01"
 _CHUNK_BYTES = 1 << 20
+_SAFE_INTEGER = 2**53 - 1
 
 
 def canonical_bytes(value: object) -> bytes:
@@ -57,12 +58,18 @@ def parse_canonical(data: bytes) -> Any:
         NotCanonical: not JSON, or not in canonical form.
     """
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(data.decode("utf-8"), parse_int=_number, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise NotCanonical("The bytes are not valid JSON; write them with canonical_bytes.") from error
     if canonical_bytes(value) != data:
         raise NotCanonical("The bytes are JSON, but not in canonical form; write them with canonical_bytes.")
     return value
+
+
+def _number(text: str) -> int | float:
+    """A whole number as written; beyond 2**53 only a float can have been written with these digits."""
+    exact = int(text) if len(text) <= 17 else _SAFE_INTEGER + 1
+    return exact if -_SAFE_INTEGER <= exact <= _SAFE_INTEGER else float(text)
 
 
 def _refuse_constant(name: str) -> NoReturn:

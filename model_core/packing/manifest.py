@@ -9,7 +9,7 @@ the files beside it are true (bundle.py) nor who vouches for them (seal.py).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -274,7 +274,8 @@ def parse_base_manifest(data: bytes) -> BaseManifest:
     Raises:
         ManifestInvalid: not canonical JSON, or fields are missing or impossible (``facts["fields"]``).
     """
-    return _validate(BaseManifest, _load(data))
+    _kind_of(data)
+    return _validate(BaseManifest, data)
 
 
 def parse_expert_manifest(data: bytes) -> ExpertManifest:
@@ -283,7 +284,8 @@ def parse_expert_manifest(data: bytes) -> ExpertManifest:
     Raises:
         ManifestInvalid: not canonical JSON, or fields are missing or impossible (``facts["fields"]``).
     """
-    return _validate(ExpertManifest, _load(data))
+    _kind_of(data)
+    return _validate(ExpertManifest, data)
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -292,17 +294,17 @@ def parse_manifest(data: bytes) -> Manifest:
     Raises:
         ManifestInvalid: not canonical JSON, of unknown kind, or with missing or impossible fields.
     """
-    fields = _load(data)
-    match fields.get("kind"):
+    match _kind_of(data):
         case "base":
-            return _validate(BaseManifest, fields)
+            return _validate(BaseManifest, data)
         case "expert":
-            return _validate(ExpertManifest, fields)
+            return _validate(ExpertManifest, data)
         case _:
             raise ManifestInvalid('The manifest\'s kind must be "base" or "expert".', fields=["kind"])
 
 
-def _load(data: bytes) -> dict[str, Any]:
+def _kind_of(data: bytes) -> object:
+    """What the manifest says it is, once its bytes are known to be canonical."""
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestInvalid(f"The manifest is larger than {MAX_MANIFEST_BYTES} bytes.", fields=[])
     try:
@@ -313,20 +315,19 @@ def _load(data: bytes) -> dict[str, Any]:
         raise ManifestInvalid("The manifest is not a JSON object.", fields=[])
     if "kind" not in fields:
         raise ManifestInvalid("The manifest does not say its kind.", fields=["kind"])
-    return fields
+    return fields["kind"]
 
 
-def _validate(kind: type[_AnyManifest], fields: dict[str, Any]) -> _AnyManifest:
+def _validate(kind: type[_AnyManifest], data: bytes) -> _AnyManifest:
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate_json(data, strict=True)  # strict: "8" is no number, 1 is no truth value
     except ValidationError as error:
         # The values themselves are left out: they are untrusted and may be long.
-        wrong = {
-            ".".join(str(part) for part in item["loc"]) or "files": item["msg"] for item in error.errors()
-        }
+        wrong = {".".join(map(str, item["loc"])) or "files": item["msg"] for item in error.errors()}
         listed = "; ".join(f"{name[:80]}: {why[:200]}" for name, why in list(wrong.items())[:8])
         raise ManifestInvalid(
-            f"The manifest has missing or impossible fields: {listed}.", fields=sorted(wrong)[:64]
+            f"The manifest has missing or impossible fields: {listed}.",
+            fields=sorted(name[:80] for name in wrong)[:64],
         ) from error
 
 

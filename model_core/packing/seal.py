@@ -158,7 +158,8 @@ def parse_seal(data: bytes) -> Seal:
     if len(data) > MAX_SEAL_BYTES:
         raise SignatureInvalid(f"The seal is larger than {MAX_SEAL_BYTES} bytes.")
     try:
-        seal = Seal.model_validate(parse_canonical(data))
+        parse_canonical(data)
+        seal = Seal.model_validate_json(data, strict=True)
     except (NotCanonical, ValidationError) as error:
         raise SignatureInvalid("The seal cannot be read; seal the bundle again.") from error
     roles = [one.role for one in seal.signatures]
