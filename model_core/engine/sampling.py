@@ -36,28 +36,41 @@ def draw(logits_BV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[fl
         Token ids ``[B]``.
     """
     tokens_B = logits_BV.argmax(-1)
-    rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
-    if not rows:
-        return tokens_B
-    index_R = torch.tensor(rows, device=logits_BV.device)
-    chosen = [samplings[row] for row in rows]
-    device = logits_BV.device
+    warm = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+    # Rows that cut draw from a sorted distribution, the others from the plain one: each row by its own
+    # settings, never by those of a neighbour.
+    for cuts in (False, True):
+        rows = [row for row in warm if _cuts(samplings[row]) == cuts]
+        if rows:
+            index_R = torch.tensor(rows, device=logits_BV.device)
+            chosen = [samplings[row] for row in rows]
+            tokens_B[index_R] = _draw_warm(
+                logits_BV[index_R], chosen, [uniforms[row] for row in rows], cuts=cuts
+            )
+    return tokens_B
+
+
+def _cuts(sampling: Sampling) -> bool:
+    return sampling.top_p < 1 or sampling.top_k > 0
+
+
+def _draw_warm(
+    logits_RV: Tensor, chosen: Sequence[Sampling], uniforms: Sequence[float], *, cuts: bool
+) -> Tensor:
+    device = logits_RV.device
     temperatures = [[sampling.temperature] for sampling in chosen]
     temperature_R1 = torch.tensor(temperatures, dtype=torch.float64, device=device)
-    uniform_R1 = torch.tensor([[uniforms[row]] for row in rows], dtype=torch.float64, device=device)
-    chances_RV = torch.softmax(logits_BV[index_R].double() / temperature_R1, dim=-1)
+    uniform_R1 = torch.tensor([[number] for number in uniforms], dtype=torch.float64, device=device)
+    chances_RV = torch.softmax(logits_RV.double() / temperature_R1, dim=-1)
     order_RV = None
-    if any(sampling.top_p < 1 or sampling.top_k > 0 for sampling in chosen):
+    if cuts:
         chances_RV, order_RV = chances_RV.sort(dim=-1, descending=True, stable=True)
         chances_RV = _cut(chances_RV, chosen)
     # Inverse of the cumulative distribution; scaling u by the kept mass renormalises without a division.
     reached_RV = chances_RV.cumsum(-1)
     drawn_R1 = torch.searchsorted(reached_RV, uniform_R1 * reached_RV[:, -1:], right=True)
-    drawn_R1 = drawn_R1.clamp(max=logits_BV.shape[-1] - 1)
-    if order_RV is not None:
-        drawn_R1 = order_RV.gather(-1, drawn_R1)
-    tokens_B[index_R] = drawn_R1.squeeze(-1)
-    return tokens_B
+    drawn_R1 = drawn_R1.clamp(max=logits_RV.shape[-1] - 1)
+    return (drawn_R1 if order_RV is None else order_RV.gather(-1, drawn_R1)).squeeze(-1)
 
 
 def _cut(sorted_RV: Tensor, chosen: Sequence[Sampling]) -> Tensor:
