@@ -21,7 +21,7 @@ from policy import vocabulary
 from policy.audit import Audit
 from policy.composition import compose
 from policy.decision import Question
-from policy.errors import NotFound
+from policy.errors import MalformedSnapshot, NotFound
 from policy.licenses import shipped_licenses
 from policy.records import Publication
 from policy.snapshot import (
@@ -200,7 +200,7 @@ class Publisher:
                         )
                         for dataset_id, tenant, license_ in lineage.get(row.expert_id, [])
                     ),
-                    state=row.state,  # type: ignore[arg-type]  # the table's own check names the states
+                    state=row.state,
                     price_micro_per_1k_tokens=listing.price_micro_per_1k_tokens if listing else 0,
                 )
             )
@@ -256,4 +256,10 @@ def _with_members(
 @lru_cache(maxsize=32)
 def _parsed(digest: str, document: bytes) -> Snapshot:
     # Reading is the costly part and snapshots never change; the digest is checked with the first reading.
-    return Snapshot.from_json(zlib.decompress(document), expect_digest=digest)
+    try:
+        data = zlib.decompress(document)
+    except zlib.error as error:
+        raise MalformedSnapshot(
+            "The stored snapshot can not be unpacked; restore the database from a backup.", expected=digest
+        ) from error
+    return Snapshot.from_json(data, expect_digest=digest)
