@@ -78,12 +78,34 @@ PUBLIC_PACKAGES: dict[str, tuple[str, str]] = {
 }
 # Parts of large packages that hold little prose, or generated code: left out to save the reading.
 _SKIPPED_PARTS = frozenset(
-    "test tests testing _vendor vendored _inductor _dynamo _refs _decomp onnx thirdparty_files rllib "
-    "generated protobuf cloudpickle runtime_env autoscaler _prims fx jit benchmarks".split()
+    [
+        "test",
+        "tests",
+        "testing",
+        "_vendor",
+        "vendored",
+        "_inductor",
+        "_dynamo",
+        "_refs",
+        "_decomp",
+        "onnx",
+        "thirdparty_files",
+        "rllib",
+        "generated",
+        "protobuf",
+        "cloudpickle",
+        "runtime_env",
+        "autoscaler",
+        "_prims",
+        "fx",
+        "jit",
+        "benchmarks",
+    ]
 )
 # A definition's name, or a documentation string; ten times faster than parsing, and exact enough for prose.
 _DOCUMENTED = re.compile(
-    r'^[ \t]*(?:async )?(?:def|class) (?P<name>\w+)|^[ \t]*[rR]?"""(?P<words>.*?)"""', re.MULTILINE | re.DOTALL
+    r'^[ \t]*(?:async )?(?:def|class) (?P<name>\w+)|^[ \t]*[rR]?"""(?P<words>.*?)"""',
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -138,7 +160,12 @@ def _chosen(paths: list[Path], root: Path, budget_bytes: int, *, cap_bytes: int)
 
 
 def _source_files(
-    prefix: str, root: Path, suffixes: tuple[str, ...], *, skip: Callable[[tuple[str, ...]], bool], budget: int
+    prefix: str,
+    root: Path,
+    suffixes: tuple[str, ...],
+    *,
+    skip: Callable[[tuple[str, ...]], bool],
+    budget: int,
 ) -> Iterator[Document]:
     paths = [
         path
@@ -154,7 +181,16 @@ def _source_files(
 
 def _python_library() -> Iterator[Document]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"site-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "encodings", "ensurepip"}
+    skipped = {
+        "site-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "lib2to3",
+        "pydoc_data",
+        "encodings",
+        "ensurepip",
+    }
     yield from _source_files(
         "python", root, (".py",), skip=lambda parts: bool(skipped & set(parts)), budget=4_000_000
     )
@@ -182,10 +218,14 @@ def _cloud_documentation() -> Iterator[Document]:
         service = path.parent.parent.name
         document = json.loads(gzip.decompress(path.read_bytes()))
         pieces = [document.get("documentation", "")]
-        pieces += [f"{name}\n{item.get('documentation', '')}" for name, item in document["operations"].items()]
+        pieces += [
+            f"{name}\n{item.get('documentation', '')}" for name, item in document["operations"].items()
+        ]
         for name, shape in sorted(document["shapes"].items()):
             members = shape.get("members", {})
-            described = [(key, value["documentation"]) for key, value in members.items() if "documentation" in value]
+            described = [
+                (key, value["documentation"]) for key, value in members.items() if "documentation" in value
+            ]
             pieces += [f"{name}.{key}: {words}" for key, words in described]
         plain = [_without_tags(piece) for piece in pieces]
         # Two documents a service: its operations, and the fields of its messages.
@@ -213,7 +253,7 @@ def _public_mix() -> Iterator[Document]:
         yield Document(id=f"topics/{name}", text=text)
     for package, (folder, _license) in PUBLIC_PACKAGES.items():
         try:
-            description = importlib.metadata.metadata(package).get_payload()
+            description = importlib.metadata.metadata(package).json.get("description", "")
         except importlib.metadata.PackageNotFoundError:
             continue
         yield Document(id=f"{package}/description", text=str(description))
@@ -278,7 +318,9 @@ def build(folder: Path) -> dict[str, Domain]:
     for name, (title, license_, _collect) in DOMAINS.items():
         shares = PUBLIC_SHARES if name == PUBLIC else PRIVATE_SHARES
         parts = {key: [item for item in kept if split[item.id] == (name, key)] for key in shares}
-        parts["heldout"] = sorted(parts["heldout"], key=lambda item: hashlib.sha256(item.id.encode()).digest())
+        parts["heldout"] = sorted(
+            parts["heldout"], key=lambda item: hashlib.sha256(item.id.encode()).digest()
+        )
         parts["heldout"] = parts["heldout"][:MAX_HELDOUT_DOCUMENTS]
         files = {key: folder / name / f"{key}.jsonl" for key in shares}
         for key, path in files.items():
@@ -295,7 +337,9 @@ def build(folder: Path) -> dict[str, Domain]:
     return domains
 
 
-def _count(documents: tuple[Document, ...] | list[Document], split: dict[str, tuple[str, str]]) -> dict[str, int]:
+def _count(
+    documents: tuple[Document, ...] | list[Document], split: dict[str, tuple[str, str]]
+) -> dict[str, int]:
     counts = dict.fromkeys(DOMAINS, 0)
     for document in documents:
         counts[split[document.id][0]] += 1

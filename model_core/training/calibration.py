@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration of one expert against the public one alone, on public text that travels with the base.
+
+An expert that is good on its owner's text must not take public text from the public expert. Its gates are
+lowered, step by step, until the two-expert model is within a tolerance of the base on public calibration
+text; its router rows are bounded in norm. Nothing here looks at any other expert, so a later removal of one
+changes no calibration of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model_core.evaluation.bits import bits_per_byte, bits_per_document
+from model_core.evaluation.shares import routing_shares
+from model_core.network.decoder import Decoder
+from model_core.network.expert import Expert
+from model_core.text.documents import Document
+from model_core.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationReport:
+    """What calibration found and did.
+
+    Attributes:
+        public_excess: bits per byte of the calibrated pair over the base on public text, less 1.
+        public_share: the expert's mean routing weight there.
+        gate_shift: what was added to every gate's bias (0 or below).
+        rows_clipped: router rows that were longer than the bound.
+        row_logit_bound: the bound: the largest logit that a row can give a residual of typical length.
+        held: whether the tolerance was reached.
+    """
+
+    public_excess: float
+    public_share: float
+    gate_shift: float
+    rows_clipped: int
+    row_logit_bound: float
+    held: bool
+
+
+def bound_router_rows(expert: Expert, residual_norms_L: Tensor, *, logit_bound: float) -> int:
+    """Shortens router rows so that no residual of typical length gets a logit above the bound.
+
+    Args:
+        expert: whose rows are bounded in place.
+        residual_norms_L: typical length of the residual that enters each layer's router, on public text.
+        logit_bound: largest ``|row| * typical length``.
+
+    Returns:
+        How many rows were shortened.
+    """
+    clipped = 0
+    with torch.no_grad():
+        for layer, norm in enumerate(residual_norms_L.tolist()):
+            row = expert.layer(layer).router.row
+            longest = logit_bound / max(norm, 1e-12)
+            length = float(row.double().norm())
+            if length > longest:
+                row.mul_(longest / length)
+                clipped += 1
+    return clipped
+
+
+def residual_norms(decoder: Decoder, rows: Sequence[Tensor]) -> Tensor:
+    """Root mean square length of the base's residual at every router, fp64 ``[L]``."""
+    total_L = torch.zeros(decoder.shape.n_layers, dtype=torch.float64)
+
+    def watch(layer: int, h_BSD: Tensor, _routing: object) -> None:
+        total_L[layer] += h_BSD.double().square().sum().cpu()
+
+    with torch.no_grad():
+        for row in rows:
+            decoder.hidden(row[None].to(decoder.embed.weight.device), observe=watch)
+    return (total_L / sum(len(row) for row in rows)).sqrt()
+
+
+def calibrate(
+    decoder: Decoder,
+    expert: Expert,
+    public: Sequence[Document],
+    tokenizer: TextTokenizer,
+    *,
+    tolerance: float,
+    max_tokens: int = 512,
+    shifts: Sequence[float] = (0.0, -0.5, -1.0, -2.0, -3.0, -4.0, -6.0, -9.0),
+) -> CalibrationReport:
+    """Lowers the gates no further than needed for public text to stay with the public expert.
+
+    Args:
+        decoder: the base.
+        expert: has gates; their biases are changed in place.
+        public: calibration documents, not those that the gates were fitted on.
+        tokenizer: the base's.
+        tolerance: largest relative excess of bits per byte over the base, such as 0.003.
+        max_tokens: evaluation window.
+        shifts: what is tried, in falling order; the first that holds is kept, else the last.
+
+    Returns:
+        The report; ``rows_clipped`` and ``row_logit_bound`` are 0 here and filled by the caller.
+    """
+    gates = [expert.layer(index).gate for index in range(decoder.shape.n_layers)]
+    before = [gate.bias.detach().clone() for gate in gates if gate is not None]
+    base = bits_per_byte(bits_per_document(decoder, public, tokenizer, window_tokens=max_tokens))
+    excess, shift = float("inf"), 0.0
+    for shift in shifts:
+        with torch.no_grad():
+            for gate, bias in zip((gate for gate in gates if gate is not None), before, strict=True):
+                gate.bias.copy_(bias + shift)
+        scores = bits_per_document(
+            decoder, public, tokenizer, experts=(expert,), top_k=2, window_tokens=max_tokens
+        )
+        excess = bits_per_byte(scores) / base - 1
+        if excess <= tolerance:
+            break
+    shares_LE = routing_shares(decoder, (expert,), public[:12], tokenizer, top_k=2, max_tokens=max_tokens)
+    return CalibrationReport(
+        public_excess=excess,
+        public_share=float(shares_LE[:, 1].mean()),
+        gate_shift=shift,
+        rows_clipped=0,
+        row_logit_bound=0.0,
+        held=excess <= tolerance,
+    )

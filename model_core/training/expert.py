@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains one owner's expert beside the frozen public model, gates it and calibrates it.
+
+The recipe is the coordinated training of FlexOlmo (arXiv 2507.07024, section 3.3): a two-expert model of the
+public network and a copy of it, both always on, softmax over two logits, only the copy and its router rows
+trained, only the owner's text seen. Around it stand our domain gates and the calibration against public
+text. The base is read, never written: ``base_digest`` of its tensors is compared before and after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from model_core.errors import DatasetRefused, TrainingError
+from model_core.network.decoder import Decoder, upcycle
+from model_core.network.expert import Expert
+from model_core.text.batches import PackedText, pack
+from model_core.text.documents import Document, split_of
+from model_core.text.tokenizer import TextTokenizer
+from model_core.training.calibration import (
+    CalibrationReport,
+    bound_router_rows,
+    calibrate,
+    residual_norms,
+)
+from model_core.training.gates import GateFit, fit_gates, residual_means, set_router_rows, token_rows
+from model_core.training.objective import PairObjective
+from model_core.training.recipe import TrainingRecipe
+from model_core.training.run import Progress, RunOutcome, TrainingRun
+
+
+class ExpertRecipe(TrainingRecipe):
+    """Settings of an expert's training, gates and calibration.
+
+    Attributes:
+        row_lift: logit that the owner's mean residual gets from the starting router rows.
+        fit_documents: documents a side that rows and gates are fitted on.
+        fit_tokens: longest beginning of each that is read.
+        gate_positions: positions of each that a gate sees.
+        gate_ridge: weight of a gate's squared norm.
+        gates_in_training: whether gates are fitted once before training too, so that the expert learns under
+            the shares that it will be served with.
+        public_tolerance: relative excess of bits per byte on public text that calibration allows the pair.
+        row_logit_bound: largest logit that a router row may give a residual of typical length.
+        heldout_share: share of the owner's documents kept out of training for the job's own figures.
+        heldout_documents: most documents that those figures use.
+        heldout_characters: beginning of each that is scored.
+    """
+
+    row_lift: float = Field(default=1.0, ge=0, le=20, allow_inf_nan=False)
+    fit_documents: int = Field(default=48, ge=2, le=4096)
+    fit_tokens: int = Field(default=256, ge=8, le=8192)
+    gate_positions: int = Field(default=24, ge=1, le=1024)
+    gate_ridge: float = Field(default=1e-2, ge=1e-8, le=100)
+    gates_in_training: bool = False
+    public_tolerance: float = Field(default=0.003, ge=0, le=1)
+    row_logit_bound: float = Field(default=8.0, gt=0, le=100)
+    heldout_share: float = Field(default=0.06, gt=0, lt=1)
+    heldout_documents: int = Field(default=24, ge=1, le=10_000)
+    heldout_characters: int = Field(default=2400, ge=64, le=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertResult:
+    """A trained, gated and calibrated expert with what is worth telling about it.
+
+    Attributes:
+        expert: its weights; None if the run was asked to stop.
+        outcome: how the optimisation went.
+        gates: one fit per layer.
+        calibration: against public text.
+        packed_tokens: tokens of the training text.
+        data_digest: digest of the packed rows.
+        base_tensors_digest: digest of every base tensor, equal before and after.
+    """
+
+    expert: Expert | None
+    outcome: RunOutcome
+    gates: tuple[GateFit, ...]
+    calibration: CalibrationReport | None
+    packed_tokens: int
+    data_digest: str
+    base_tensors_digest: str
+
+
+def tensors_digest(module: nn.Module) -> str:
+    """Digest over names, shapes and bytes of all tensors of a module: equal means byte-identical."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return "sha256:" + state.hexdigest()
+
+
+def public_halves(public: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """Splits calibration text by document: one half to fit gates on, the other to calibrate on."""
+    halves: dict[str, list[Document]] = {"fit": [], "calibrate": []}
+    for document in public:
+        halves[split_of(document.id, {"fit": 0.5, "calibrate": 0.5}, salt="calibration")].append(document)
+    if not (halves["fit"] and halves["calibrate"]):
+        raise DatasetRefused(
+            "The base carries too little calibration text: two documents at least are needed."
+        )
+    return halves["fit"], halves["calibrate"]
+
+
+def train_expert(
+    decoder: Decoder,
+    tokenizer: TextTokenizer,
+    documents: Sequence[Document],
+    public: Sequence[Document],
+    recipe: ExpertRecipe,
+    *,
+    seed: int,
+    base_digest: str = "",
+    work_folder: Path | None = None,
+    on_phase: Callable[[str], None] = lambda _name: None,
+    on_step: Callable[[Progress], None] = lambda _progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> ExpertResult:
+    """Makes an expert from an owner's documents.
+
+    Args:
+        decoder: the base, fp32; not changed.
+        tokenizer: the base's.
+        documents: the owner's training text.
+        public: the calibration text that travels with the base.
+        recipe: settings.
+        seed: of document order and data order.
+        base_digest: of the base bundle; a checkpoint made beside another base is refused.
+        work_folder: for checkpoints and metrics; an interrupted run goes on from it.
+        on_phase: told the phase that begins.
+        on_step: called after every optimizer step.
+        stop: True ends the attempt after a checkpoint.
+
+    Returns:
+        The result; ``expert`` is None if the run was stopped before its end.
+
+    Raises:
+        DatasetRefused: too little text.
+        TrainingDiverged: the loss is not finite or has run away.
+        CheckpointInvalid: the work folder belongs to another run.
+        TrainingError: a tensor of the base changed (never expected).
+    """
+    frozen = tensors_digest(decoder)
+    on_phase("tokenise")
+    packed = pack(documents, tokenizer, sequence_tokens=recipe.sequence_tokens, seed=seed)
+    fit_public, calibration_public = public_halves(public)
+    own_rows = token_rows(
+        documents[:: max(1, len(documents) // recipe.fit_documents)], tokenizer, max_tokens=recipe.fit_tokens
+    )
+    own_rows = own_rows[: recipe.fit_documents]
+    public_rows = token_rows(fit_public[: recipe.fit_documents], tokenizer, max_tokens=recipe.fit_tokens)
+    expert = upcycle(decoder)
+    set_router_rows(
+        expert, residual_means(decoder, own_rows), residual_means(decoder, public_rows), lift=recipe.row_lift
+    )
+    if recipe.gates_in_training:
+        fit_gates(
+            decoder, expert, own_rows, public_rows, positions=recipe.gate_positions, ridge=recipe.gate_ridge
+        )
+    on_phase("train")
+    outcome = _optimise(
+        decoder,
+        expert,
+        packed,
+        recipe,
+        seed=seed,
+        base_digest=base_digest,
+        work_folder=work_folder,
+        on_step=on_step,
+        stop=stop,
+    )
+    if tensors_digest(decoder) != frozen:
+        raise TrainingError("A tensor of the base changed during training; the run is void.")
+    result = ExpertResult(
+        expert=None,
+        outcome=outcome,
+        gates=(),
+        calibration=None,
+        packed_tokens=packed.tokens,
+        data_digest=packed.digest,
+        base_tensors_digest=frozen,
+    )
+    if not outcome.finished:
+        return result
+    expert = expert.requires_grad_(False).eval()
+    on_phase("gates")
+    bound = bound_router_rows(
+        expert, residual_norms(decoder, public_rows), logit_bound=recipe.row_logit_bound
+    )
+    fits = fit_gates(
+        decoder, expert, own_rows, public_rows, positions=recipe.gate_positions, ridge=recipe.gate_ridge
+    )
+    expert = expert.requires_grad_(False)
+    on_phase("calibrate")
+    report = calibrate(
+        decoder,
+        expert,
+        calibration_public[:24],
+        tokenizer,
+        tolerance=recipe.public_tolerance,
+        max_tokens=recipe.fit_tokens * 2,
+    )
+    report = replace(report, rows_clipped=bound, row_logit_bound=recipe.row_logit_bound)
+    return replace(result, expert=expert, gates=tuple(fits), calibration=report)
+
+
+def _optimise(
+    decoder: Decoder,
+    expert: Expert,
+    packed: PackedText,
+    recipe: ExpertRecipe,
+    *,
+    seed: int,
+    base_digest: str,
+    work_folder: Path | None,
+    on_step: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> RunOutcome:
+    objective = PairObjective(
+        decoder, expert, logit_z_loss=recipe.logit_z_loss, router_z_loss=recipe.router_z_loss
+    )
+    run = TrainingRun(
+        objective, packed, recipe, seed=seed, folder=work_folder, identity={"base": base_digest}
+    )
+    return run.train(on_step=on_step, stop=stop)
