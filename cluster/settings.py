@@ -111,19 +111,15 @@ class Settings(BaseSettings):
         return shown
 
 
-def clean_environment(keep: tuple[str, ...] = (), **extra: str) -> dict[str, str]:
-    """The environment for a process the marketplace starts: a short list of harmless names and ``extra``.
+def clean_environment() -> dict[str, str]:
+    """The environment for a process that the marketplace starts: a short list of harmless names.
 
     Ray workers inherit the environment of whoever started the node, so a secret exported in the
     operator's shell would be visible in every actor; hence a list of what may pass, not of what may not.
-
-    Args:
-        keep: further names taken from this process.
-        **extra: values set last; they win.
     """
     passing = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "VIRTUAL_ENV", "USER", "LOGNAME",
-               "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", *keep)  # fmt: skip
-    return {name: os.environ[name] for name in passing if name in os.environ} | extra
+               "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")  # fmt: skip
+    return {name: os.environ[name] for name in passing if name in os.environ}
 
 
 def install_environment(values: dict[str, str]) -> None:
