@@ -12,7 +12,6 @@ Tree::
         ├── PromptRefused           too long, empty, or in a form this base cannot read
         ├── HostStopping            the host is shutting down
         ├── HostOverloaded          the queue is full
-        ├── BundleRefused           a bundle's digest or seal does not hold
         └── EpochRefused            the register answered with a lower epoch or another snapshot
 """
 
@@ -67,12 +66,6 @@ class HostOverloaded(HostingError):
     """The host's queue is full."""
 
     code = "host_overloaded"
-
-
-class BundleRefused(HostingError):
-    """A bundle's digest or seal does not hold."""
-
-    code = "bundle_refused"
 
 
 class EpochRefused(HostingError):

@@ -5,7 +5,7 @@ An append-only file of checksummed JSON lines, ``<folder>/<server_id>.jsonl``::
 
     <crc32, 8 hex digits> {"k": "head", "server_id": ...}
     <crc32> {"k": "use", "r": [usage records of one engine step]}
-    <crc32> {"k": "batch", "s": 1, "to": 17}      uploads 1: all use lines up to number 17 not in a batch before
+    <crc32> {"k": "batch", "s": 1, "to": 17}      extent of batch 1: all use lines up to the 17th
     <crc32> {"k": "ack", "s": 1}                  the office stored batch 1
 
 The extent of a batch is written (and synced) *before* the batch is sent, so that whoever resends it after a

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model host may be told and what it says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostSettings:
+    """Choices of one host.
+
+    Attributes:
+        max_sequences: choices computed at the same time.
+        max_waiting: choices that may wait for a place; beyond, requests are refused.
+        max_context: longest prompt plus completion, cut to the base's positions.
+        threads: compute threads.
+        keep_poisoned: withdrawn experts stay resident, filled with NaN (a proof, not a saving).
+        hold_s: how long streams wait for a lost lease before they fail.
+        reach_s: how long a request waits for the epoch it was admitted under, and for experts to load.
+        renew_s: pause between lease renewals.
+    """
+
+    max_sequences: int = 32
+    max_waiting: int = 256
+    max_context: int = 1024
+    threads: int = 1
+    keep_poisoned: bool = False
+    hold_s: float = 30.0
+    reach_s: float = 20.0
+    renew_s: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostHealth:
+    """A host's own state, without prompts and secrets."""
+
+    server_id: str
+    base_digest: str
+    epoch: int
+    acknowledged_epoch: int
+    gate_open: bool
+    resident: tuple[str, ...]
+    poisoned: tuple[str, ...]
+    running: int
+    steps: int
+    discarded: int
+    recomposed: int
+    restarted: int
+    journaled_tokens: int
+    compositions: dict[str, str] = field(default_factory=dict)

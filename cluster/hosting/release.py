@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way out of a host: journaled first, released only through the gate, never from a void generation.
+
+A ``Release`` belongs to one request and lives on the event loop. For every group of computed tokens it waits
+until the gate is open, takes those that are still of the choice's present generation, writes their usage to
+the journal, looks at the gate once more, and only then yields them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from cluster.hosting.choice import (
+    Choice,
+    ChoiceAccount,
+    Ending,
+    Failure,
+    StepToken,
+    TextAssembler,
+    token_logprob,
+)
+from cluster.hosting.errors import HostStopping, LeaseLost
+from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.journal import UsageJournal
+from cluster.hosting.lease import wall_us
+from cluster.hosting.messages import (
+    FinishReason,
+    GenerationAccount,
+    GenerationChunk,
+    GenerationRequest,
+    Segment,
+)
+from cluster.office.protocol import Admission, UsageRecord
+
+_LOOK_S = 0.5
+_GATE_PAUSE_S = 0.01
+
+Item = StepToken | Ending | Failure
+
+
+class Release:
+    """Streams one request.
+
+    Args:
+        admission: the office's.
+        request: what is generated.
+        prompt_tokens: tokens of the prompt.
+        journal: written before anything is yielded.
+        gate: looked at before and after that.
+        decode: token ids to text.
+        names: (deployment, bundle digest) to the name shown in receipts.
+    """
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        request: GenerationRequest,
+        prompt_tokens: int,
+        journal: UsageJournal,
+        gate: ReleaseGate,
+        decode: Callable[[Sequence[int]], str],
+        names: Callable[[str, str], str],
+    ) -> None:
+        self._admission = admission
+        self._request = request
+        self._prompt_tokens = prompt_tokens
+        self._journal = journal
+        self._gate = gate
+        self._decode = decode
+        self._names = names
+        self._known_names: dict[str, str] = {}
+        self._queue: asyncio.Queue[tuple[Choice, Item]] = asyncio.Queue()
+        self._texts = [TextAssembler(decode, request.stop) for _ in range(request.n)]
+        self._accounts = [
+            ChoiceAccount(request_id=admission.request_id, deployment=admission.deployment, index=index)
+            for index in range(request.n)
+        ]
+        self._open = set(range(request.n))
+        self._last_label = (admission.epoch, admission.composition_digest)
+        self._prompt_recorded = False
+        self._final_recorded = False
+
+    def put(self, choice: Choice, item: Item) -> None:
+        """Takes what the engine computed (event loop)."""
+        self._queue.put_nowait((choice, item))
+
+    async def chunks(self, hold_s: float, leave: Callable[[Choice], None]) -> AsyncIterator[GenerationChunk]:
+        """Chunks until every choice has ended.
+
+        Args:
+            hold_s: how long to wait for a lost lease.
+            leave: tells the engine that a choice needs no more tokens.
+
+        Raises:
+            LeaseLost: the gate stayed closed for ``hold_s``.
+        """
+        while self._open:
+            for choice, items in (await self._next_items(hold_s)).items():
+                if choice.index not in self._open:
+                    continue
+                await self._gate_open(hold_s)
+                chunk = self._take(choice, items)
+                if chunk is None:
+                    continue
+                if chunk.finish_reason is not None:
+                    leave(choice)
+                if chunk.token_ids and not self._gate.is_open():
+                    generation = choice.generation
+                    await self._gate_open(hold_s)
+                    if choice.generation != generation:
+                        # Journaled and then forbidden before it could leave: it is charged, never shown.
+                        chunk = self._withdrawn(choice)
+                        leave(choice)
+                yield chunk
+
+    def close(self) -> None:
+        """Writes the final record if none was written: the client left, or the request failed.
+
+        It frees the rest of the reservation at once. Without a released token the prompt is not charged.
+        """
+        if not self._final_recorded:
+            self._prompt_recorded = True
+            self._write([self._bare_record(*self._last_label)], final=True)
+
+    # ── inside ────────────────────────────────────────────────────────────────────────────────────────
+    async def _next_items(self, hold_s: float) -> dict[Choice, list[Item]]:
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    first = await self._queue.get()
+                break
+            except TimeoutError:
+                self._give_up_if_held(hold_s)
+        grouped: dict[Choice, list[Item]] = {first[0]: [first[1]]}
+        while not self._queue.empty():
+            choice, item = self._queue.get_nowait()
+            grouped.setdefault(choice, []).append(item)
+        return grouped
+
+    async def _gate_open(self, hold_s: float) -> None:
+        while not self._gate.is_open():
+            self._give_up_if_held(hold_s)
+            await asyncio.sleep(_GATE_PAUSE_S)
+
+    def _give_up_if_held(self, hold_s: float) -> None:
+        if self._gate.sealed:
+            raise HostStopping("The model host is ending; ask again in a few seconds.")
+        if self._gate.closed_for_us() > hold_s * 1_000_000:
+            raise LeaseLost(
+                "The register has not answered this host for too long, so nothing more may be released; "
+                "ask again in a few seconds.",
+                retry_after_s=2,
+            )
+
+    def _take(self, choice: Choice, items: Sequence[Item]) -> GenerationChunk | None:
+        """Claims what may be released and journals it; no await between the claim and the journal."""
+        for item in items:
+            if isinstance(item, Failure):
+                raise item.error
+        text_out = self._texts[choice.index]
+        taken: list[StepToken] = []
+        text = ""
+        finish: FinishReason | None = None
+        with choice.mutex:
+            for item in items:
+                if not isinstance(item, StepToken) or item.generation != choice.generation:
+                    continue
+                taken.append(item)
+                choice.released_ids.append(item.event.token_id)
+                text += text_out.add(item.event.token_id)
+                finish = "stop" if text_out.stopped else item.event.finished
+                if finish is not None:
+                    break
+        if finish is None and any(isinstance(item, Ending) for item in items):
+            finish = "withdrawn"
+        if finish is not None:
+            text += text_out.flush()
+            self._open.discard(choice.index)
+        if not taken and finish is None:
+            return None
+        self._account(choice, taken, final=not self._open)
+        return self._chunk(choice, taken, text, finish)
+
+    def _account(self, choice: Choice, taken: Sequence[StepToken], *, final: bool) -> None:
+        records = self._accounts[choice.index].take(taken, self._name, wall_us())
+        if records:
+            self._last_label = (records[-1].epoch, records[-1].composition_digest)
+        elif final:
+            records = [self._bare_record(*self._last_label)]
+        self._write(records, final=final)
+
+    def _write(self, records: list[UsageRecord], *, final: bool) -> None:
+        if records and not self._prompt_recorded:
+            records[0] = records[0].model_copy(update={"prompt_tokens": self._prompt_tokens})
+        if final:
+            records[-1] = records[-1].model_copy(update={"final": True})
+        self._journal.append(records)
+        self._prompt_recorded = self._prompt_recorded or bool(records)
+        self._final_recorded = self._final_recorded or final
+
+    def _bare_record(self, epoch: int, digest: str) -> UsageRecord:
+        return UsageRecord(
+            request_id=self._admission.request_id,
+            deployment=self._admission.deployment,
+            epoch=epoch,
+            composition_digest=digest,
+            prompt_tokens=0,
+            completion_tokens=0,
+            at_us=wall_us(),
+        )
+
+    def _chunk(
+        self, choice: Choice, taken: Sequence[StepToken], text: str, finish: FinishReason | None
+    ) -> GenerationChunk:
+        wants_logprobs = self._request.logprobs is not None
+        first = sum(account.released for account in self._accounts) == len(taken)
+        return GenerationChunk(
+            index=choice.index,
+            token_ids=tuple(token.event.token_id for token in taken),
+            text=text,
+            logprobs=tuple(token_logprob(t.event, self._decode) for t in taken) if wants_logprobs else None,
+            finish_reason=finish,
+            marketplace=None if self._open else self._summary(),
+            prompt_tokens=self._prompt_tokens if first else None,
+        )
+
+    def _withdrawn(self, choice: Choice) -> GenerationChunk:
+        self._open.discard(choice.index)
+        return GenerationChunk(
+            index=choice.index,
+            finish_reason="withdrawn",
+            marketplace=None if self._open else self._summary(),
+        )
+
+    def _summary(self) -> GenerationAccount:
+        segments: list[Segment] = [part for account in self._accounts for part in account.segments]
+        return GenerationAccount(
+            request_id=self._admission.request_id,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=sum(account.released for account in self._accounts),
+            segments=tuple(segments),
+        )
+
+    def _name(self, digest: str) -> str:
+        # Kept: a name must not change in the middle of a receipt because its expert has left meanwhile.
+        if digest not in self._known_names:
+            self._known_names[digest] = self._names(self._admission.deployment, digest)
+        return self._known_names[digest]

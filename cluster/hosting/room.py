@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine room: one thread that owns engine and bank, and the moments between two steps.
+
+Everything that touches tensors runs here, as commands between steps or as a step. A step counts only if the
+gate is open when it ends; otherwise it is discarded and computed again later, so that no state and no token
+of a step without a valid lease remains. The room knows rosters, not how they are made, and no office.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from cluster.hosting.choice import Choice, Ending, Failure, Label, StepToken
+from cluster.hosting.errors import DeploymentNotHosted, HostingError, HostStopping
+from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.plan import EMPTY_ROSTER, NewSet, Plan, Roster, Running, make_plan
+from model_core.engine.engine import Engine
+from model_core.engine.requests import SequenceRequest
+from model_core.errors import ProductError, TensorsNotFinite
+from model_core.network.bank import ExpertBank
+from model_core.network.expert import Expert
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_IDLE_WAIT_S = 0.5
+_HELD_WAIT_S = 0.02
+
+
+class ExpertsNotLoaded(HostingError):
+    """The composition's experts are still being loaded; ask again when they are."""
+
+    code = "experts_not_loaded"
+
+
+@dataclass(kw_only=True, slots=True)
+class RoomCounts:
+    """What the room has done.
+
+    Attributes:
+        steps: steps whose result was released to the streams.
+        discarded: steps that ended with the gate closed.
+        recomposed: sequences whose set changed.
+        restarted: sequences that were computed again from their last released token.
+    """
+
+    steps: int = 0
+    discarded: int = 0
+    recomposed: int = 0
+    restarted: int = 0
+
+
+class EngineRoom:
+    """Owns the engine on one thread.
+
+    Args:
+        bank: base and experts.
+        gate: asked before and after every step.
+        max_sequences: sequences computed at the same time.
+        max_context: longest prompt plus completion.
+        threads: compute threads.
+        keep_poisoned: withdrawn experts stay resident, filled with NaN, as a standing proof that nothing
+            multiplies them.
+    """
+
+    def __init__(
+        self,
+        bank: ExpertBank,
+        gate: ReleaseGate,
+        *,
+        max_sequences: int = 32,
+        max_context: int = 512,
+        threads: int = 1,
+        keep_poisoned: bool = False,
+    ) -> None:
+        self.bank = bank
+        self.engine = Engine(bank, max_sequences=max_sequences, max_context=max_context)
+        self.counts = RoomCounts()
+        self.failure: BaseException | None = None
+        self._gate = gate
+        self._threads = threads
+        self._keep_poisoned = keep_poisoned
+        self._roster: Roster = EMPTY_ROSTER
+        self._choices: dict[str, Choice] = {}
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine-room", daemon=True)
+
+    # ── from any thread ───────────────────────────────────────────────────────────────────────────────
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after its current step; running choices fail."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout=30)
+
+    def call(self, command: Callable[[], T]) -> Future[T]:
+        """Runs something on the engine's thread between two steps."""
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(command())
+            except Exception as err:
+                future.set_exception(err)
+
+        with self._wake:
+            if self._stopping or self.failure is not None:
+                future.set_exception(HostStopping("The model host is ending; ask again in a few seconds."))
+                return future
+            self._commands.append(work)
+            self._wake.notify()
+        return future
+
+    @property
+    def roster(self) -> Roster:
+        """The roster in force."""
+        return self._roster
+
+    # ── on the engine's thread, through call() ────────────────────────────────────────────────────────
+    def submit(self, choice: Choice) -> None:
+        """Starts a choice under its deployment's present composition.
+
+        Raises:
+            DeploymentNotHosted: the deployment is gone or nothing may answer for it.
+            ExpertsNotLoaded: some of its experts are not resident yet.
+        """
+        served = self._roster.served.get(choice.deployment)
+        if served is None or not served.allowed:
+            raise DeploymentNotHosted(
+                "This deployment is not served at present; look at its reasons before asking again.",
+                deployment=choice.deployment,
+                epoch=self._roster.epoch,
+            )
+        if missing := set(served.experts) - set(self.bank.digests):
+            raise ExpertsNotLoaded("Experts of this deployment are being loaded.", missing=len(missing))
+        choice.set = NewSet(
+            experts=served.experts, top_k=served.top_k, composition_digest=served.composition_digest
+        )
+        choice.epoch = self._roster.epoch
+        self._start(choice)
+        self._choices[choice.name] = choice
+
+    def leave(self, choice: Choice) -> None:
+        """Forgets a choice, whatever its state."""
+        self._choices.pop(choice.name, None)
+        if not choice.finished and choice.engine_id in self.engine.request_ids:
+            self.engine.cancel(choice.engine_id)
+
+    def apply(self, roster: Roster) -> Plan:
+        """Makes a roster the one in force: mask first, drop states, then drop weights.
+
+        When this returns no running sequence uses an expert that the roster does not permit, no computed
+        but unreleased token of such a sequence can be released, and experts that nobody may use are gone.
+        """
+        self._roster = roster
+        running = [
+            Running(key=name, deployment=c.deployment, experts=c.set.experts, top_k=c.set.top_k)
+            for name, c in self._choices.items()
+            if c.set is not None
+        ]
+        plan = make_plan(roster, self.bank.digests, running)
+        for name in plan.end:
+            self._end(self._choices[name])
+        for name, new_set in plan.recompose.items():
+            self._change(self._choices[name], new_set)
+        for choice in self._choices.values():
+            served = roster.served.get(choice.deployment)
+            digest = choice.set.composition_digest if choice.set else None
+            if served is not None and served.composition_digest == digest:
+                choice.epoch = roster.epoch
+        for digest in plan.drop:
+            self._drop(digest)
+        self._gate.expire_at(roster.expires_at_us)
+        return plan
+
+    def install(self, digest: str, expert: Expert) -> None:
+        """Takes a loaded expert in, unless it is no longer permitted."""
+        if digest in self._roster.experts and digest not in self.bank.digests:
+            self.bank.add(digest, expert)
+
+    # ── inside ────────────────────────────────────────────────────────────────────────────────────────
+    def _start(self, choice: Choice) -> None:
+        if choice.set is None:
+            raise DeploymentNotHosted("The choice has no composition.", deployment=choice.deployment)
+        key = self.bank.state_key(choice.set.experts, top_k=choice.set.top_k, consumer=choice.consumer)
+        released = len(choice.released_ids)
+        sampling = choice.sampling
+        if released:
+            # The engine draws by the index of the new token: an own seed per restart keeps the draws apart.
+            seed = None if sampling.seed is None else sampling.seed + 1_000_003 * choice.generation
+            sampling = replace(sampling, max_tokens=sampling.max_tokens - released, seed=seed)
+        choice.finished = False
+        choice.computed = released
+        self.engine.submit(
+            SequenceRequest(
+                request_id=choice.engine_id,
+                prompt_ids=(*choice.prompt_ids, *choice.released_ids),
+                experts=choice.set.experts,
+                top_k=choice.set.top_k,
+                state_key=key,
+                sampling=sampling,
+            )
+        )
+
+    def _change(self, choice: Choice, new_set: NewSet) -> None:
+        old_id = choice.engine_id
+        with choice.mutex:
+            unreleased = choice.computed - len(choice.released_ids)
+            if unreleased:
+                choice.generation += 1
+        choice.set, choice.epoch = new_set, self._roster.epoch
+        self.counts.recomposed += 1
+        if unreleased:
+            # Tokens of the old set wait for their release: they are void, and the sequence goes back.
+            if not choice.finished:
+                self.engine.cancel(old_id)
+            self.counts.restarted += 1
+            self._start(choice)
+        elif not choice.finished:
+            key = self.bank.state_key(new_set.experts, top_k=new_set.top_k, consumer=choice.consumer)
+            self.engine.recompose(old_id, new_set.experts, key)
+
+    def _end(self, choice: Choice) -> None:
+        old_id = choice.engine_id
+        with choice.mutex:
+            choice.generation += 1
+        del self._choices[choice.name]
+        if not choice.finished:
+            self.engine.cancel(old_id)
+        choice.finished = True
+        choice.notify(choice, Ending(reason="withdrawn"))
+
+    def _drop(self, digest: str) -> None:
+        if self._keep_poisoned:
+            self.engine.drop_expert(digest, poison=True)
+            return
+        # NaN first: whoever still held the tensors would show it at once.
+        self.engine.drop_expert(digest, poison=True)
+        self.bank.remove(digest)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        try:
+            while self._turn():
+                pass
+            self._fail_all(HostStopping("The model host is ending; ask again in a few seconds."))
+        except BaseException as err:
+            log.exception("the engine room failed")
+            self.failure = err
+            self._fail_all(HostStopping("The model host failed and is being replaced; ask again."))
+
+    def _turn(self) -> bool:
+        opened = self._gate.is_open()
+        with self._wake:
+            if not self._commands and not self._stopping and (self.engine.idle or not opened):
+                self._wake.wait(_IDLE_WAIT_S if self.engine.idle else _HELD_WAIT_S)
+            commands = list(self._commands)
+            self._commands.clear()
+            if self._stopping:
+                return False
+        for command in commands:
+            command()
+        if not self.engine.idle and self._gate.is_open():
+            self._step()
+        return True
+
+    def _step(self) -> None:
+        try:
+            events = self.engine.step()
+        except TensorsNotFinite as err:
+            self.engine.discard()
+            for engine_id in err.facts.get("request_ids", ()):
+                self._fail(self._choices[engine_id.rpartition("#")[0]], err)
+            return
+        if not self._gate.is_open():
+            self.engine.discard()
+            self.counts.discarded += 1
+            return
+        self.engine.commit()
+        self.counts.steps += 1
+        for event in events:
+            choice = self._choices[event.request_id.rpartition("#")[0]]
+            digest = choice.set.composition_digest if choice.set is not None else ""
+            choice.computed += 1
+            choice.finished = event.finished is not None
+            label = Label(epoch=choice.epoch, composition_digest=digest)
+            choice.notify(choice, StepToken(generation=choice.generation, label=label, event=event))
+
+    def _fail(self, choice: Choice, error: ProductError) -> None:
+        self.leave(choice)
+        choice.finished = True
+        choice.notify(choice, Failure(error=error))
+
+    def _fail_all(self, error: ProductError) -> None:
+        with self._wake:
+            self._stopping = True
+            commands = list(self._commands)
+            self._commands.clear()
+        for choice in list(self._choices.values()):
+            choice.notify(choice, Failure(error=error))
+        for command in commands:
+            command()

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model host without Ray: base, bank, engine room, register line, journal and streams put together.
+
+One server holds one base and every expert that the register permits beside it. It decides nothing about
+permission (policy does) and nothing about money (the office does); it sees to it that what is released was
+permitted, was journaled first, and says what it was computed with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Protocol
+
+from cluster.hosting.choice import Choice, Ending, Failure, StepToken
+from cluster.hosting.errors import DeploymentNotHosted, HostStopping, LeaseLost, PromptRefused
+from cluster.hosting.facts import HostHealth, HostSettings
+from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.journal import UsageJournal
+from cluster.hosting.link import RegisterDesk, RegisterLink
+from cluster.hosting.messages import GenerationChunk, GenerationRequest, render_turns
+from cluster.hosting.places import Places
+from cluster.hosting.plan import Roster
+from cluster.hosting.probe import Probe, probe
+from cluster.hosting.release import Release
+from cluster.hosting.room import EngineRoom, ExpertsNotLoaded
+from cluster.hosting.uploader import Uploader, UsageDesk
+from cluster.office.protocol import Admission
+from model_core.engine.requests import Sampling
+from model_core.network.bank import ExpertBank
+from model_core.network.checkpoint import load_expert_folder
+from model_core.packing.bundle import check_bundle
+from model_core.packing.ids import new_id
+from model_core.packing.manifest import TOKENIZER_FILE
+from model_core.packing.seal import TrustedKeys
+from model_core.packing.store import ArtifactStore
+from model_core.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+
+class HostDesk(RegisterDesk, UsageDesk, Protocol):
+    """What a host asks of the office."""
+
+
+class ModelServer:
+    """One host of one base.
+
+    Args:
+        office: register and metering.
+        store: where bundles come from.
+        trusted: the keys a seal must be by, asked anew at every load so that a revoked key counts.
+        base_digest: the base.
+        journals: folder of usage journals.
+        settings: choices.
+        gate: the release gate (tests pass clocks of their own).
+    """
+
+    def __init__(
+        self,
+        *,
+        office: HostDesk,
+        store: ArtifactStore,
+        trusted: Callable[[], TrustedKeys | None],
+        base_digest: str,
+        journals: Path,
+        settings: HostSettings | None = None,
+        gate: ReleaseGate | None = None,
+    ) -> None:
+        self.server_id = new_id("srv")
+        self.base_digest = base_digest
+        self.settings = settings or HostSettings()
+        self.gate = gate or ReleaseGate()
+        self._office = office
+        self._store = store
+        self._trusted = trusted
+        self._journals = journals
+        self._tasks: list[asyncio.Task[None]] = []
+        self._outbox: list[tuple[Choice, StepToken | Ending | Failure]] = []
+        self._outbox_due = False
+        self._places = Places(self.settings.max_sequences, self.settings.max_waiting)
+        self._releases: dict[Choice, Release] = {}
+
+    async def start(self) -> None:
+        """Loads the base, opens the journal and follows the register."""
+        self._loop = asyncio.get_running_loop()
+        bank, self.tokenizer = await asyncio.to_thread(self._open_base)
+        self.max_context = min(self.settings.max_context, bank.shape.max_positions)
+        self.journal = await asyncio.to_thread(UsageJournal.create, self._journals, self.server_id)
+        self.uploader = Uploader(self.journal, self._office)
+        self.room = EngineRoom(
+            bank,
+            self.gate,
+            max_sequences=self.settings.max_sequences,
+            max_context=self.max_context,
+            threads=self.settings.threads,
+            keep_poisoned=self.settings.keep_poisoned,
+        )
+        self.room.start()
+        self.link = RegisterLink(
+            self._office,
+            self.server_id,
+            self.base_digest,
+            self.gate,
+            apply=self._apply,
+            load=self._load,
+            renew_s=self.settings.renew_s,
+        )
+        self._tasks = [asyncio.create_task(self.link.run()), asyncio.create_task(self.uploader.run())]
+
+    async def stop(self) -> None:
+        """Ends streams, uploads what is left and closes the journal."""
+        self.gate.seal()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.room.stop)
+        for _ in range(100):  # streams hear that they failed and write their final records
+            if not self._releases:
+                break
+            await asyncio.sleep(0.02)
+        await self.uploader.finish()
+
+    def check(self) -> None:
+        """Raises if this host cannot serve any more and should be replaced.
+
+        Raises:
+            HostStopping: a thread or task has ended.
+        """
+        broken = self.room.failure is not None or any(task.done() for task in self._tasks)
+        if broken:
+            raise HostStopping("The model host failed and is being replaced; ask again in a few seconds.")
+
+    def health(self) -> HostHealth:
+        """This host's state."""
+        return HostHealth(
+            server_id=self.server_id,
+            base_digest=self.base_digest,
+            epoch=self.link.roster.epoch,
+            acknowledged_epoch=self.link.counts.acknowledged_epoch,
+            gate_open=self.gate.is_open(),
+            resident=self.room.bank.digests,
+            poisoned=self.room.bank.poisoned,
+            running=len(self._releases),
+            steps=self.room.counts.steps,
+            discarded=self.room.counts.discarded,
+            recomposed=self.room.counts.recomposed,
+            restarted=self.room.counts.restarted,
+            journaled_tokens=self.journal.journaled_tokens,
+            compositions=self.link.roster.compositions,
+        )
+
+    async def generate(
+        self, admission: Admission, request: GenerationRequest
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        """Answers an admitted request; closing the generator cancels it.
+
+        Raises:
+            PromptRefused: the prompt does not fit the base.
+            DeploymentNotHosted: the deployment may not answer at present.
+            HostOverloaded: too many choices wait already.
+            LeaseLost: the register has not answered for too long.
+        """
+        prompt_ids = self._prompt_ids(request)
+        room_left = self.max_context - len(prompt_ids)
+        max_tokens = min(request.max_tokens, admission.reserved_tokens // request.n, room_left)
+        if max_tokens < 1:
+            raise PromptRefused(
+                f"The prompt has {len(prompt_ids)} tokens and leaves no room for an answer; at most "
+                f"{self.max_context - 1} fit.",
+                prompt_tokens=len(prompt_ids),
+                max_context=self.max_context,
+            )
+        release = Release(
+            admission=admission,
+            request=request,
+            prompt_tokens=len(prompt_ids),
+            journal=self.journal,
+            gate=self.gate,
+            decode=self.tokenizer.decode,
+            names=self._names,
+        )
+        choices = [
+            Choice(
+                name=f"{admission.request_id}/{index}",
+                index=index,
+                deployment=admission.deployment,
+                consumer=admission.tenant,
+                prompt_ids=prompt_ids,
+                sampling=self._sampling(request, max_tokens, index),
+                notify=self._notify,
+            )
+            for index in range(request.n)
+        ]
+        try:
+            async with self._places.take(request.n):
+                try:
+                    await self._begin(admission, choices, release)
+                    async for chunk in release.chunks(self.settings.hold_s, self._leave):
+                        yield chunk
+                finally:
+                    for choice in choices:
+                        self._leave(choice)
+        finally:
+            release.close()
+
+    async def probe(self, deployment: str, text: str, experts: tuple[str, ...] | None = None) -> Probe:
+        """Logits of a text under a deployment's present composition, computed alone between two steps.
+
+        Args:
+            deployment: whose composition.
+            text: what to compute; it is not kept.
+            experts: a subset of the composition; None for all of it.
+
+        Raises:
+            DeploymentNotHosted: the deployment may not answer, or an expert is not among its own.
+            LeaseLost: without a valid lease nothing is computed.
+        """
+        ids = self._prompt_ids(GenerationRequest(prompt=text, max_tokens=1))
+
+        def compute() -> Probe:
+            served = self.room.roster.served.get(deployment)
+            wanted = served.experts if served is not None and experts is None else tuple(experts or ())
+            if served is None or not served.allowed or not set(wanted) <= set(served.experts):
+                raise DeploymentNotHosted(
+                    "This composition may not be computed at present.", deployment=deployment
+                )
+            if not self.gate.is_open():
+                raise LeaseLost("The register has not answered lately; nothing is computed without it.")
+            return probe(self.room.bank, ids[-self.max_context :], wanted, served.top_k)
+
+        return await asyncio.wrap_future(self.room.call(compute))
+
+    # ── inside ────────────────────────────────────────────────────────────────────────────────────────
+    def _open_base(self) -> tuple[ExpertBank, TextTokenizer]:
+        folder = self._verified(self.base_digest)
+        return ExpertBank.open(self.base_digest, folder), TextTokenizer.load(folder / TOKENIZER_FILE)
+
+    def _verified(self, digest: str) -> Path:
+        """A bundle's folder whose digests and both signatures hold (law 11)."""
+        folder = self._store.get_bundle(digest)
+        trusted = self._trusted()
+        if trusted is not None:
+            check_bundle(folder, expect_digest=digest, trusted=trusted)
+        return folder
+
+    async def _apply(self, roster: Roster) -> None:
+        await asyncio.wrap_future(self.room.call(lambda: self.room.apply(roster)))
+
+    async def _load(self, roster: Roster) -> None:
+        for digest in sorted(roster.experts - set(self.room.bank.digests)):
+            folder = await asyncio.to_thread(self._verified, digest)
+            shape = self.room.bank.shape
+            _, expert = await asyncio.to_thread(load_expert_folder, folder, self.base_digest, shape)
+            await asyncio.wrap_future(
+                self.room.call(lambda digest=digest, expert=expert: self.room.install(digest, expert))  # type: ignore[misc]
+            )
+
+    async def _begin(self, admission: Admission, choices: list[Choice], release: Release) -> None:
+        if not await self.link.reached(admission.epoch, self.settings.reach_s):
+            raise LeaseLost(
+                "This host has not heard of the epoch that admitted the request; ask again in a few seconds.",
+                epoch=admission.epoch,
+            )
+        deadline = self._loop.time() + self.settings.reach_s
+        for choice in choices:
+            self._releases[choice] = release
+            while True:
+                try:
+                    await asyncio.wrap_future(self.room.call(lambda choice=choice: self.room.submit(choice)))  # type: ignore[misc]
+                    break
+                except ExpertsNotLoaded:
+                    if self._loop.time() > deadline:
+                        raise
+                    await asyncio.sleep(0.05)
+
+    def _leave(self, choice: Choice) -> None:
+        if self._releases.pop(choice, None) is not None:
+            self.room.call(lambda: self.room.leave(choice))
+
+    def _notify(self, choice: Choice, item: StepToken | Ending | Failure) -> None:
+        # One wake-up of the event loop per step, however many sequences the step served.
+        self._outbox.append((choice, item))
+        if not self._outbox_due:
+            self._outbox_due = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._outbox_due = False
+        items, self._outbox = self._outbox, []
+        for choice, item in items:
+            release = self._releases.get(choice)
+            if release is not None:
+                release.put(choice, item)
+
+    def _names(self, deployment: str, digest: str) -> str:
+        served = self.room.roster.served.get(deployment)
+        return served.names.get(digest, digest) if served is not None else digest
+
+    def _sampling(self, request: GenerationRequest, max_tokens: int, index: int) -> Sampling:
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=None if request.seed is None else request.seed + index,
+            stop_ids=(self.tokenizer.end_of_text_id,),
+            logprobs=request.logprobs or 0,
+        )
+
+    def _prompt_ids(self, request: GenerationRequest) -> tuple[int, ...]:
+        if request.prompt_token_ids is not None:
+            ids = request.prompt_token_ids
+            if not ids or min(ids) < 0 or max(ids) >= self.tokenizer.vocab_size:
+                raise PromptRefused(
+                    "The prompt's token ids are empty or outside the vocabulary of this base.",
+                    vocab_size=self.tokenizer.vocab_size,
+                )
+            return ids
+        text = request.prompt if request.prompt is not None else render_turns(request.turns or ())
+        return (self.tokenizer.end_of_text_id, *self.tokenizer.encode(text))
