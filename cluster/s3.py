@@ -58,8 +58,13 @@ def connect(*, endpoint_url: str | None = None, region: str | None = None) -> An
         read_timeout=60,
         s3=style,  # type: ignore[arg-type,unused-ignore]
     )
-    with server_errors():
-        return boto3.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+    try:
+        with server_errors():
+            return boto3.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+    except ValueError as error:  # how botocore refuses an address
+        raise StoreUnavailable(
+            "The artifact store's address is not a URL; write it as https://host:port.", reason="endpoint"
+        ) from error
 
 
 class S3Store:
@@ -127,7 +132,11 @@ class S3Store:
 
     def has(self, digest: str) -> bool:
         """See ``ArtifactStore.has``."""
-        return self._head(self._key(digest, SEAL_FILE)) is not None
+        key = self._key(digest, SEAL_FILE)
+        with server_errors():
+            # A listing, since the answer to a HEAD has no body: it cannot tell no object from no bucket.
+            found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1)
+        return any(item["Key"] == key for item in found.get("Contents", []))
 
     def digests(self) -> tuple[str, ...]:
         """See ``ArtifactStore.digests``."""
