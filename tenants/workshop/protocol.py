@@ -50,6 +50,8 @@ class JobSpec(BaseModel):
         recipe: training options.
         threads: compute threads the child may use.
         created_at_us: stamped into the manifest, so that a resumed attempt makes the same bytes.
+        data_license: SPDX expression of the documents, for the expert's data card.
+        data_description: the owner's words about them, for the data card.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -67,6 +69,8 @@ class JobSpec(BaseModel):
     recipe: dict[str, bool | int | float | str] = Field(default_factory=dict)
     threads: int = 1
     created_at_us: int = 0
+    data_license: str = "LicenseRef-unstated"
+    data_description: str = ""
 
     def to_line(self) -> bytes:
         """The JSON line for the child's standard input, newline included."""
