@@ -109,9 +109,7 @@ def _http_handler(door: Door) -> Any:
 def _as_refusal(error: Exception) -> ProductError:
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == 404:
-        return UnknownOperation(
-            f"Nothing lives at this address. GET {PREFIX}/openapi.json lists every route."
-        )
+        return UnknownOperation(f"Nothing lives at this address. GET {PREFIX}/openapi.json lists the routes.")
     if status == 405:
         allow = (error.headers or {}).get("Allow", "") if isinstance(error, HTTPException) else ""
         return WrongMethod(f"This address takes {allow or 'another method'}, not this method.", allow=allow)

@@ -9,6 +9,7 @@ handles, one application per base.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -78,7 +79,7 @@ class ServedHosts:
                 handle = await asyncio.to_thread(serve.get_app_handle, name)
             except RayServeException as error:
                 raise HostUnavailable(
-                    "No model host runs for this deployment yet. It starts by itself; ask again in a few seconds.",
+                    "No model host runs for this deployment yet. It starts by itself; ask again soon.",
                     retry_after_s=2,
                 ) from error
             self._handles[base_digest] = handle
@@ -140,7 +141,7 @@ def quiet_server(app: Any) -> uvicorn.Server:
     )
     server = uvicorn.Server(config)
     # The replica's process belongs to Ray; a server that caught its signals would outlive its replica.
-    server.capture_signals = _no_signals  # type: ignore[method-assign]
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     return server
 
 

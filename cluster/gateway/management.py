@@ -74,7 +74,7 @@ async def _call_with_file(
     return await call_with_parts(door, operation, credential, fields, request, body_stream(request), key)
 
 
-async def call_with_parts(
+async def call_with_parts(  # noqa: PLR0917 - the order is that of every call
     door: Door,
     operation: Operation,
     credential: str,

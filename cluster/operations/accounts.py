@@ -13,6 +13,8 @@ from pydantic import Field
 
 from cluster.operations.scope import cut, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Page, Request
+from policy.items import TenantResume
+from policy.records import ChangeRecord, Publication
 from tenants.accounts.accounts import KeyRecord, TenantRecord
 from tenants.roles import Principal, Role
 
@@ -99,8 +101,7 @@ class Me(Answer):
 def create_tenant(desk: Desk, principal: Principal, request: NewTenant) -> TenantRecord:
     """Registers a tenant and publishes it."""
     del principal
-    made = desk.accounts.create_tenant(request.slug, request.title, request.country)
-    return made
+    return desk.accounts.create_tenant(request.slug, request.title, request.country)
 
 
 def list_tenants(desk: Desk, principal: Principal, request: Page) -> TenantPage:
@@ -111,10 +112,15 @@ def list_tenants(desk: Desk, principal: Principal, request: Page) -> TenantPage:
     return TenantPage(items=items, next=after)
 
 
-def suspend_tenant(desk: Desk, principal: Principal, request: TenantName) -> TenantRecord:
+def suspend_tenant(desk: Desk, principal: Principal, request: TenantName) -> Publication:
     """Stops every key and every expert of a tenant."""
-    del principal
-    return desk.accounts.suspend_tenant(request.slug)
+    return desk.register.suspend_tenant(request.slug, principal)
+
+
+def resume_tenant(desk: Desk, principal: Principal, request: TenantName) -> ChangeRecord:
+    """Drafts the return of a suspended tenant."""
+    title = f"Resume the tenant {request.slug}"
+    return desk.register.propose(principal, title, (TenantResume(slug=request.slug),))
 
 
 def create_key(desk: Desk, principal: Principal, request: NewKeyRequest) -> NewKeyAnswer:
@@ -209,9 +215,20 @@ ROWS = (
         path="/tenants/{slug}/suspend",
         roles=frozenset({Role.OPERATOR, Role.COMPLIANCE}),
         request=TenantName,
-        response=TenantRecord,
+        response=Publication,
         run=suspend_tenant,
         summary="Stops every key and every expert of a tenant at once.",
+        example={"slug": "north-hospital"},
+    ),
+    Operation(
+        name="tenants.resume",
+        method="POST",
+        path="/tenants/{slug}/resume",
+        roles=frozenset({Role.OPERATOR, Role.COMPLIANCE}),
+        request=TenantName,
+        response=ChangeRecord,
+        run=resume_tenant,
+        summary="Drafts the return of a suspended tenant; somebody else approves it.",
         example={"slug": "north-hospital"},
     ),
     Operation(

@@ -91,7 +91,7 @@ class Curves(Answer):
 
 def submit(desk: Desk, principal: Principal, request: NewJob) -> JobView:
     """Queues a job on one's own dataset."""
-    base_digest = request.base_digest or _only_base(desk)
+    base_digest = request.base_digest or only_base(desk)
     desk.register.base(base_digest)  # refuses one that is not there
     _check_recipe(request.recipe)
     record = desk.jobs.submit(
@@ -143,7 +143,12 @@ def _visible(desk: Desk, principal: Principal, job_id: str) -> JobRecord:
     return record
 
 
-def _only_base(desk: Desk) -> str:
+def only_base(desk: Desk) -> str:
+    """The base where there is exactly one, so that newcomers need not name it.
+
+    Raises:
+        InvalidRequest: there is none, or there are several.
+    """
     bases = desk.register.list_bases()
     if len(bases) != 1:
         raise InvalidRequest(

@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bases and experts: what there is, and bringing sealed bundles in.
+
+The catalogue is redacted by viewer: strangers see what is listed (name, owner, terms, card counts), owners
+see everything of their own, the platform's staff sees everything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from cluster.operations.changes import cut_change
+from cluster.operations.intake import TAR, inspect_bundle
+from cluster.operations.scope import check_own, cut, sees_everything, unknown
+from cluster.operations.staging import staged_path, unpacked_folder
+from cluster.operations.table import ANYONE, Answer, Operation, Page, Request, Upload
+from model_core.errors import BundleWrongBase, UntrustedKey
+from model_core.packing.bundle import CheckedBundle, check_bundle, check_fits_base, countersign_bundle
+from model_core.packing.keys import load_or_create_key
+from model_core.packing.manifest import BaseManifest, DataCard, ExpertManifest, ModelShape
+from policy.errors import NotFound
+from policy.items import ExpertResume
+from policy.records import BaseRecord, ChangeRecord, ExpertRecord, Publication
+from tenants.roles import Principal, Role
+
+if TYPE_CHECKING:
+    from cluster.office.desk import Desk
+
+
+def _several(value: Any) -> Any:
+    # A query string cannot tell one value from a list of one.
+    return [value] if isinstance(value, str) else value
+
+
+class ReceivedBundle(Request):
+    """The staged archive and what the gateway found in it."""
+
+    id: str = Field(max_length=60)
+    bundle_digest: str = Field(max_length=71)
+
+
+class NewBase(Request):
+    """A base to be registered."""
+
+    upload: ReceivedBundle = Field(description="the body of the request")
+
+
+class NewExpert(Request):
+    """An expert that was trained elsewhere."""
+
+    upload: ReceivedBundle = Field(description="the body of the request")
+    dataset_ids: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        min_length=1, max_length=64, description="your datasets that it was trained on"
+    )
+
+
+class BaseDigest(Request):
+    """Which base."""
+
+    base_digest: str = Field(max_length=71)
+
+
+class ExpertId(Request):
+    """Which expert."""
+
+    expert_id: str = Field(max_length=60)
+
+
+class ExpertQuery(Page):
+    """Which experts."""
+
+    base_digest: str | None = Field(default=None, max_length=71, description="only experts of this base")
+
+
+class BaseView(Answer):
+    """A base as everyone sees it."""
+
+    id: str
+    name: str
+    license: str
+    status: str
+    shape: ModelShape
+    trained_on: str
+    added_at_us: int
+
+
+class BasePage(Answer):
+    """Bases, oldest first."""
+
+    items: tuple[BaseView, ...]
+    next: str | None = None
+
+
+class ExpertView(Answer):
+    """An expert version; fields that are not for the viewer's eyes are None."""
+
+    id: str
+    name: str
+    tenant: str
+    version: int
+    bundle_digest: str
+    base_digest: str
+    state: str
+    license: str
+    price_micro_per_1k_tokens: int
+    card: DataCard
+    admitted_at_us: int
+    dataset_ids: tuple[str, ...] | None = None
+    job_id: str | None = None
+    recipe: dict[str, Any] | None = None
+    metrics: dict[str, float] | None = None
+    calibration: dict[str, float] | None = None
+
+
+class ExpertPage(Answer):
+    """Experts by tenant, name and version."""
+
+    items: tuple[ExpertView, ...]
+    next: str | None = None
+
+
+def import_base(desk: Desk, principal: Principal, request: NewBase) -> BaseView:
+    """Countersigns a checked base, stores it and registers it."""
+    del principal
+    checked = _received(desk, request.upload)
+    manifest = checked.manifest
+    if not isinstance(manifest, BaseManifest):
+        raise BundleWrongBase("This is the bundle of an expert. Import it with experts.import.")
+    _store(desk, checked)
+    return _base_view(desk.register.add_base(manifest, checked.digest))
+
+
+def list_bases(desk: Desk, principal: Principal, request: Page) -> BasePage:
+    """Every base: they are public."""
+    del principal
+    items, after = cut(desk.register.list_bases(), request, lambda row: row.base_digest)
+    return BasePage(items=tuple(_base_view(row) for row in items), next=after)
+
+
+def show_base(desk: Desk, principal: Principal, request: BaseDigest) -> BaseView:
+    """One base."""
+    del principal
+    return _base_view(desk.register.base(request.base_digest))
+
+
+def import_expert(desk: Desk, principal: Principal, request: NewExpert) -> ExpertView:
+    """Admits a bundle that its owner signed: right tenant, right key, right base, known datasets."""
+    checked = _received(desk, request.upload)
+    manifest = checked.manifest
+    if not isinstance(manifest, ExpertManifest):
+        raise BundleWrongBase("This is the bundle of a base. An operator imports it with bases.import.")
+    if manifest.tenant != principal.tenant:
+        raise UntrustedKey(
+            "The bundle names another tenant than yours. Seal it again with your own tenant's name and key.",
+            tenant=principal.tenant,
+        )
+    _check_owner_key(desk, checked, principal.tenant)
+    try:
+        base = desk.register.base(manifest.base_digest)
+    except NotFound as error:
+        raise _no_such_base(manifest) from error
+    check_fits_base(manifest, base.manifest, base.base_digest)
+    for dataset_id in request.dataset_ids:
+        check_own(principal, desk.datasets.get(dataset_id).tenant, what="dataset")
+    _store(desk, checked)
+    record = desk.register.admit_expert(
+        manifest, checked.digest, request.dataset_ids, principal.tenant, job_id=None
+    )
+    return expert_view(record, full=True)
+
+
+def list_experts(desk: Desk, principal: Principal, request: ExpertQuery) -> ExpertPage:
+    """The catalogue as the caller may see it."""
+    rows = [
+        row
+        for row in desk.register.experts(None)
+        if _visible(principal, row) and request.base_digest in {None, row.base_digest}
+    ]
+    items, after = cut(rows, request, lambda row: row.expert_id)
+    return ExpertPage(items=tuple(_seen_by(principal, row) for row in items), next=after)
+
+
+def show_expert(desk: Desk, principal: Principal, request: ExpertId) -> ExpertView:
+    """One expert as the caller may see it."""
+    return _seen_by(principal, visible_expert(desk, principal, request.expert_id))
+
+
+def suspend_expert(desk: Desk, principal: Principal, request: ExpertId) -> Publication:
+    """Takes an expert out of every composition, at once."""
+    record = visible_expert(desk, principal, request.expert_id)
+    if not principal.has(Role.COMPLIANCE, Role.OPERATOR):
+        check_own(principal, record.tenant, what="expert")
+    return desk.register.suspend_expert(record.expert_id, principal)
+
+
+def resume_expert(desk: Desk, principal: Principal, request: ExpertId) -> ChangeRecord:
+    """Drafts the return of a suspended expert."""
+    record = visible_expert(desk, principal, request.expert_id)
+    item = ExpertResume(expert_id=record.expert_id)
+    drafted = desk.register.propose(principal, f"Resume {record.tenant}/{record.name}", (item,))
+    return cut_change(desk, principal, drafted)
+
+
+def visible_expert(desk: Desk, principal: Principal, expert_id: str) -> ExpertRecord:
+    """An expert that the caller may know of.
+
+    Raises:
+        UnknownObject: it is not there, or not for the caller's eyes.
+    """
+    record = desk.register.expert(expert_id)
+    if not _visible(principal, record):
+        raise unknown("expert")
+    return record
+
+
+def expert_view(record: ExpertRecord, *, full: bool) -> ExpertView:
+    """What of an expert is shown."""
+    manifest = record.manifest
+    inner = {
+        "dataset_ids": record.dataset_ids,
+        "job_id": record.job_id,
+        "recipe": dict(manifest.recipe),
+        "metrics": dict(manifest.metrics),
+        "calibration": dict(manifest.calibration),
+    }
+    return ExpertView(
+        id=record.expert_id,
+        name=record.name,
+        tenant=record.tenant,
+        version=record.version,
+        bundle_digest=record.bundle_digest,
+        base_digest=record.base_digest,
+        state=record.state,
+        license=record.license,
+        price_micro_per_1k_tokens=record.price_micro_per_1k_tokens,
+        card=manifest.data_card,
+        admitted_at_us=record.admitted_at_us,
+        **(inner if full else {}),
+    )
+
+
+def _visible(principal: Principal, record: ExpertRecord) -> bool:
+    return sees_everything(principal) or record.tenant == principal.tenant or record.state == "listed"
+
+
+def _seen_by(principal: Principal, record: ExpertRecord) -> ExpertView:
+    return expert_view(record, full=sees_everything(principal) or record.tenant == principal.tenant)
+
+
+def _base_view(record: BaseRecord) -> BaseView:
+    return BaseView(
+        id=record.base_digest,
+        name=record.name,
+        license=record.license,
+        status=record.status,
+        shape=record.manifest.shape,
+        trained_on=record.manifest.trained_on,
+        added_at_us=record.added_at_us,
+    )
+
+
+def _received(desk: Desk, upload: ReceivedBundle) -> CheckedBundle:
+    folder = unpacked_folder(staged_path(desk.home.uploads, upload.id))
+    return check_bundle(folder, expect_digest=upload.bundle_digest)
+
+
+def _store(desk: Desk, checked: CheckedBundle) -> None:
+    # The same bundle imported again keeps its first countersignature: a stored bundle never changes.
+    if not desk.artifacts.has(checked.digest):
+        countersign_bundle(checked.folder, load_or_create_key(desk.home.admission_key))
+        desk.artifacts.put_bundle(checked.folder, checked.digest)
+
+
+def _check_owner_key(desk: Desk, checked: CheckedBundle, tenant: str) -> None:
+    signature = checked.seal.signature("owner")
+    known = load_or_create_key(desk.home.owner_key(tenant)).public_key
+    if signature is None or signature.public_key != known:
+        raise UntrustedKey(
+            "The bundle is not signed with the key that this installation keeps for you. Seal it with that.",
+            tenant=tenant,
+        )
+
+
+def _no_such_base(manifest: ExpertManifest) -> BundleWrongBase:
+    return BundleWrongBase(
+        "The expert was made for a base that is not registered here. Train it against one of bases.list.",
+        base_digest=manifest.base_digest,
+    )
+
+
+_EXPERT = {"expert_id": "exp_0198f0c2a1b37c4e8d5f60718293a4b5"}
+_BASE = {"base_digest": "sha256:" + "0" * 64}
+
+ROWS = (
+    Operation(
+        name="bases.import",
+        method="POST",
+        path="/bases",
+        roles=frozenset({Role.OPERATOR}),
+        request=NewBase,
+        response=BaseView,
+        run=import_base,
+        summary="Registers a base: the body is a tar archive of its sealed bundle.",
+        upload=Upload(media_type=TAR, inspect=inspect_bundle),
+    ),
+    Operation(
+        name="bases.list",
+        method="GET",
+        path="/bases",
+        roles=ANYONE,
+        request=Page,
+        response=BasePage,
+        run=list_bases,
+        summary="Lists the bases that experts attach to.",
+    ),
+    Operation(
+        name="bases.show",
+        method="GET",
+        path="/bases/{base_digest}",
+        roles=ANYONE,
+        request=BaseDigest,
+        response=BaseView,
+        run=show_base,
+        summary="Shows a base.",
+        example=_BASE,
+    ),
+    Operation(
+        name="experts.import",
+        method="POST",
+        path="/experts",
+        roles=frozenset({Role.OWNER}),
+        request=NewExpert,
+        response=ExpertView,
+        run=import_expert,
+        summary="Admits an expert trained elsewhere: the body is a tar archive of its sealed bundle.",
+        example={"dataset_ids": ["dat_0198f0c2a1b37c4e8d5f60718293a4b5"]},
+        upload=Upload(media_type=TAR, inspect=inspect_bundle),
+    ),
+    Operation(
+        name="experts.list",
+        method="GET",
+        path="/experts",
+        roles=ANYONE,
+        request=ExpertQuery,
+        response=ExpertPage,
+        run=list_experts,
+        summary="Lists the catalogue as you may see it.",
+    ),
+    Operation(
+        name="experts.show",
+        method="GET",
+        path="/experts/{expert_id}",
+        roles=ANYONE,
+        request=ExpertId,
+        response=ExpertView,
+        run=show_expert,
+        summary="Shows an expert as you may see it.",
+        example=_EXPERT,
+    ),
+    Operation(
+        name="experts.suspend",
+        method="POST",
+        path="/experts/{expert_id}/suspend",
+        roles=frozenset({Role.OWNER, Role.COMPLIANCE, Role.OPERATOR}),
+        request=ExpertId,
+        response=Publication,
+        run=suspend_expert,
+        summary="Takes an expert out of every composition, alone and at once.",
+        example=_EXPERT,
+    ),
+    Operation(
+        name="experts.resume",
+        method="POST",
+        path="/experts/{expert_id}/resume",
+        roles=frozenset({Role.OWNER, Role.COMPLIANCE}),
+        request=ExpertId,
+        response=ChangeRecord,
+        run=resume_expert,
+        summary="Drafts the return of a suspended expert; compliance approves it.",
+        example=_EXPERT,
+    ),
+)

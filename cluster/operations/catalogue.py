@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole table: every operation by its name. Whatever is not in it cannot be asked of the marketplace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from cluster.operations import accounts, assets, changes, datasets, deployments, jobs, money, oversight, terms
+from cluster.operations.table import Operation
+
+_ROOMS = (accounts, assets, datasets, jobs, terms, changes, deployments, money, oversight)
+
+OPERATIONS: Mapping[str, Operation] = MappingProxyType(
+    {row.name: row for room in _ROOMS for row in room.ROWS}
+)

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deployments and decisions: what runs, why each expert is in or out, and the same answers again later.
+
+Consumers see the reason for every expert that is offered to them. Experts that are not offered (unlisted,
+another owner's) are only counted, and facts about other tenants' consents stay with those tenants.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from cluster.operations.changes import cut_change
+from cluster.operations.jobs import only_base
+from cluster.operations.scope import check_visible, cut, sees_everything, unknown
+from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
+from model_core.packing.canonical import digest_bytes
+from policy.composition import Composition
+from policy.decision import Decision
+from policy.items import DeploymentPut
+from policy.records import ChangeRecord, DecisionRecord, DeploymentRecord, Publication
+from tenants.roles import Principal, Role
+
+if TYPE_CHECKING:
+    from cluster.office.desk import Desk
+
+
+MAX_DECISIONS = 2000
+
+
+class PutDeployment(Request):
+    """An endpoint of yours, to be approved by compliance."""
+
+    name: str = Field(max_length=63, description="the model name of the OpenAI API")
+    base_digest: str | None = Field(
+        default=None, max_length=71, description="may be left out if there is exactly one base"
+    )
+    purpose: str = Field(max_length=100, description="a purpose of the vocabulary")
+    region: str = Field(max_length=100, description="a region of the vocabulary")
+    commercial: bool = Field(description="whether the use is commercial")
+    action: str = Field(default="infer", max_length=60)
+    candidates: Literal["*"] | tuple[str, ...] = Field(default="*", description="expert ids, or * for all")
+    top_k: int = Field(default=2, ge=1, le=64, description="experts per token, the public one included")
+    on_conflict: Literal["strict", "drop_by_rule"] = "strict"
+    priority: tuple[str, ...] = Field(default=(), max_length=1000, description="kept first on a conflict")
+
+
+class DeploymentName(Request):
+    """Which deployment."""
+
+    name: str = Field(max_length=63)
+
+
+class DeploymentQuery(Page):
+    """Which deployments."""
+
+    own: bool = Field(default=False, description="only those of your own tenant")
+
+
+class DeploymentSummary(Answer):
+    """A deployment in a list."""
+
+    name: str
+    tenant: str
+    base_digest: str
+    purpose: str
+    region: str
+    commercial: bool
+    members: tuple[str, ...]
+    verdict: str
+    composition_digest: str
+    epoch: int
+
+
+class DeploymentView(Answer):
+    """A deployment with what it runs now and the reason for every expert that is in or out.
+
+    Attributes:
+        hidden_decisions: experts that are out and not for the viewer's eyes.
+    """
+
+    name: str
+    tenant: str
+    base_digest: str
+    purpose: str
+    region: str
+    commercial: bool
+    action: str
+    candidates: Literal["*"] | tuple[str, ...]
+    top_k: int
+    on_conflict: str
+    priority: tuple[str, ...]
+    composition: Composition
+    hidden_decisions: int
+
+
+class DeploymentPage(Answer):
+    """Deployments by name."""
+
+    items: tuple[DeploymentSummary, ...]
+    next: str | None = None
+
+
+class DecisionQuery(Page):
+    """Which decisions."""
+
+    deployment: str | None = Field(default=None, max_length=63)
+    epoch: int | None = Field(default=None, ge=0, lt=2**31)
+
+
+class DecisionId(Request):
+    """Which decision."""
+
+    decision_id: str = Field(max_length=60)
+
+
+class Replay(Answer):
+    """A logged answer beside the one that the same snapshot and question give now.
+
+    The answers themselves, canonical JSON, are for the platform's staff: they speak of every tenant.
+    """
+
+    decision_id: str
+    equal: bool
+    before_digest: str
+    after_digest: str
+    before: str | None = None
+    after: str | None = None
+
+
+class DecisionPage(Answer):
+    """Logged decisions, newest first."""
+
+    items: tuple[DecisionRecord, ...]
+    next: str | None = None
+
+
+def put(desk: Desk, principal: Principal, request: PutDeployment) -> ChangeRecord:
+    """Drafts a deployment of one's own tenant."""
+    fields = request.model_dump()
+    fields["base_digest"] = request.base_digest or only_base(desk)
+    item = DeploymentPut(tenant=principal.tenant, **fields)
+    drafted = desk.register.propose(principal, f"Deployment {request.name} for {request.purpose}", (item,))
+    return cut_change(desk, principal, drafted)
+
+
+def listed(desk: Desk, principal: Principal, request: DeploymentQuery) -> DeploymentPage:
+    """Deployments of one's own tenant, those that run one's own experts, or all."""
+    rows = [
+        row
+        for row in desk.register.deployments(None)
+        if _sees(principal, row) and (not request.own or row.tenant == principal.tenant)
+    ]
+    items, after = cut(rows, request, lambda row: row.name)
+    shown = (seen_by(desk, principal, row) for row in items)
+    return DeploymentPage(items=tuple(_summary(row) for row in shown), next=after)
+
+
+def show(desk: Desk, principal: Principal, request: DeploymentName) -> DeploymentView:
+    """One deployment with its composition."""
+    record = desk.register.deployment(request.name)
+    if not _sees(principal, record):
+        raise unknown("deployment")
+    return seen_by(desk, principal, record)
+
+
+def remove(desk: Desk, principal: Principal, request: DeploymentName) -> Publication:
+    """Ends a deployment."""
+    record = desk.register.deployment(request.name)
+    check_visible(principal, record.tenant, what="deployment")
+    return desk.register.remove_deployment(record.name, principal)
+
+
+def list_decisions(desk: Desk, principal: Principal, request: DecisionQuery) -> DecisionPage:
+    """Logged decisions that the caller may read."""
+    rows = [
+        cut_decision(desk, principal, row)
+        for row in desk.register.decisions(
+            deployment=request.deployment, epoch=request.epoch, limit=MAX_DECISIONS
+        )
+        if _reads(principal, row)
+    ]
+    items, after = cut(rows, request, lambda row: row.id)
+    return DecisionPage(items=items, next=after)
+
+
+def show_decision(desk: Desk, principal: Principal, request: DecisionId) -> DecisionRecord:
+    """One logged decision."""
+    return cut_decision(desk, principal, _readable(desk, principal, request.decision_id))
+
+
+def replay_decision(desk: Desk, principal: Principal, request: DecisionId) -> Replay:
+    """Decides the same question on the same snapshot again and compares."""
+    record = _readable(desk, principal, request.decision_id)
+    found = desk.register.replay(record.id)
+    shown = {"before": found.before, "after": found.after} if sees_everything(principal) else {}
+    return Replay(
+        decision_id=found.decision_id,
+        equal=found.equal,
+        before_digest=digest_bytes(found.before.encode()),
+        after_digest=digest_bytes(found.after.encode()),
+        **shown,
+    )
+
+
+def seen_by(desk: Desk, principal: Principal, record: DeploymentRecord) -> DeploymentView:
+    """A deployment with as much of its composition as the viewer may see."""
+    composition, hidden = cut_composition(desk, principal, record.composition)
+    fields = record.model_dump(exclude={"composition", "members"})
+    return DeploymentView(**fields, composition=composition, hidden_decisions=hidden)
+
+
+def cut_composition(desk: Desk, principal: Principal, composition: Composition) -> tuple[Composition, int]:
+    """A composition without what is not for the viewer's eyes, and how many decisions were left out.
+
+    A consumer sees the members and every listed expert's reasons; an owner who is not the consumer sees
+    his own experts alone.
+    """
+    if sees_everything(principal):
+        return composition, 0
+    own_deployment = composition.tenant == principal.tenant
+    members = {member.bundle_digest for member in composition.members}
+    listed_ids = {row.expert_id for row in desk.register.experts(None) if row.state == "listed"}
+
+    def may_see(tenant: str, expert_id: str, digest: str) -> bool:
+        if tenant == principal.tenant:
+            return True
+        return own_deployment and (digest in members or expert_id in listed_ids)
+
+    kept = tuple(
+        _without_foreign_facts(principal, one)
+        for one in composition.decisions
+        if may_see(one.tenant, one.expert_id, one.bundle_digest)
+    )
+    shown_members = tuple(
+        one for one in composition.members if may_see(one.tenant, one.expert_id, one.bundle_digest)
+    )
+    cut_down = composition.model_copy(update={"decisions": kept, "members": shown_members})
+    return cut_down, len(composition.decisions) - len(kept)
+
+
+def cut_decision(desk: Desk, principal: Principal, record: DecisionRecord) -> DecisionRecord:
+    """A logged decision with as much of its answer as the viewer may see."""
+    composition, _ = cut_composition(desk, principal, record.composition)
+    kept = {one.expert_id for one in composition.decisions}
+    verdicts = tuple(one for one in record.verdicts if one.expert_id in kept)
+    return record.model_copy(update={"composition": composition, "verdicts": verdicts})
+
+
+def _without_foreign_facts(principal: Principal, decision: Decision) -> Decision:
+    if decision.tenant == principal.tenant:
+        return decision
+    reasons = tuple(one.model_copy(update={"fact_ids": ()}) for one in decision.reasons)
+    misses = tuple(one.model_copy(update={"fact_id": None}) for one in decision.nearest_miss)
+    return decision.model_copy(update={"reasons": reasons, "nearest_miss": misses})
+
+
+def _sees(principal: Principal, record: DeploymentRecord) -> bool:
+    if sees_everything(principal) or record.tenant == principal.tenant:
+        return True
+    return any(member.tenant == principal.tenant for member in record.composition.members)
+
+
+def _reads(principal: Principal, record: DecisionRecord) -> bool:
+    if sees_everything(principal) or record.consumer_tenant == principal.tenant:
+        return True
+    return any(one.tenant == principal.tenant for one in record.composition.decisions)
+
+
+def _readable(desk: Desk, principal: Principal, decision_id: str) -> DecisionRecord:
+    record = desk.register.decision(decision_id)
+    if not _reads(principal, record):
+        raise unknown("decision")
+    return record
+
+
+def _summary(view: DeploymentView) -> DeploymentSummary:
+    return DeploymentSummary(
+        name=view.name,
+        tenant=view.tenant,
+        base_digest=view.base_digest,
+        purpose=view.purpose,
+        region=view.region,
+        commercial=view.commercial,
+        members=tuple(member.name for member in view.composition.members),
+        verdict=view.composition.verdict,
+        composition_digest=view.composition.digest,
+        epoch=view.composition.epoch,
+    )
+
+
+_NAME = {"name": "notes-research"}
+_DECISION = {"decision_id": "dec_0198f0c2a1b37c4e8d5f60718293a4b5"}
+
+ROWS = (
+    Operation(
+        name="deployments.put",
+        method="PUT",
+        path="/deployments/{name}",
+        roles=frozenset({Role.DEVELOPER}),
+        request=PutDeployment,
+        response=ChangeRecord,
+        run=put,
+        summary="Drafts an endpoint for a purpose; compliance approves it.",
+        example={**_NAME, "purpose": "research", "region": "eu", "commercial": False},
+    ),
+    Operation(
+        name="deployments.list",
+        method="GET",
+        path="/deployments",
+        roles=ANYONE,
+        request=DeploymentQuery,
+        response=DeploymentPage,
+        run=listed,
+        summary="Lists your deployments and those that run your experts.",
+    ),
+    Operation(
+        name="deployments.show",
+        method="GET",
+        path="/deployments/{name}",
+        roles=ANYONE,
+        request=DeploymentName,
+        response=DeploymentView,
+        run=show,
+        summary="Shows what a deployment runs and the reason for every included and excluded expert.",
+        example=_NAME,
+    ),
+    Operation(
+        name="deployments.remove",
+        method="DELETE",
+        path="/deployments/{name}",
+        roles=frozenset({Role.DEVELOPER, Role.COMPLIANCE, Role.OPERATOR}),
+        request=DeploymentName,
+        response=Publication,
+        run=remove,
+        summary="Ends a deployment, alone and at once.",
+        example=_NAME,
+    ),
+    Operation(
+        name="decisions.list",
+        method="GET",
+        path="/decisions",
+        roles=ANYONE,
+        request=DecisionQuery,
+        response=DecisionPage,
+        run=list_decisions,
+        summary="Lists logged decisions about your deployments and your experts.",
+    ),
+    Operation(
+        name="decisions.show",
+        method="GET",
+        path="/decisions/{decision_id}",
+        roles=ANYONE,
+        request=DecisionId,
+        response=DecisionRecord,
+        run=show_decision,
+        summary="Shows a logged decision with its reasons.",
+        example=_DECISION,
+    ),
+    Operation(
+        name="decisions.replay",
+        method="GET",
+        path="/decisions/{decision_id}/replay",
+        roles=ANYONE,
+        request=DecisionId,
+        response=Replay,
+        run=replay_decision,
+        summary="Decides the same question on the same snapshot again and compares.",
+        example=_DECISION,
+    ),
+)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Audit and status: the chain of acts, its verification, and how the marketplace is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from cluster.errors import RoleRequired
+from cluster.operations.scope import sees_everything, tenant_scope
+from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Request
+from model_core.packing.keys import load_or_create_key
+from policy.records import AuditRecord, AuditReport, Checkpoint, ServerRecord
+from tenants.roles import Principal, Role
+
+if TYPE_CHECKING:
+    from cluster.office.desk import Desk
+
+
+class AuditPageQuery(Request):
+    """Which records of the chain."""
+
+    after: int = Field(default=0, ge=0, lt=2**53, description="only records after this number")
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class AuditPage(Answer):
+    """Records, oldest first."""
+
+    items: tuple[AuditRecord, ...]
+    next: int | None = None
+
+
+class VerifyRequest(Request):
+    """Earlier checkpoints to hold against the chain."""
+
+    checkpoints: tuple[dict[str, Any], ...] = Field(
+        default=(), max_length=100, description="documents of audit.checkpoint that you kept"
+    )
+
+
+class Status(Answer):
+    """How the marketplace is, as the caller may see it.
+
+    Attributes:
+        jobs: own (or all) jobs by state.
+        servers: model hosts and the epochs that they run; for the platform's staff.
+    """
+
+    status: Literal["ok"]
+    version: str
+    epoch: int
+    snapshot_digest: str
+    jobs: dict[str, int]
+    experts: dict[str, int]
+    deployments: int
+    servers: tuple[ServerRecord, ...]
+
+
+def records(desk: Desk, principal: Principal, request: AuditPageQuery) -> AuditPage:
+    """Links of the chain."""
+    _check_whole_chain(principal)
+    found = desk.audit.records(request.after, request.limit)
+    return AuditPage(items=tuple(found), next=found[-1].seq if len(found) == request.limit else None)
+
+
+def verify(desk: Desk, principal: Principal, request: VerifyRequest) -> AuditReport:
+    """Checks the chain against itself and against kept checkpoints."""
+    del principal
+    kept = [Checkpoint.model_validate(point) for point in request.checkpoints]
+    trusted = {load_or_create_key(desk.home.checkpoint_key).public_key} if kept else None
+    return desk.audit.verify(kept, trusted)
+
+
+def checkpoint(desk: Desk, principal: Principal, request: Nothing) -> Checkpoint:
+    """Signs length and head of the chain."""
+    del request
+    _check_whole_chain(principal)
+    return desk.audit.checkpoint(load_or_create_key(desk.home.checkpoint_key))
+
+
+def status(desk: Desk, principal: Principal, request: Nothing) -> Status:
+    """How things are."""
+    del request
+    own = tenant_scope(principal)
+    snapshot = desk.register.snapshot(None)
+    deployments = [row for row in snapshot.deployments if own in {None, row.tenant}]
+    return Status(
+        status="ok",
+        version=_version(),
+        epoch=snapshot.epoch,
+        snapshot_digest=snapshot.digest,
+        jobs=dict(Counter(str(row.state) for row in desk.jobs.list(own))),
+        experts=dict(Counter(str(row.state) for row in desk.register.experts(own))),
+        deployments=len(deployments),
+        servers=tuple(desk.register.servers()) if sees_everything(principal) else (),
+    )
+
+
+def _check_whole_chain(principal: Principal) -> None:
+    if not sees_everything(principal):
+        raise RoleRequired(
+            "The chain speaks of every tenant. Ask the platform's auditors for it; audit.verify is open to you.",
+            roles=["operator", "compliance", "auditor"],
+        )
+
+
+def _version() -> str:
+    try:
+        return version("expert-marketplace")
+    except PackageNotFoundError:
+        return "0"
+
+
+_READS = frozenset({Role.AUDITOR, Role.COMPLIANCE, Role.OPERATOR})
+
+ROWS = (
+    Operation(
+        name="audit.records",
+        method="GET",
+        path="/audit/records",
+        roles=_READS,
+        request=AuditPageQuery,
+        response=AuditPage,
+        run=records,
+        summary="Lists the links of the audit chain.",
+    ),
+    Operation(
+        name="audit.verify",
+        method="POST",
+        path="/audit/verify",
+        roles=ANYONE,
+        request=VerifyRequest,
+        response=AuditReport,
+        run=verify,
+        summary="Checks the audit chain, against checkpoints that you kept if you send them.",
+        unchained=True,
+    ),
+    Operation(
+        name="audit.checkpoint",
+        method="POST",
+        path="/audit/checkpoint",
+        roles=_READS,
+        request=Nothing,
+        response=Checkpoint,
+        run=checkpoint,
+        summary="Signs length and head of the audit chain; keep the answer outside.",
+        unchained=True,
+    ),
+    Operation(
+        name="status.show",
+        method="GET",
+        path="/status",
+        roles=ANYONE,
+        request=Nothing,
+        response=Status,
+        run=status,
+        summary="Says how the marketplace is.",
+    ),
+)
