@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Law 13 at the host: what is released was journaled, and every record reaches the office exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import OfficeUnavailable
+from cluster.hosting.errors import JournalDamaged
+from cluster.hosting.journal import UsageJournal, former_journals, journal_records, merge_records
+from cluster.hosting.uploader import Uploader, recover, upload
+from cluster.office.protocol import UsageRecord
+
+
+def record(request: int = 1, tokens: int = 1, *, epoch: int = 3, final: bool = False) -> UsageRecord:
+    """A usage record of ``tokens`` tokens, shared between the public and one private expert."""
+    return UsageRecord(
+        request_id=f"req_{request}",
+        deployment="lab",
+        epoch=epoch,
+        composition_digest="sha256:" + "c" * 64,
+        prompt_tokens=0,
+        completion_tokens=tokens,
+        experts={"public": tokens * 400_000, "sha256:" + "e" * 64: tokens * 600_000},
+        at_us=1,
+        final=final,
+    )
+
+
+records = st.builds(
+    record, request=st.integers(1, 3), tokens=st.integers(0, 4), epoch=st.integers(1, 2), final=st.booleans()
+)
+
+
+class Office:
+    """Counts each (server, sequence) once, refuses another payload, and may lose questions and answers."""
+
+    def __init__(self, losses: list[str] | None = None) -> None:
+        self.batches: dict[tuple[str, int], list[UsageRecord]] = {}
+        self.losses = losses or []
+
+    async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
+        """As the office's, with the next accident of the list."""
+        accident = self.losses.pop(0) if self.losses else "none"
+        if accident == "question":
+            raise OfficeUnavailable("The office does not answer.")
+        known = self.batches.setdefault((server_id, sequence), batch)
+        assert known == batch, "same id, other payload"
+        if accident == "answer":
+            raise OfficeUnavailable("The office does not answer.")
+        return max(number for server, number in self.batches if server == server_id)
+
+    @property
+    def totals(self) -> Counter[str]:
+        """Everything stored, by request and in all."""
+        return totals([one for batch in self.batches.values() for one in batch])
+
+
+def totals(given: list[UsageRecord] | tuple[UsageRecord, ...]) -> Counter[str]:
+    """Tokens per request, millionths per expert, finals."""
+    count: Counter[str] = Counter()
+    for one in given:
+        count[one.request_id] += one.completion_tokens
+        count[f"{one.request_id}@{one.epoch}"] += one.completion_tokens
+        count[f"final {one.request_id}"] |= int(one.final)
+        for expert, ppm in one.experts.items():
+            count[expert] += ppm
+    return +count
+
+
+@given(st.lists(records, max_size=30))
+def test_merging_keeps_every_total(given_records: list[UsageRecord]) -> None:
+    """Merged records hold the same tokens and shares, one record per request, epoch and composition."""
+    merged = merge_records(given_records)
+    assert totals(merged) == totals(given_records)
+    keys = [(one.request_id, one.epoch) for one in merged]
+    assert len(keys) == len(set(keys))
+    assert all(sum(one.experts.values()) == one.completion_tokens * 1_000_000 for one in merged)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(records, min_size=1, max_size=3), min_size=1, max_size=8),
+    st.lists(st.sampled_from(["none", "question", "answer"]), max_size=6),
+    st.data(),
+)
+def test_every_record_is_counted_once_whatever_is_lost(
+    steps: list[list[UsageRecord]], losses: list[str], data: st.DataObject
+) -> None:
+    """Lost questions, lost answers and crashes in between: the office's totals equal the journaled ones."""
+    office = Office(losses)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        journal = UsageJournal.create(folder, "srv_1")
+        for step in steps:
+            journal.append(step)
+            action = data.draw(st.sampled_from(["go on", "upload", "crash"]))
+            if action == "upload":
+                asyncio.run(_try_upload(journal, office))
+            elif action == "crash":
+                journal.abandon()
+                again = UsageJournal.reopen(folder / "srv_1.jsonl")
+                assert again is not None
+                journal = again
+        journal.abandon()
+        office.losses = []
+        assert asyncio.run(recover(folder, office)) == 1
+        everything = [one for step in steps for one in step]
+        assert office.totals == totals(everything) == totals(list(journal_records(folder)))
+        assert former_journals(folder) == []
+        assert asyncio.run(recover(folder, office)) == 0
+
+
+async def _try_upload(journal: UsageJournal, office: Office) -> None:
+    try:
+        await upload(journal, office)
+    except OfficeUnavailable:
+        return
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.data())
+def test_torn_last_line_is_cut_and_nothing_before_it(count: int, data: st.DataObject) -> None:
+    """Cutting the file anywhere loses the torn line alone, and the journal goes on behind it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        journal = UsageJournal.create(folder, "srv_1")
+        ends = []
+        for number in range(count):
+            journal.append([record(number)])
+            ends.append(journal.path.stat().st_size)
+        journal.abandon()
+        path = folder / "srv_1.jsonl"
+        size = data.draw(st.integers(0, ends[-1]))
+        os.truncate(path, size)
+        again = UsageJournal.reopen(path)
+        assert again is not None
+        whole = sum(end <= size for end in ends)
+        assert again.journaled_tokens == whole
+        again.append([record(99)])
+        again.abandon()
+        kept = [one.request_id for one in journal_records(folder)]
+        assert kept == [f"req_{number}" for number in range(whole)] + ["req_99"]
+
+
+def test_damaged_line_in_the_middle_is_counted_and_the_rest_kept(tmp_path: Path) -> None:
+    """A page lost by a power cut hides itself alone."""
+    journal = UsageJournal.create(tmp_path, "srv_1")
+    places = []
+    for number in range(3):
+        places.append(journal.path.stat().st_size)
+        journal.append([record(number)])
+    journal.abandon()
+    with journal.path.open("r+b") as file:
+        file.seek(places[1] + 20)
+        file.write(b"\0\0\0\0")
+    again = UsageJournal.reopen(journal.path)
+    assert again is not None
+    assert (again.skipped_lines, again.journaled_tokens, again.cut_bytes) == (1, 2, 0)
+    again.abandon()
+
+
+def test_journal_has_one_holder(tmp_path: Path) -> None:
+    """A living server's journal is not taken over, also not by another process."""
+    journal = UsageJournal.create(tmp_path, "srv_1")
+    assert UsageJournal.reopen(journal.path) is None
+    code = f"""
+from pathlib import Path
+from cluster.hosting.journal import UsageJournal
+print(UsageJournal.reopen(Path({str(journal.path)!r})))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "None"
+    journal.append([record()])
+    assert asyncio.run(recover(tmp_path, Office())) == 0
+    with pytest.raises(JournalDamaged):
+        UsageJournal.create(tmp_path, "srv_1")
+    journal.abandon()
+
+
+def test_full_disk_releases_nothing_and_leaves_no_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short write is taken back and raised; the next line is whole again."""
+    journal = UsageJournal.create(tmp_path, "srv_1")
+    journal.append([record(1)])
+    real = os.write
+
+    def half(descriptor: int, line: bytes) -> int:
+        real(descriptor, line[: len(line) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cluster.hosting.journal.os.write", half)
+    with pytest.raises(JournalDamaged):
+        journal.append([record(2)])
+    monkeypatch.undo()
+    journal.append([record(3)])
+    journal.abandon()
+    assert [one.request_id for one in journal_records(tmp_path)] == ["req_1", "req_3"]
+
+
+def test_killed_server_loses_no_journaled_record(tmp_path: Path) -> None:
+    """SIGKILL right after a release: the record that covers it is there."""
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from cluster.hosting.journal import UsageJournal
+from test_journal import record
+journal = UsageJournal.create(Path({str(tmp_path)!r}), "srv_1")
+for number in range(50):
+    journal.append([record(number)])
+    print(number, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert out.returncode == -9, out.stderr
+    office = Office()
+    assert asyncio.run(recover(tmp_path, office)) == 1
+    assert sum(office.totals[f"req_{line}"] for line in out.stdout.split()) == 50
+
+
+def test_uploader_carries_records_while_the_server_runs(tmp_path: Path) -> None:
+    """Records arrive in the background, an absent office is waited for, and the journal closes settled."""
+
+    async def story() -> None:
+        office = Office(["question", "answer"])
+        journal = UsageJournal.create(tmp_path, "srv_1")
+        uploader = Uploader(journal, office, interval_s=0.01)
+        running = asyncio.create_task(uploader.run())
+        for number in range(5):
+            journal.append([record(number)])
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(5):
+            while not journal.settled:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        journal.append([record(9, final=True)])
+        await uploader.finish()
+        assert sum(office.totals[f"req_{number}"] for number in (0, 1, 2, 3, 4, 9)) == 6
+        assert uploader.refusals >= 1
+
+    asyncio.run(story())
+    assert former_journals(tmp_path) == []
+    assert (tmp_path / "closed" / "srv_1.jsonl").exists()
