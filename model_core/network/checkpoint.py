@@ -87,7 +87,7 @@ def load_expert(file: Path, shape: ModelShape, *, d_ffn: int | None = None) -> E
     ]
     if flat:
         raise TensorsNotFinite(
-            "A gate divides by a scale that is not positive; train the gates again.", tensors=flat[:8]
+            "A gate divides by a scale of zero; train the gates again.", tensors=flat[:8]
         )
     return expert.requires_grad_(False).eval()
 

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random models, experts, banks and requests for the tests of tensors and of the laws."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from model_core.engine.engine import Engine
+from model_core.engine.requests import Sampling, SequenceRequest, TokenEvent
+from model_core.network.bank import ExpertBank
+from model_core.network.decoder import Decoder, upcycle
+from model_core.network.expert import Expert
+from model_core.packing.manifest import ModelShape
+
+BASE = "sha256:" + "b" * 64
+VOCABULARY = 61
+
+
+def digest(number: int) -> str:
+    """A digest whose canonical place is scattered, and the same for the same number."""
+    return "sha256:" + f"{random.Random(number).getrandbits(256):064x}"
+
+
+def tiny_shape(**changes: Any) -> ModelShape:
+    """Two layers, twenty-four wide, grouped keys."""
+    fields: dict[str, Any] = {
+        "n_layers": 2,
+        "d_model": 24,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_ffn": 40,
+        "vocab_size": VOCABULARY,
+        "max_positions": 96,
+        "rope_theta": 10_000.0,
+        "norm_eps": 1e-6,
+    }
+    return ModelShape(**(fields | changes))
+
+
+def random_decoder(shape: ModelShape, seed: int, std: float = 0.15) -> Decoder:
+    """A decoder with random weights, norms and router rows (healthy scale, so that norms matter)."""
+    decoder = Decoder(shape)
+    decoder.init_weights(seed=seed, std=std)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if parameter.dim() == 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(0.3 * noise if name.endswith("router.row") else 1.0 + 0.1 * noise)
+    return decoder
+
+
+def random_expert(decoder: Decoder, seed: int, *, gated: bool = True, noise: float = 0.1) -> Expert:
+    """A copy of the public expert, moved away from it at random."""
+    expert = upcycle(decoder, gated=gated)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in expert.state_dict().items():
+            step = noise * torch.randn(tensor.shape, generator=generator)
+            if name.endswith("router.bias"):
+                tensor.copy_(-step.abs())
+            elif name.endswith("gate.scale"):
+                tensor.copy_(1.0 + step.abs())
+            else:
+                tensor.add_(step)
+    return expert
+
+
+def bank_of(decoder: Decoder, experts: dict[str, Expert]) -> ExpertBank:
+    """A bank that holds copies of these experts (so that poison in one bank stays there)."""
+    bank = ExpertBank(BASE, decoder)
+    for name, expert in experts.items():
+        bank.add(name, copy_of(expert))
+    return bank
+
+
+def copy_of(expert: Expert) -> Expert:
+    """The same expert in memory of its own."""
+    first = expert.layer(0)
+    twin = Expert(
+        n_layers=len(expert.layers),
+        d_model=first.router.row.shape[0],
+        d_ffn=first.ffn.gate.weight.shape[0],
+        gated=first.gate is not None,
+    )
+    twin.load_state_dict({name: tensor.clone() for name, tensor in expert.state_dict().items()})
+    return twin
+
+
+def random_world(seed: int, n_experts: int, **shape: Any) -> tuple[Decoder, dict[str, Expert]]:
+    """A random decoder and experts by digest."""
+    decoder = random_decoder(tiny_shape(**shape), seed)
+    experts = {digest(1000 * seed + i): random_expert(decoder, 1000 * seed + i) for i in range(n_experts)}
+    return decoder, experts
+
+
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    """Random token ids."""
+    numbers = random.Random(seed)
+    return tuple(numbers.randrange(VOCABULARY) for _ in range(length))
+
+
+def request(
+    bank: ExpertBank,
+    name: str,
+    ids: Sequence[int],
+    experts: Iterable[str],
+    top_k: int,
+    **sampling: Any,
+) -> SequenceRequest:
+    """A greedy request of 8 tokens unless told otherwise."""
+    chosen = tuple(experts)
+    settings: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0}
+    return SequenceRequest(
+        request_id=name,
+        prompt_ids=tuple(ids),
+        experts=chosen,
+        top_k=top_k,
+        state_key=bank.state_key(chosen, top_k=top_k, consumer="app"),
+        sampling=Sampling(**(settings | sampling)),
+    )
+
+
+def drain(engine: Engine, requests: Iterable[SequenceRequest] = ()) -> dict[str, list[TokenEvent]]:
+    """Submits requests, runs the engine until it is idle and returns each sequence's events."""
+    for item in requests:
+        engine.submit(item)
+    events: dict[str, list[TokenEvent]] = {}
+    while not engine.idle:
+        for event in engine.step():
+            events.setdefault(event.request_id, []).append(event)
+        engine.commit()
+    return events
+
+
+def tokens(events: Sequence[TokenEvent]) -> list[int]:
+    """The token ids of events."""
+    return [event.token_id for event in events]
