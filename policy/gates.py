@@ -175,7 +175,7 @@ def _prohibitions(case: Case, said: Sequence[ConsentFact]) -> None:
     """One owner's prohibitions: those that hit now, and when others begin to."""
     asked, words, findings = case.asked, case.words, case.findings
     for consent in said:
-        aimed = consent.recipient in (ANY, asked.tenant) and (asked.commercial or not consent.commercial)
+        aimed = consent.recipient in (ANY, asked.tenant)
         unknown = words.unknown_word(consent.action, consent.purpose, consent.region)
         if (
             consent.effect == "permit"

@@ -103,10 +103,10 @@ class ConsentFact(Fact):
 
     A permit covers its purpose and region and everything below them; a forbid also hits requests that
     contain its purpose or region. ``commercial``: a permit with it covers both kinds of use, without it
-    only non-commercial use; a forbid with it hits commercial use only, without it every use. It is live
-    in [valid_from_us, valid_until_us). ``tenant`` must be the owner (of the dataset, where ``dataset_id``
-    is set): nobody else's word counts. ``expert_id`` may be ``*``: all experts of that owner, or all
-    experts trained on that dataset.
+    only non-commercial use; a forbid hits both whatever it says (who refuses commercial use permits
+    without it). A consent is live in [valid_from_us, valid_until_us). ``tenant`` must be the owner (of
+    the dataset, where ``dataset_id`` is set): nobody else's word counts. ``expert_id`` may be ``*``: all
+    experts of that owner, or all experts trained on that dataset.
     """
 
     id: str

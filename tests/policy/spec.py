@@ -201,11 +201,7 @@ def failed_gates(world: Json, use: Json, expert: Json, at_us: int) -> set[str]:
             and live(c, at_us)
         ]
         for c in said:
-            if (
-                c["effect"] == "forbid"
-                and forbid_matches(c, use)
-                and (use["commercial"] or not c["commercial"])
-            ):
+            if c["effect"] == "forbid" and forbid_matches(c, use):
                 return False
         return not need_permit or any(
             c["effect"] == "permit" and permit_matches(c, use) and (c["commercial"] or not use["commercial"])
