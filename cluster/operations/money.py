@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from cluster.office.desk import Desk
 
 
+# More than any one transaction has, so that a page always holds at least one whole transaction.
+FEWEST_ENTRIES = 2000
+
+
 class UsageQuery(Request):
     """Which usage; times are microseconds since the Unix epoch."""
 
-    since_us: int | None = Field(default=None, ge=0, lt=2**53)
+    since_us: int = Field(default=0, ge=0, lt=2**53)
     until_us: int | None = Field(default=None, ge=0, lt=2**53)
 
 
@@ -52,7 +56,7 @@ class EntryPage(Answer):
 
 
 class StatementPage(Answer):
-    """Statements, newest first."""
+    """Statements, oldest first."""
 
     items: tuple[Statement, ...]
     next: str | None = None
@@ -79,21 +83,19 @@ class Budgets(Answer):
 
 def usage(desk: Desk, principal: Principal, request: UsageQuery) -> Usage:
     """What was used and earned."""
-    span = {"since_us": request.since_us, "until_us": request.until_us}
+    since_us, until_us = request.since_us, request.until_us
     own = tenant_scope(principal)
-    everything = desk.metering.usage(None, **span)
-    totals = desk.metering.totals(own, **span)
-    if own is None:
-        return Usage(items=tuple(everything), earned=(), totals=tuple(totals))
-    used = tuple(row for row in everything if row.tenant == own)
-    return Usage(items=used, earned=_earned(everything, own), totals=tuple(totals))
+    used = desk.metering.usage(own, since_us, until_us)
+    totals = desk.metering.totals(own, since_us, until_us)
+    earned = () if own is None else _earned(desk.metering.usage(None, since_us, until_us, owner=own), own)
+    return Usage(items=tuple(used), earned=earned, totals=tuple(totals))
 
 
 def _earned(rows: list[UsageRow], owner: str) -> tuple[UsageRow, ...]:
     """Others' use of an owner's experts, summed per expert: who asked and where is their own affair."""
     sums: dict[str, UsageRow] = {}
     for row in rows:
-        if row.owner != owner or row.tenant == owner:
+        if row.tenant == owner:
             continue
         known = sums.get(row.bundle)
         before = (known.ppm_tokens, known.amount_micro, known.fee_micro) if known else (0, 0, 0)
@@ -112,19 +114,22 @@ def _earned(rows: list[UsageRow], owner: str) -> tuple[UsageRow, ...]:
 def balances(desk: Desk, principal: Principal, request: Nothing) -> Balances:
     """Sums of accounts."""
     del request
-    own = tenant_scope(principal)
-    rows = desk.ledger.balances()
-    shown = tuple(row for row in rows if own in {None, row.tenant})
+    shown = tuple(desk.ledger.balances(tenant_scope(principal)))
     return Balances(items=shown, sum_micro=sum(row.balance_micro for row in shown))
 
 
 def entries(desk: Desk, principal: Principal, request: Page) -> EntryPage:
     """Single amounts."""
-    own = tenant_scope(principal)
-    mine = {row.account_id for row in desk.ledger.balances() if own in {None, row.tenant}}
-    rows = [row for row in desk.ledger.entries() if row.account_id in mine]
-    items, after = cut(rows, request, lambda row: f"{row.transaction_id}.{row.n}")
-    return EntryPage(items=items, next=after)
+    mine = {row.account_id for row in desk.ledger.balances(tenant_scope(principal))}
+    room = max(request.limit, FEWEST_ENTRIES)
+    rows = desk.ledger.entries(after=request.after or "", limit=room)
+    more = len(rows) == room
+    if more:
+        # The last transaction may have been cut in the middle; it comes whole with the next page.
+        last = rows[-1].transaction_id
+        rows = [row for row in rows if row.transaction_id != last]
+    shown = tuple(row for row in rows if row.account_id in mine)
+    return EntryPage(items=shown, next=rows[-1].transaction_id if more else None)
 
 
 def settle(desk: Desk, principal: Principal, request: Nothing) -> Settlement:
@@ -142,7 +147,6 @@ def statements(desk: Desk, principal: Principal, request: Page) -> StatementPage
 def put_budget(desk: Desk, principal: Principal, request: PutBudget) -> BudgetRecord:
     """Sets what a tenant may spend."""
     del principal
-    desk.accounts.tenant(request.tenant)
     return desk.ledger.set_budget(request.tenant, request.limit_micro)
 
 
@@ -153,8 +157,7 @@ def budgets(desk: Desk, principal: Principal, request: Nothing) -> Budgets:
         slugs = [row.slug for row in desk.accounts.list_tenants()]
     else:
         slugs = [principal.tenant]
-    found = (desk.ledger.budget(slug) for slug in slugs)
-    return Budgets(items=tuple(row for row in found if row is not None))
+    return Budgets(items=tuple(desk.ledger.budget(slug) for slug in slugs))
 
 
 _MONEY = frozenset({Role.OWNER, Role.DEVELOPER, Role.AUDITOR, Role.OPERATOR, Role.COMPLIANCE})

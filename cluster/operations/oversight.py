@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -37,7 +37,7 @@ class AuditPage(Answer):
 class VerifyRequest(Request):
     """Earlier checkpoints to hold against the chain."""
 
-    checkpoints: tuple[dict[str, Any], ...] = Field(
+    checkpoints: tuple[Checkpoint, ...] = Field(
         default=(), max_length=100, description="documents of audit.checkpoint that you kept"
     )
 
@@ -70,7 +70,7 @@ def records(desk: Desk, principal: Principal, request: AuditPageQuery) -> AuditP
 def verify(desk: Desk, principal: Principal, request: VerifyRequest) -> AuditReport:
     """Checks the chain against itself and against kept checkpoints."""
     del principal
-    kept = [Checkpoint.model_validate(point) for point in request.checkpoints]
+    kept = request.checkpoints
     trusted = {load_or_create_key(desk.home.checkpoint_key).public_key} if kept else None
     return desk.audit.verify(kept, trusted)
 
@@ -103,7 +103,7 @@ def status(desk: Desk, principal: Principal, request: Nothing) -> Status:
 def _check_whole_chain(principal: Principal) -> None:
     if not sees_everything(principal):
         raise RoleRequired(
-            "The chain speaks of every tenant. Ask the platform's auditors for it; audit.verify is open to you.",
+            "The chain speaks of every tenant; its verification (audit.verify) is open to you.",
             roles=["operator", "compliance", "auditor"],
         )
 
