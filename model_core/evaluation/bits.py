@@ -86,7 +86,7 @@ def bits_per_document(
     if not documents:
         raise DatasetRefused("There is no document to score. Keep some documents out of training.")
     window_tokens = min(window_tokens, decoder.shape.max_positions)
-    overlap_tokens = min(overlap_tokens, window_tokens // 2)
+    overlap_tokens = max(1, min(overlap_tokens, window_tokens // 2))
     encoded = tokenizer.encode_batch([document.text for document in documents])
     windows = [
         window
