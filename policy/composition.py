@@ -18,7 +18,7 @@ from policy.licenses import Terms, joined, terms_of
 from policy.questions import Asked, Question, Value, resolve
 from policy.reasons import Obligation, Reason, in_order, is_denial, outcome_of, reason
 from policy.snapshot import ExpertFact, Snapshot
-from policy.terms import ENGINE_VERSION, AtUs, Count, Micro, Verdict
+from policy.terms import ENGINE_VERSION, AtUs, Count, Micro, TopK, Verdict
 
 __all__ = ["Composition", "Member", "Question", "compose", "composition_digest"]
 
@@ -52,8 +52,8 @@ class Composition(Value):
     reasons: tuple[Reason, ...] = ()
     members: tuple[Member, ...]
     dropped: tuple[str, ...] = ()
-    top_k: Count
-    top_k_asked: Count
+    top_k: TopK
+    top_k_asked: TopK
     digest: str
     obligations: tuple[Obligation, ...] = ()
     decisions: tuple[Decision, ...]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from policy.errors import IncompleteQuestion, UnknownDeployment
 from policy.snapshot import Snapshot
-from policy.terms import AtUs, Count, OnConflict
+from policy.terms import AtUs, OnConflict, TopK
 
 _NEEDED: Final = ("tenant", "base_digest", "purpose", "region", "commercial")
 _DEFAULTS: Final = {
@@ -48,7 +48,7 @@ class Question(Value):
     region: str | None = None
     commercial: bool | None = None
     candidates: Literal["*"] | tuple[str, ...] | None = None
-    top_k: Count | None = Field(default=None, ge=1)
+    top_k: TopK | None = None
     on_conflict: OnConflict | None = None
 
 
@@ -64,7 +64,7 @@ class Asked(Value):
     region: str
     commercial: bool
     candidates: Literal["*"] | tuple[str, ...]
-    top_k: Count
+    top_k: TopK
     on_conflict: OnConflict
     members: tuple[str, ...] | None
     priority: tuple[str, ...]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from model_core.errors import ProductError
 from model_core.packing.canonical import (
@@ -39,6 +39,7 @@ from policy.terms import (
     OnConflict,
     Ppm,
     Standing,
+    TopK,
 )
 
 
@@ -194,7 +195,7 @@ class DeploymentFact(Fact):
     commercial: bool
     action: str = "infer"
     candidates: Literal["*"] | tuple[str, ...] = ANY
-    top_k: Count = Field(default=2, ge=1)
+    top_k: TopK = 2
     on_conflict: OnConflict = "strict"
     members: tuple[str, ...] | None = None
     priority: tuple[str, ...] = ()

@@ -80,3 +80,5 @@ Micro = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
 """Parts per million."""
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TopK = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""How many experts a token may be sent to, the public one included."""
