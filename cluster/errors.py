@@ -17,6 +17,7 @@ Tree::
         │   ├── RequestInFlight         the same idempotency key is being worked on
         │   └── PreconditionFailed      the thing changed since it was read
         ├── OfficeUnavailable           the office does not answer; what was asked may not have happened
+        ├── OfficeFault                 something unexpected happened in the office
         ├── HostUnavailable             no model host answers for this base
         ├── InstallationRefused
         │   ├── HomeRefused             the home folder is not safe
@@ -99,6 +100,12 @@ class OfficeUnavailable(ClusterError):
     """The office did not answer; a write without an idempotency key may or may not have happened."""
 
     code = "office_unavailable"
+
+
+class OfficeFault(ClusterError):
+    """Something unexpected happened in the office; its log says more."""
+
+    code = "office_fault"
 
 
 class HostUnavailable(ClusterError):

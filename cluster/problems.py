@@ -74,6 +74,7 @@ CATALOGUE: Mapping[str, Row] = {
     "request_in_flight": _row(409, "The same request is still running"),
     "precondition_failed": _row(412, "Changed in the meantime"),
     "office_unavailable": _row(503, "The office does not answer"),
+    "office_fault": _row(500, "Internal error in the office"),
     "host_unavailable": _row(503, "No model host answers"),
     "installation_refused": _row(500, "The installation is not safe to start"),
     "home_refused": _row(500, "The home folder is not safe"),

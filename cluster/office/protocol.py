@@ -9,9 +9,12 @@ module knows neither Ray nor SQL: a test can put any object with these methods i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from model_core.errors import ProductError
 
 #: Name and namespace of the office actor.
 OFFICE_NAME = "office"
@@ -187,6 +190,19 @@ class OfficeHealth(Message):
     started_at_us: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What crosses the process border: a value, or the refusal that the caller's side raises.
+
+    Attributes:
+        value: the answer, None for a refusal.
+        refusal: what was refused and why.
+    """
+
+    value: Any = None
+    refusal: ProductError | None = None
+
+
 class OfficeProtocol(Protocol):
     """Everything the office does for other processes.
 
@@ -252,7 +268,11 @@ class OfficeProtocol(Protocol):
         ...
 
     async def requeue_orphans(self, foreman_id: str) -> list[str]:
-        """Puts jobs whose attempts no living foreman follows back in the queue; their ids. Repeatable."""
+        """Puts every live job back in the queue and answers their ids. Repeatable.
+
+        There is one foreman; it asks this once when it starts, before its first claim, since attempts of
+        its former life follow nobody.
+        """
         ...
 
     async def job_progress(

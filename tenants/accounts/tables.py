@@ -140,3 +140,17 @@ class JobMetricRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[float]
+
+
+class RepeatRow(Base):
+    """The first answer to a write that came with an idempotency key; ``answer`` is null for secrets."""
+
+    __tablename__ = "operation_repeats"
+    __table_args__ = (Index("ix_operation_repeats_at_us", "at_us"), STRICT)
+
+    principal_id: Mapped[str] = mapped_column(ForeignKey("principals.id"), primary_key=True)
+    idempotency_key: Mapped[str] = mapped_column(primary_key=True)
+    operation: Mapped[str]
+    payload_digest: Mapped[str]
+    answer: Mapped[str | None]
+    at_us: Mapped[int]

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where parts are put together: settings become folders, keys, a database, a store, an office.
+
+Nothing below this module reads settings; nothing above it chooses implementations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import migrations
+from cluster.home import Home
+from cluster.office.counter import Office
+from cluster.office.desk import Desk
+from cluster.settings import Settings
+from cluster.telemetry import log_to
+from model_core.packing.bundle import check_bundle, countersign_bundle
+from model_core.packing.keys import load_or_create_key
+from model_core.packing.manifest import BaseManifest
+from model_core.packing.seal import TrustedKeys
+from model_core.packing.store import ArtifactStore, DirectoryStore
+from tenants.accounts.database import Database
+from tenants.errors import DatabaseInUse, ExpiredKey, RevokedKey, UnknownKey
+from tenants.roles import PLATFORM_TENANT, Role
+
+log = logging.getLogger(__name__)
+
+_LOCK_PATIENCE_S = 15.0
+FIRST_OPERATOR = "operator"
+
+
+def read_settings(document: dict[str, Any]) -> Settings:
+    """Settings that came from another process of the marketplace."""
+    return Settings.model_validate(document)
+
+
+def open_home(settings: Settings) -> Home:
+    """The installation's folders, made and checked, with every platform key in place."""
+    home = Home(settings.home)
+    home.prepare()
+    home.ray_token_text()
+    load_or_create_key(home.admission_key)
+    load_or_create_key(home.checkpoint_key)
+    return home
+
+
+def open_store(settings: Settings, home: Home) -> ArtifactStore:
+    """The artifact store that the settings name; buckets stage into the home folder."""
+    if not settings.artifacts_in_s3:
+        return DirectoryStore(Path(settings.artifacts))
+    from cluster.s3 import S3Store
+
+    bucket, _, prefix = settings.artifacts.removeprefix("s3://").partition("/")
+    return S3Store(
+        bucket=bucket,
+        prefix=prefix,
+        cache=home.root / "artifact-cache",
+        endpoint_url=settings.s3_endpoint or None,
+    )
+
+
+def trusted_keys(home: Home, *tenants: str) -> TrustedKeys:
+    """Whose signatures a host accepts: admission's, and the named tenants' own.
+
+    Args:
+        home: the installation.
+        *tenants: slugs of the tenants whose experts may be loaded.
+    """
+    owners = {
+        tenant: frozenset({load_or_create_key(home.owner_key(tenant)).public_key}) for tenant in tenants
+    }
+    return TrustedKeys(
+        owners=owners, admission=frozenset({load_or_create_key(home.admission_key).public_key})
+    )
+
+
+def open_database(settings: Settings, *, patience_s: float = _LOCK_PATIENCE_S) -> Database:
+    """Opens and upgrades the database, waiting a little for a predecessor that is still dying.
+
+    Raises:
+        DatabaseInUse: another process keeps the embedded database open.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            database = Database(settings.database_url)
+        except DatabaseInUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            migrations.upgrade(database.engine)
+            return database
+
+
+def open_office(document: dict[str, Any]) -> Office:
+    """Everything the office needs, opened; the first run's work is done before it answers anyone."""
+    settings = read_settings(document)
+    home = open_home(settings)
+    log_to(home.logs, "office", settings.log_level)
+    store = open_store(settings, home)
+    database = open_database(settings)
+    with database.unit_of_work() as session:
+        desk = Desk(session=session, home=home, artifacts=store, settings=settings)
+        found_platform(desk)
+        import_starter_base(desk)
+        desk.repeats.forget_old()
+    log.info("the office is open", extra={"schema": migrations.head()})
+    return Office(
+        settings=settings, home=home, database=database, artifacts=store, schema_revision=migrations.head()
+    )
+
+
+def found_platform(desk: Desk) -> None:
+    """Makes the platform's own tenant and its first operator key, if there are none.
+
+    The key file is written before the unit of work commits. A crash in between leaves a file with a key
+    that the database does not know, which the next start replaces; the other order could leave a
+    marketplace whose only operator key nobody has seen.
+    """
+    if all(tenant.slug != PLATFORM_TENANT for tenant in desk.accounts.list_tenants()):
+        desk.accounts.create_tenant(PLATFORM_TENANT, "The platform")
+        desk.audit.append("platform", "tenants.create", f"tenants/{PLATFORM_TENANT}", {})
+    known = any(
+        Role.OPERATOR in key.roles and key.revoked_at_us is None
+        for key in desk.accounts.list_keys(PLATFORM_TENANT)
+    )
+    if known and not _is_stray(desk):
+        return
+    made = desk.accounts.create_key(PLATFORM_TENANT, FIRST_OPERATOR, [Role.OPERATOR])
+    desk.audit.append("platform", "keys.create", f"keys/{made.key_id}", {"roles": ["operator"]})
+    desk.home.write_secret(desk.home.operator_key, made.secret.encode())
+
+
+def import_starter_base(desk: Desk) -> None:
+    """Registers the starter base if the register has no base and one is at hand."""
+    folder = _starter_folder(desk.settings)
+    if folder is None or desk.register.list_bases():
+        return
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(resources.as_file(folder)) if not isinstance(folder, Path) else folder
+        checked = check_bundle(path)
+        if not isinstance(checked.manifest, BaseManifest):
+            log.warning("the starter folder holds no base; nothing was imported")
+            return
+        if not desk.artifacts.has(checked.digest):
+            _store_countersigned(desk, path, checked.digest)
+        desk.register.add_base(checked.manifest, checked.digest)
+    desk.audit.append("platform", "bases.import", f"bases/{checked.digest}", {"name": checked.manifest.name})
+
+
+def _store_countersigned(desk: Desk, source: Path, digest: str) -> None:
+    import shutil
+    import tempfile
+
+    # The shipped folder may be read-only; admission signs a copy.
+    with tempfile.TemporaryDirectory(dir=desk.home.uploads, prefix="starter-") as draft:
+        copy = Path(draft) / "bundle"
+        copy.mkdir()
+        for entry in source.iterdir():
+            shutil.copyfile(entry, copy / entry.name)
+        countersign_bundle(copy, load_or_create_key(desk.home.admission_key))
+        desk.artifacts.put_bundle(copy, digest)
+
+
+def _starter_folder(settings: Settings) -> Any:
+    if settings.starter_base == "none":
+        return None
+    if settings.starter_base:
+        return Path(settings.starter_base).expanduser()
+    shipped = resources.files("model_core") / "starter"
+    return shipped if (shipped / "manifest.json").is_file() else None
+
+
+def _is_stray(desk: Desk) -> bool:
+    """Whether the key file holds a key that the database never knew (a crash before the commit)."""
+    if not desk.home.operator_key.exists():
+        return False  # taken to a safe place, as it should be
+    try:
+        desk.accounts.authenticate(desk.home.read_secret(desk.home.operator_key).decode().strip())
+    except UnknownKey:
+        return True
+    except (RevokedKey, ExpiredKey):
+        return False
+    return False

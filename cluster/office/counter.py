@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The office itself: every question is one unit of work in a thread, and published epochs wake who waits.
+
+The office decides nothing that a room below could decide; it authenticates, opens the unit of work, hands
+the desk to the operation or the room, and chains what was done. It knows neither Ray nor HTTP, so tests can
+hold one in their own process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from cluster.errors import OfficeFault, UnknownOperation
+from cluster.home import Home
+from cluster.office.desk import Desk, now_us
+from cluster.office.jobs import (
+    claim_job,
+    finish_job,
+    report_progress,
+)
+from cluster.office.protocol import (
+    Admission,
+    Caller,
+    EpochNews,
+    JobClaim,
+    JobDirection,
+    JobOutcome,
+    MetricReading,
+    OfficeHealth,
+    UsageRecord,
+)
+from cluster.office.requests import admit, answer_operation, record_batch
+from cluster.settings import Settings
+from model_core.errors import ProductError
+from model_core.packing.store import ArtifactStore
+from policy.snapshot import Snapshot
+from policy.vocabulary import CURRENT_VERSION
+from tenants.accounts.database import Database
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# SQLite writes one at a time anyway; more threads would only wait for each other.
+_THREADS = 8
+
+
+class Office:
+    """Answers at the counter; see ``OfficeProtocol``.
+
+    Args:
+        settings: the operator's choices.
+        home: folders of the installation.
+        database: open and upgraded.
+        artifacts: where bundles lie.
+        schema_revision: what the database was upgraded to.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        home: Home,
+        database: Database,
+        artifacts: ArtifactStore,
+        schema_revision: str,
+    ) -> None:
+        self._settings = settings
+        self._home = home
+        self._database = database
+        self._artifacts = artifacts
+        self._schema_revision = schema_revision
+        self._started_at_us = now_us()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="office")
+        self._generation = 0
+        self._changed = asyncio.Condition()
+        self._published: tuple[Snapshot, bytes] | None = None
+
+    # -- people and programs ---------------------------------------------------------------------------
+
+    async def call(
+        self, op: str, credential: str, payload: dict[str, Any], *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Runs one operation of the table as the credential's principal."""
+        from cluster.operations.catalogue import OPERATIONS
+
+        operation = OPERATIONS.get(op)
+        if operation is None:
+            raise UnknownOperation(f"There is no operation {op[:80]!r}. See the list in the documentation.")
+
+        def work(desk: Desk) -> dict[str, Any]:
+            return answer_operation(desk, operation, credential, payload, idempotency_key)
+
+        if operation.method == "GET":
+            return await self._read(work)
+        return await self._write(work)
+
+    async def identify(self, credential: str) -> Caller:
+        """Says whose credential this is."""
+
+        def work(desk: Desk) -> Caller:
+            principal = desk.accounts.authenticate(credential)
+            return Caller(
+                principal_id=principal.id,
+                name=principal.name,
+                tenant=principal.tenant,
+                roles=tuple(sorted(str(role) for role in principal.roles)),
+                key_id=principal.key_id,
+            )
+
+        return await self._read(work)
+
+    async def health(self) -> OfficeHealth:
+        """Answers once the database is open."""
+        epoch = await self._read(lambda desk: desk.register.current_epoch())
+        return OfficeHealth(
+            status="ok",
+            epoch=epoch,
+            schema_revision=self._schema_revision,
+            pid=os.getpid(),
+            started_at_us=self._started_at_us,
+        )
+
+    # -- requests and usage ----------------------------------------------------------------------------
+
+    async def admit_request(
+        self, credential: str, deployment: str, max_tokens: int, n: int = 1, prompt_tokens: int = 0
+    ) -> Admission:
+        """Authenticates, checks access to the deployment, holds the budget."""
+        del prompt_tokens  # prompts are metered and not charged
+        return await self._write(lambda desk: admit(desk, credential, deployment, max_tokens, n), wakes=False)
+
+    async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
+        """Stores a batch exactly once."""
+        return await self._write(lambda desk: record_batch(desk, server_id, sequence, batch), wakes=False)
+
+    # -- epochs ----------------------------------------------------------------------------------------
+
+    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
+        """Long-polls for an epoch above ``seen_epoch``."""
+        del server_id  # a server counts once it acknowledges
+        deadline = asyncio.get_running_loop().time() + min(timeout_s, self._settings.lease_s / 2)
+        while True:
+            # The generation is read before the database: a commit in between is seen by one of the two.
+            generation = self._generation
+            news = await self._read(lambda desk: self._news(desk, seen_epoch))
+            left_s = deadline - asyncio.get_running_loop().time()
+            if news.epoch > seen_epoch or left_s <= 0:
+                return news
+            try:
+                async with asyncio.timeout(left_s), self._changed:
+                    await self._changed.wait_for(lambda: self._generation != generation)  # noqa: B023
+            except TimeoutError:
+                return news
+
+    async def acknowledge(
+        self, server_id: str, epoch: int, snapshot_digest: str, compositions: dict[str, str]
+    ) -> None:
+        """Records what a server runs."""
+        if epoch == 0:
+            return  # nothing was published yet, so there is nothing to prove
+        await self._write(
+            lambda desk: desk.register.acknowledge(server_id, epoch, snapshot_digest, compositions),
+            wakes=False,
+        )
+
+    # -- jobs ------------------------------------------------------------------------------------------
+
+    async def claim_job(self, foreman_id: str, max_running_per_tenant: int = 1) -> JobClaim | None:
+        """Claims the next job."""
+        return await self._write(
+            lambda desk: claim_job(desk, foreman_id, max_running_per_tenant), wakes=False
+        )
+
+    async def requeue_orphans(self, foreman_id: str) -> list[str]:
+        """Queues every live job again: the one foreman asks when it starts, before it claims any."""
+        log.info("a foreman starts", extra={"foreman": foreman_id})
+        return await self._write(
+            lambda desk: [record.id for record in desk.jobs.requeue_orphans(None)], wakes=False
+        )
+
+    async def job_progress(
+        self, job_id: str, fence: int, state: str, metrics: list[MetricReading], message: str = ""
+    ) -> JobDirection:
+        """Reports an attempt's progress."""
+        return await self._write(
+            lambda desk: report_progress(desk, job_id, fence, state=state, metrics=metrics, message=message),
+            wakes=False,
+        )
+
+    async def finish_job(self, job_id: str, fence: int, bundle_folder: str) -> JobOutcome:
+        """Admits a finished job's bundle."""
+        return await self._write(lambda desk: finish_job(desk, job_id, fence, bundle_folder))
+
+    async def fail_job(self, job_id: str, fence: int, code: str, sentence: str, *, retry: bool) -> None:
+        """Closes an attempt."""
+        await self._write(lambda desk: desk.jobs.fail(job_id, fence, code, sentence, retry), wakes=False)
+
+    # -- units of work ---------------------------------------------------------------------------------
+
+    async def do(self, work: Callable[[Desk], T]) -> T:
+        """Runs platform-internal work (first run, sweeps) in one writing unit of work."""
+        return await self._write(work)
+
+    def close(self) -> None:
+        """Waits for running work and closes the database."""
+        self._threads.shutdown(wait=True)
+        self._database.close()
+
+    async def _write(self, work: Callable[[Desk], T], *, wakes: bool = True) -> T:
+        async def write() -> T:
+            answer = await self._run(self._database.unit_of_work, work)
+            if wakes:
+                self._generation += 1
+                async with self._changed:
+                    self._changed.notify_all()
+            return answer
+
+        # Shielded: a caller that goes away must not leave a commit whose waiters were never woken.
+        return await asyncio.shield(asyncio.ensure_future(write()))
+
+    async def _read(self, work: Callable[[Desk], T]) -> T:
+        return await self._run(self._database.reading, work)
+
+    async def _run(
+        self, open_unit: Callable[[], AbstractContextManager[Any]], work: Callable[[Desk], T]
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._in_thread, open_unit, work)
+
+    def _in_thread(
+        self, open_unit: Callable[[], AbstractContextManager[Any]], work: Callable[[Desk], T]
+    ) -> T:
+        try:
+            with open_unit() as session:
+                desk = Desk(
+                    session=session, home=self._home, artifacts=self._artifacts, settings=self._settings
+                )
+                return work(desk)
+        except ProductError:
+            raise
+        except Exception as error:
+            log.exception("a unit of work failed")
+            # The cause stays here: its message may quote values, and its class may not exist elsewhere.
+            raise OfficeFault(
+                "Something unexpected happened in the office. Nothing was changed; its log says more.",
+                kind=type(error).__name__,
+            ) from None
+
+    def _news(self, desk: Desk, seen_epoch: int) -> EpochNews:
+        epoch = desk.register.current_epoch()
+        published = self._published
+        if published is None or published[0].epoch != epoch:
+            # Before the first publication there is nothing to permit, and one fixed empty snapshot says so.
+            snapshot = (
+                desk.register.snapshot(epoch)
+                if epoch
+                else Snapshot(epoch=0, published_at_us=0, vocabulary_version=CURRENT_VERSION)
+            )
+            # one assignment: other threads see the old pair or the new one
+            published = self._published = (snapshot, snapshot.to_json())
+        snapshot, document = published
+        return EpochNews(
+            epoch=epoch,
+            snapshot_digest=snapshot.digest,
+            snapshot_json=document if epoch > seen_epoch else None,
+            lease_s=self._settings.lease_s,
+            office_at_us=now_us(),
+        )

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The desk: every room of the house within one unit of work.
+
+A desk is made when a unit of work opens and is worthless when it closes. It is what operations get to work
+with; it does not know who asks, nor what for.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from cluster.home import Home
+from cluster.settings import Settings
+from model_core.packing.store import ArtifactStore
+
+if TYPE_CHECKING:
+    from policy.accounts_ledger import Ledger
+    from policy.audit import Audit
+    from policy.metering import Metering
+    from policy.register import Register
+    from tenants.accounts.accounts import Accounts
+    from tenants.accounts.datasets import Datasets
+    from tenants.accounts.jobs import JobBook
+    from tenants.accounts.repeats import Repeats
+
+
+def now_us() -> int:
+    """Microseconds since the Unix epoch, UTC."""
+    return time.time_ns() // 1000
+
+
+@dataclass(kw_only=True)
+class Desk:
+    """The rooms of one unit of work, each opened when it is first asked for.
+
+    Attributes:
+        session: the open unit of work (``tenants.accounts.database``); committed by whoever opened it.
+        home: folders of the installation.
+        artifacts: where bundles lie.
+        settings: the operator's choices.
+        now_us: the one time at which everything in this unit of work happens.
+    """
+
+    session: Any
+    home: Home
+    artifacts: ArtifactStore
+    settings: Settings
+    now_us: int = field(default_factory=now_us)
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        """Tenants, principals, keys."""
+        from tenants.accounts.accounts import Accounts
+
+        return Accounts(self.session, self.now_us)
+
+    @cached_property
+    def datasets(self) -> Datasets:
+        """Data cards and where the documents lie."""
+        from tenants.accounts.datasets import Datasets
+
+        return Datasets(self.session, self.now_us)
+
+    @cached_property
+    def jobs(self) -> JobBook:
+        """Training jobs and their attempts."""
+        from tenants.accounts.jobs import JobBook
+
+        return JobBook(self.session, self.now_us)
+
+    @cached_property
+    def repeats(self) -> Repeats:
+        """Answers kept for idempotency keys."""
+        from tenants.accounts.repeats import Repeats
+
+        return Repeats(self.session, self.now_us)
+
+    @cached_property
+    def register(self) -> Register:
+        """Bases, experts, consents, grants, rules, changes, deployments, epochs."""
+        from policy.register import Register
+
+        return Register(self.session, self.now_us)
+
+    @cached_property
+    def metering(self) -> Metering:
+        """Reservations and usage."""
+        from policy.metering import Metering
+
+        return Metering(self.session, self.now_us)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Entries, statements, budgets."""
+        from policy.accounts_ledger import Ledger
+
+        return Ledger(self.session, self.now_us)
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The chained record of what was done."""
+        from policy.audit import Audit
+
+        return Audit(self.session, self.now_us)

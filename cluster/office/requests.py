@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work at the desk for people, programs and their requests: operations, admissions, usage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from cluster.office.protocol import Admission, UsageRecord
+from cluster.problems import invalid_request
+from policy.records import UsageRecord as Metered
+
+if TYPE_CHECKING:
+    from cluster.office.desk import Desk
+    from cluster.operations.table import Operation
+
+
+def answer_operation(
+    desk: Desk,
+    operation: Operation,
+    credential: str,
+    payload: dict[str, Any],
+    idempotency_key: str | None,
+) -> dict[str, Any]:
+    """Runs one operation: who asks, may they, is it well formed, do it, chain it.
+
+    Returns:
+        The response document.
+
+    Raises:
+        ProductError: any refusal; the unit of work is then rolled back by whoever opened it.
+    """
+    principal = desk.accounts.authenticate(credential)
+    operation.check_roles(principal.roles)
+    try:
+        request = operation.request.model_validate(payload)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+    repeat = None
+    if idempotency_key is not None and operation.method != "GET":
+        repeat = desk.repeats.begin(principal.id, idempotency_key, operation.name, payload)
+        if repeat.answer is not None:
+            return repeat.answer
+    response = operation.run(desk, principal, request)
+    if operation.writes:
+        desk.audit.append(
+            principal.id,
+            operation.name,
+            operation.subject(request, response),
+            operation.audit_facts(request),
+        )
+    answer: dict[str, Any] = response.model_dump(mode="json")
+    if repeat is not None:
+        desk.repeats.keep(repeat, None if operation.secret_answer else answer)
+    return answer
+
+
+def admit(desk: Desk, credential: str, deployment: str, max_tokens: int, n: int) -> Admission:
+    """Authenticates a consumer and holds the budget for one request.
+
+    Args:
+        desk: the open unit of work.
+        credential: API key.
+        deployment: deployment name.
+        max_tokens: completion tokens per choice.
+        n: choices.
+    """
+    principal = desk.accounts.authenticate(credential)
+    held = desk.metering.reserve(principal, deployment, max_tokens * max(1, n))
+    return Admission(
+        request_id=held.request_id,
+        deployment=held.deployment,
+        base_digest=held.base_digest,
+        tenant=held.tenant,
+        principal_id=held.principal_id,
+        epoch=held.epoch,
+        composition_digest=held.composition_digest,
+        reserved_tokens=held.max_tokens,
+    )
+
+
+def record_batch(desk: Desk, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
+    """Stores one batch of a host's journal."""
+    records = [Metered.model_validate(record.model_dump(mode="json")) for record in batch]
+    return desk.metering.record(server_id, sequence, records)
