@@ -20,8 +20,6 @@ from cluster.office.protocol import UsageRecord
 from model_core.engine.requests import Sampling, TokenEvent
 
 _BROKEN = "\ufffd"
-# A UTF-8 character has at most four bytes, hence at most four byte tokens.
-_MAX_HELD_TOKENS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +107,7 @@ class TextAssembler:
         self._decode = decode
         self._stops = [stop for stop in stops if stop]
         self._held_ids: list[int] = []
+        self._passed = 0
         self._held_text = ""
         self.stopped = False
 
@@ -116,18 +115,23 @@ class TextAssembler:
         """The text that one more token sets free; sets ``stopped`` when a stop text is complete."""
         self._held_ids.append(token_id)
         text = self._decode(self._held_ids)
-        if text.endswith(_BROKEN) and len(self._held_ids) < _MAX_HELD_TOKENS:
-            return ""
-        self._held_ids = []
-        return self._pass(text)
+        # Bytes that may yet become a character decode to exactly one replacement character at the end;
+        # everything before it can no longer change.
+        stable = text.removesuffix(_BROKEN)
+        new = stable[self._passed :]
+        if stable == text:
+            self._held_ids, self._passed = [], 0
+        else:
+            self._passed = len(stable)
+        return self._pass(new)
 
     def flush(self) -> str:
         """What was held back, once no token follows."""
-        text = self._decode(self._held_ids) if self._held_ids else ""
-        self._held_ids = []
-        text = self._pass(text) + self._held_text
-        self._held_text = ""
-        return "" if self.stopped else text
+        text = self._decode(self._held_ids)[self._passed :] if self._held_ids else ""
+        self._held_ids, self._passed = [], 0
+        text = self._pass(text)
+        held, self._held_text = self._held_text, ""
+        return text + held
 
     def _pass(self, text: str) -> str:
         if self.stopped:

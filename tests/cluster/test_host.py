@@ -1,0 +1,648 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model host with a tiny random base and an office that the test holds in its hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.errors import OfficeUnavailable
+from cluster.hosting.errors import DeploymentNotHosted, HostOverloaded, LeaseLost, PromptRefused
+from cluster.hosting.facts import HostSettings
+from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.journal import journal_records
+from cluster.hosting.lease import boottime_us
+from cluster.hosting.messages import GenerationChunk, GenerationRequest
+from cluster.hosting.probe import probe
+from cluster.hosting.server import ModelServer
+from cluster.office.protocol import Admission, EpochNews, UsageRecord
+from model_core.engine.requests import TokenEvent
+from model_core.network.bank import ExpertBank
+from model_core.network.checkpoint import save_expert
+from model_core.network.expert import Expert
+from model_core.packing.ids import new_id
+from model_core.packing.manifest import ModelShape
+from model_core.packing.store import DirectoryStore
+from model_core.text.tokenizer import TextTokenizer
+from policy.snapshot import (
+    BaseFact,
+    ConsentFact,
+    DatasetFact,
+    DeploymentFact,
+    ExpertFact,
+    GrantFact,
+    LicenseFact,
+    RuleFact,
+    Snapshot,
+    TenantFact,
+)
+
+OWNERS = ("anna", "ben", "cleo")
+TEXT = "the quick brown fox jumps over the lazy dog and the dog sleeps on; " * 8
+
+
+class Office:
+    """Publishes snapshots, stores usage once, and can be unplugged."""
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+        self.unplugged = False
+        self.acknowledged: list[tuple[int, str, dict[str, str]]] = []
+        self.usage: dict[tuple[str, int], list[UsageRecord]] = {}
+        self._news = asyncio.Condition()
+
+    async def publish(self, snapshot: Snapshot) -> None:
+        """Makes a snapshot the newest."""
+        async with self._news:
+            self.snapshot = snapshot
+            self._news.notify_all()
+
+    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
+        """The newest epoch, as soon as it is newer than the seen one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._news:
+                await self._news.wait_for(
+                    lambda: self.snapshot is not None and self.snapshot.epoch > seen_epoch
+                )
+        if self.unplugged or self.snapshot is None:
+            raise OfficeUnavailable("The office does not answer.")
+        new = self.snapshot.epoch != seen_epoch
+        return EpochNews(
+            epoch=self.snapshot.epoch,
+            snapshot_digest=self.snapshot.digest,
+            snapshot_json=self.snapshot.to_json() if new else None,
+            lease_s=2.0,
+            office_at_us=time.time_ns() // 1000,
+        )
+
+    async def acknowledge(
+        self, server_id: str, epoch: int, snapshot_digest: str, compositions: dict[str, str]
+    ) -> None:
+        """Notes it."""
+        self.acknowledged.append((epoch, snapshot_digest, compositions))
+
+    async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
+        """Stores once."""
+        if self.unplugged:
+            raise OfficeUnavailable("The office does not answer.")
+        assert self.usage.setdefault((server_id, sequence), batch) == batch
+        return sequence
+
+    @property
+    def records(self) -> list[UsageRecord]:
+        """Everything stored."""
+        return [one for batch in self.usage.values() for one in batch]
+
+
+class World:
+    """A store with a base and three owners' experts, and the register's facts about them."""
+
+    def __init__(self, bundles: Any, folder: Path) -> None:
+        self.folder = folder
+        self.tokenizer = TextTokenizer.train([TEXT], vocab_size=300)
+        self.bundles = bundles
+        shape = ModelShape(
+            n_layers=2,
+            d_model=8,
+            n_heads=2,
+            n_kv_heads=1,
+            d_ffn=12,
+            vocab_size=self.tokenizer.vocab_size,
+            max_positions=256,
+            rope_theta=10_000.0,
+            norm_eps=1e-6,
+        )
+        bundles.shape = lambda: shape
+        plain_files = bundles.base_files
+        self.tokenizer.save(folder / "tokenizer.json")
+        tokenizer_json = (folder / "tokenizer.json").read_bytes()
+        bundles.base_files = lambda seed=0: plain_files(seed=seed) | {"tokenizer.json": tokenizer_json}
+        bundles.expert_files = self._expert_files
+        self.store = DirectoryStore(folder / "store")
+        base = bundles.base(folder / "base")
+        self.base = self.store.put_bundle(folder / "base", base.digest)
+        self.experts = {}
+        for number, owner in enumerate(OWNERS):
+            made = bundles.expert(
+                folder / owner, base, seed=number + 1, tenant=owner, name=f"{owner}s-expert"
+            )
+            self.experts[owner] = self.store.put_bundle(folder / owner, made.digest)
+        self.trusted = bundles.trusted(*OWNERS)
+
+    def _expert_files(self, *, seed: int = 0, **_: Any) -> dict[str, bytes]:
+        torch.manual_seed(seed)
+        expert = Expert(n_layers=2, d_model=8, d_ffn=10, gated=True)
+        for layer in expert.layers:
+            torch.nn.init.normal_(layer.router.row, std=0.5)
+            torch.nn.init.normal_(layer.ffn.down.weight, std=0.5)
+        path = self.folder / f"expert-{seed}.safetensors"
+        save_expert(expert, path)
+        return {"expert.safetensors": path.read_bytes(), "metrics.jsonl": b'{"step":1,"loss":1.5}\n'}
+
+    def snapshot(
+        self,
+        epoch: int,
+        *,
+        without: tuple[str, ...] = (),
+        ends_us: dict[str, int] | None = None,
+        deployments: tuple[str, ...] = ("lab",),
+    ) -> Snapshot:
+        """Every owner permits everything, except those left out."""
+        license_fact = LicenseFact(
+            key="MIT",
+            hosted_use=True,
+            use_commercial=True,
+            derivatives=True,
+            distribution_weights=True,
+            attribution=False,
+            reviewed_by="counsel",
+        )
+        return Snapshot(
+            epoch=epoch,
+            published_at_us=1,
+            vocabulary_version="1",
+            tenants=tuple(TenantFact(slug=slug, status="active") for slug in (*OWNERS, "app")),
+            bases=(BaseFact(base_digest=self.base, name="tiny", license="MIT"),),
+            licenses=(license_fact,),
+            experts=tuple(
+                ExpertFact(
+                    bundle_digest=digest,
+                    expert_id=f"exp_{owner}",
+                    name=f"{owner}s-expert",
+                    tenant=owner,
+                    base_digest=self.base,
+                    license="MIT",
+                    datasets=(DatasetFact(id=f"ds_{owner}", tenant=owner, license="MIT"),),
+                    state="listed",
+                    price_micro_per_1k_tokens=1000,
+                )
+                for owner, digest in self.experts.items()
+            ),
+            consents=tuple(
+                ConsentFact(
+                    id=f"con_{owner}",
+                    expert_id=f"exp_{owner}",
+                    tenant=owner,
+                    effect="permit",
+                    action="infer",
+                    purpose="any",
+                    region="global",
+                    commercial=True,
+                    valid_from_us=0,
+                    valid_until_us=(ends_us or {}).get(owner),
+                    state="withdrawn" if owner in without else "given",
+                )
+                for owner in OWNERS
+            ),
+            grants=tuple(
+                GrantFact(
+                    id=f"gra_{owner}",
+                    expert_id=f"exp_{owner}",
+                    tenant=owner,
+                    consumer_tenant="app",
+                    valid_from_us=0,
+                )
+                for owner in OWNERS
+            ),
+            rules=(RuleFact(id="rul_1", effect="permit"),),
+            deployments=tuple(
+                DeploymentFact(
+                    name=name,
+                    tenant="app",
+                    base_digest=self.base,
+                    purpose="research",
+                    region="eu",
+                    commercial=False,
+                    top_k=4,
+                )
+                for name in deployments
+            ),
+        )
+
+    def digests(self, *owners: str) -> tuple[str, ...]:
+        """Bundle digests in canonical order."""
+        return tuple(sorted(self.experts[owner] for owner in owners))
+
+
+@pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One store for all tests of this file; nothing writes to it."""
+    return World(_bundle_maker(request), tmp_path_factory.mktemp("world"))
+
+
+def _bundle_maker(request: pytest.FixtureRequest) -> Any:
+    """The class behind the shared ``bundles`` fixture, which is made per test."""
+    plugin = next(p for p in request.config.pluginmanager.get_plugins() if hasattr(p, "BundleMaker"))
+    return plugin.BundleMaker()
+
+
+@asynccontextmanager
+async def running(
+    world: World, office: Office, journals: Path, gate: ReleaseGate | None = None, **settings: Any
+) -> AsyncIterator[ModelServer]:
+    """A started host."""
+    defaults: dict[str, Any] = {"renew_s": 0.05, "hold_s": 5.0, "reach_s": 5.0}
+    server = ModelServer(
+        office=office,
+        store=world.store,
+        trusted=lambda: world.trusted,
+        base_digest=world.base,
+        journals=journals,
+        settings=HostSettings(**(defaults | settings)),
+        gate=gate,
+    )
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def admission(world: World, epoch: int = 1, *, tokens: int = 1000, deployment: str = "lab") -> Admission:
+    """What the office would have said."""
+    return Admission(
+        request_id=new_id("req"),
+        deployment=deployment,
+        base_digest=world.base,
+        tenant="app",
+        principal_id="pri_1",
+        epoch=epoch,
+        composition_digest="sha256:" + "0" * 64,
+        reserved_tokens=tokens,
+    )
+
+
+async def collect(
+    server: ModelServer,
+    given: Admission,
+    seen: Callable[[GenerationChunk], None] = lambda _: None,
+    **fields: Any,
+) -> list[GenerationChunk]:
+    """All chunks of one greedy request that does not stop at the end of text."""
+    request = GenerationRequest(**({"prompt": "the dog", "max_tokens": 40, "temperature": 0.0} | fields))
+    chunks = []
+    async for chunk in server.generate(given, request):
+        chunks.append(chunk)
+        seen(chunk)
+    return chunks
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Waits for a condition."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def tokens_of(chunks: list[GenerationChunk]) -> list[int]:
+    """Token ids in order."""
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+def test_answer_is_journaled_accounted_and_acknowledged(world: World, tmp_path: Path) -> None:
+    """One request: text equals the tokens, shares sum up, the office gets every record once, then final."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path) as server:
+            given = admission(world)
+            chunks = await collect(server, given, n=2, logprobs=2, temperature=1.0, seed=7)
+            account = chunks[-1].marketplace
+            assert account is not None
+            assert account.request_id == given.request_id
+            assert all(chunk.marketplace is None for chunk in chunks[:-1])
+            assert chunks[0].prompt_tokens == account.prompt_tokens
+            for index in range(2):
+                mine = [chunk for chunk in chunks if chunk.index == index]
+                ids = tokens_of(mine)
+                assert "".join(chunk.text for chunk in mine) == world.tokenizer.decode(ids)
+                assert sum(len(chunk.logprobs or ()) for chunk in mine) == len(ids)
+                assert mine[-1].finish_reason in ("length", "stop")
+                assert sum(s.to_token - s.from_token for s in account.segments if s.index == index) == len(
+                    ids
+                )
+            for part in account.segments:
+                assert sum(part.experts.values()) == (part.to_token - part.from_token) * 1_000_000
+                assert set(part.experts) <= {"public", *(f"{owner}s-expert" for owner in OWNERS)}
+            await until(lambda: server.journal.settled and bool(office.acknowledged))
+            epoch, digest, compositions = office.acknowledged[-1]
+            assert (epoch, digest) == (1, world.snapshot(1).digest)
+            assert compositions["lab"] == account.segments[0].composition_digest
+            mine_used = [one for one in office.records if one.request_id == given.request_id]
+            assert sum(one.completion_tokens for one in mine_used) == account.completion_tokens
+            assert sum(one.prompt_tokens for one in mine_used) == account.prompt_tokens
+            assert [one.final for one in mine_used][-1]
+
+    asyncio.run(story())
+
+
+def test_withdrawal_while_sixteen_streams_run(world: World, tmp_path: Path) -> None:
+    """Every stream goes on without the expert, from a known token on, and poison shows nowhere."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path, keep_poisoned=True) as server:
+            got: dict[int, int] = dict.fromkeys(range(16), 0)
+
+            def seen(number: int) -> Callable[[GenerationChunk], None]:
+                return lambda chunk: got.__setitem__(number, got[number] + len(chunk.token_ids))
+
+            streams = [
+                asyncio.create_task(
+                    collect(server, admission(world), seen(n), max_tokens=150, temperature=1.0, seed=n)
+                )
+                for n in range(16)
+            ]
+            await until(lambda: min(got.values()) >= 8)
+            assert not any(stream.done() for stream in streams)
+            await office.publish(world.snapshot(2, without=("anna",)))
+            await until(lambda: office.acknowledged[-1][0] == 2)
+            at_acknowledgement = dict(got)
+            results = await asyncio.gather(*streams)
+            assert server.health().poisoned == world.digests("anna")
+            old, new = (compositions["lab"] for _, _, compositions in office.acknowledged)
+            for number, chunks in enumerate(results):
+                account = chunks[-1].marketplace
+                assert account is not None
+                assert chunks[-1].finish_reason in ("length", "stop")
+                before, after = account.segments
+                assert (before.epoch, before.composition_digest) == (1, old)
+                assert (after.epoch, after.composition_digest) == (2, new)
+                assert before.experts["annas-expert"] > 0
+                assert "annas-expert" not in after.experts
+                assert set(after.experts) > {"public"}
+                assert after.from_token == before.to_token <= at_acknowledgement[number]
+                if chunks[-1].finish_reason == "length":
+                    assert account.completion_tokens == 150
+                    assert after.to_token - after.from_token >= 8
+            assert server.room.counts.recomposed == 16
+
+            # Exactness: bit for bit what a process computes that never held the withdrawn expert.
+            shown = await server.probe("lab", "the lazy dog")
+            assert shown.finite
+            assert shown.poisoned == world.digests("anna")
+            fresh = ExpertBank.open(world.base, world.store.get_bundle(world.base))
+            for digest in world.digests("ben", "cleo"):
+                fresh.add_folder(digest, world.store.get_bundle(digest))
+            ids = [world.tokenizer.end_of_text_id, *world.tokenizer.encode("the lazy dog")]
+            alone = probe(fresh, ids, world.digests("ben", "cleo"), shown.top_k)
+            assert alone.logits == shown.logits
+        for one in journal_records(tmp_path):
+            assert (one.epoch == 1) or world.experts["anna"] not in one.experts
+
+    asyncio.run(story())
+
+
+def test_streams_that_lost_nothing_are_left_alone(world: World, tmp_path: Path) -> None:
+    """An epoch that changes nothing for a deployment recomputes nothing of it."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path) as server:
+            alone = tokens_of(await collect(server, admission(world), max_tokens=60))
+            stream = asyncio.create_task(collect(server, admission(world), max_tokens=60))
+            await until(lambda: server.health().running == 1)
+            await office.publish(world.snapshot(2, deployments=("lab", "other")))
+            await office.publish(world.snapshot(3))
+            chunks = await stream
+            assert tokens_of(chunks) == alone
+            assert server.room.counts.recomposed == 0
+            account = chunks[-1].marketplace
+            assert account is not None
+            assert len(account.segments) == 1
+
+    asyncio.run(story())
+
+
+def test_without_lease_nothing_is_released_and_streams_go_on_with_the_same_tokens(
+    world: World, tmp_path: Path
+) -> None:
+    """The office falls silent: no chunk leaves after two seconds; once it is back, the answer continues."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path, hold_s=20.0, max_sequences=2) as server:
+            alone = tokens_of(await collect(server, admission(world), max_tokens=100))
+            times: list[int] = []
+            slow_down(server)
+            pace = asyncio.create_task(timed(server, admission(world), times, max_tokens=100))
+            await until(lambda: len(times) >= 5)
+            office.unplugged = True
+            cut_us = boottime_us()
+            await asyncio.sleep(2.6)
+            assert not pace.done()
+            assert not server.gate.is_open()
+            assert max(times) < cut_us + 2_100_000
+            steps = server.room.counts.steps
+            office.unplugged = False
+            chunks = await pace
+            assert tokens_of(chunks) == alone
+            assert server.room.counts.steps >= steps
+
+    asyncio.run(story())
+
+
+async def timed(
+    server: ModelServer, given: Admission, times: list[int], *, max_tokens: int
+) -> list[GenerationChunk]:
+    """Chunks of a greedy request, each noted with the boot clock at its release."""
+    return await collect(server, given, lambda _: times.append(boottime_us()), max_tokens=max_tokens)
+
+
+def slow_down(server: ModelServer, step_s: float = 0.02) -> None:
+    """Makes every step of the engine last longer, as a larger model would."""
+    step = server.room.engine.step
+
+    def slow() -> list[TokenEvent]:
+        time.sleep(step_s)
+        return step()
+
+    server.room.engine.step = slow  # type: ignore[method-assign]
+
+
+def test_tokens_that_wait_while_their_expert_is_withdrawn_are_never_released(
+    world: World, tmp_path: Path
+) -> None:
+    """A slow client: what was computed with the expert but not yet released is computed anew without it."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path) as server:
+            request = GenerationRequest(prompt="the dog", max_tokens=60, temperature=0.0)
+            stream = server.generate(admission(world), request)
+            first = await anext(stream)
+            await until(lambda: server.room.engine.idle)  # all computed, little released
+            await office.publish(world.snapshot(2, without=("anna",)))
+            await until(lambda: office.acknowledged[-1][0] == 2)
+            rest = [chunk async for chunk in stream]
+            account = rest[-1].marketplace
+            assert account is not None
+            assert account.completion_tokens == len(tokens_of([first, *rest])) == 60
+            before, after = account.segments
+            assert before.to_token == len(first.token_ids)
+            assert "annas-expert" not in after.experts
+            assert server.room.counts.restarted == 1
+
+    asyncio.run(story())
+
+
+def test_time_bound_expires_without_a_message(world: World, tmp_path: Path) -> None:
+    """At ``valid_until`` the expert leaves by itself, though the epoch stays the same."""
+
+    async def story() -> None:
+        office = Office()
+        ends_us = time.time_ns() // 1000 + 1_200_000
+        await office.publish(world.snapshot(1, ends_us={"anna": ends_us}))
+        async with running(world, office, tmp_path) as server:
+            await until(lambda: bool(office.acknowledged))
+            assert world.experts["anna"] in server.room.bank.digests
+            late: list[GenerationChunk] = []
+            while time.time_ns() // 1000 < ends_us + 300_000:
+                began_us = time.time_ns() // 1000
+                chunks = await collect(server, admission(world), max_tokens=4)
+                if began_us >= ends_us:
+                    late += chunks
+            names = {
+                name for c in late if c.marketplace for s in c.marketplace.segments for name in s.experts
+            }
+            assert names
+            assert "annas-expert" not in names
+            await until(lambda: len(office.acknowledged) == 2)
+            assert office.acknowledged[0][2] != office.acknowledged[1][2]
+            assert world.experts["anna"] not in server.room.bank.digests
+
+    asyncio.run(story())
+
+
+def test_lower_epoch_and_false_snapshot_are_refused(world: World, tmp_path: Path) -> None:
+    """A register that goes back is not followed, and its answers do not renew the lease."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(5, without=("anna",)))
+        async with running(world, office, tmp_path) as server:
+            await until(server.gate.is_open)
+            await office.publish(world.snapshot(4))
+            await until(lambda: server.link.counts.refused > 0)
+            assert server.link.roster.epoch == 5
+            await until(lambda: not server.gate.is_open())
+            await office.publish(world.snapshot(6))
+            await until(server.gate.is_open)
+            assert set(server.link.roster.served["lab"].experts) == set(world.experts.values())
+
+    asyncio.run(story())
+
+
+def test_lease_that_stays_lost_fails_with_a_clear_error(world: World, tmp_path: Path) -> None:
+    """After the holding time the stream ends with ``lease_lost`` and its usage stays journaled."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path, hold_s=0.3, reach_s=0.3) as server:
+            await until(server.gate.is_open)
+            office.unplugged = True
+            await until(lambda: not server.gate.is_open())
+            with pytest.raises(LeaseLost):
+                await collect(server, admission(world))
+            with pytest.raises(LeaseLost):
+                await collect(server, admission(world, epoch=9))
+            office.unplugged = False
+            await until(server.gate.is_open)
+            assert (await collect(server, admission(world)))[-1].finish_reason is not None
+
+    asyncio.run(story())
+
+
+def test_removed_deployment_ends_its_streams_and_takes_no_new_ones(world: World, tmp_path: Path) -> None:
+    """Streams end as withdrawn with their account; new requests are refused."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1, deployments=("lab", "other")))
+        async with running(world, office, tmp_path) as server:
+            times: list[int] = []
+            slow_down(server)
+            stream = asyncio.create_task(timed(server, admission(world), times, max_tokens=200))
+            await until(lambda: len(times) >= 2)
+            await office.publish(world.snapshot(2, deployments=("other",)))
+            chunks = await stream
+            assert chunks[-1].finish_reason == "withdrawn"
+            assert chunks[-1].marketplace is not None
+            with pytest.raises(DeploymentNotHosted):
+                await collect(server, admission(world, epoch=2))
+
+    asyncio.run(story())
+
+
+def test_client_that_leaves_frees_its_place_and_is_billed_for_what_left(world: World, tmp_path: Path) -> None:
+    """Closing the stream cancels in the engine and writes the final record."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path, max_sequences=1) as server:
+            given = admission(world)
+            stream = server.generate(
+                given, GenerationRequest(prompt="the dog", max_tokens=200, temperature=0.0)
+            )
+            received = [await anext(stream) for _ in range(3)]
+            await stream.aclose()
+            assert (await collect(server, admission(world), max_tokens=2))[-1].finish_reason == "length"
+            await until(lambda: server.room.engine.idle)
+            mine = [one for one in journal_records(tmp_path) if one.request_id == given.request_id]
+            assert sum(one.completion_tokens for one in mine) == len(tokens_of(received))
+            assert [one.final for one in mine] == [False] * (len(mine) - 1) + [True]
+
+    asyncio.run(story())
+
+
+def test_bad_prompts_and_a_full_house_are_refused(world: World, tmp_path: Path) -> None:
+    """Each with its error, and the reservation is given back by a final record."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path, max_sequences=2, max_waiting=3) as server:
+            for fields in ({"prompt": "dog " * 400}, {"prompt": None, "prompt_token_ids": (99_999,)}):
+                with pytest.raises(PromptRefused):
+                    await collect(server, admission(world), **fields)
+            with pytest.raises(HostOverloaded):
+                await collect(server, admission(world), n=3)
+            with pytest.raises(DeploymentNotHosted):
+                await collect(server, admission(world, deployment="nowhere"))
+            short = await collect(server, admission(world, tokens=3), max_tokens=40)
+            assert len(tokens_of(short)) == 3
+
+    asyncio.run(story())
+
+
+def test_stop_text_ends_a_choice_and_is_not_shown(world: World, tmp_path: Path) -> None:
+    """Text up to the stop text, nothing behind it, and only released tokens are counted."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path) as server:
+            whole = "".join(c.text for c in await collect(server, admission(world), max_tokens=60))
+            stop = whole[12:15]
+            chunks = await collect(server, admission(world), max_tokens=60, stop=(stop,))
+            assert "".join(chunk.text for chunk in chunks) == whole[: whole.index(stop)]
+            assert chunks[-1].finish_reason == "stop"
+            account = chunks[-1].marketplace
+            assert account is not None
+            assert account.completion_tokens == len(tokens_of(chunks)) < 60
+
+    asyncio.run(story())
