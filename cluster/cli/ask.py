@@ -20,7 +20,13 @@ from cluster.cli.context import Door
 @click.option("--stop", multiple=True, help="Text that ends the answer (repeat for several).")
 @click.pass_obj
 def ask(
-    door: Door, deployment: str, prompt: str, max_tokens: int, temperature: float, seed: int | None, stop: tuple[str, ...]
+    door: Door,
+    deployment: str,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    stop: tuple[str, ...],
 ) -> None:
     """Ask DEPLOYMENT to continue PROMPT, and stream what it says.
 
@@ -53,6 +59,10 @@ def ask(
     for segment in account.get("segments", []):
         tokens = segment["to_token"] - segment["from_token"]
         shares = ", ".join(
-            f"{name} {weight / max(tokens, 1) / 10_000:.0f} %" for name, weight in sorted(segment["experts"].items())
+            f"{name} {weight / max(tokens, 1) / 10_000:.0f} %"
+            for name, weight in sorted(segment["experts"].items())
         )
-        click.echo(f"[tokens {segment['from_token']}-{segment['to_token']}, epoch {segment['epoch']}: {shares}]", err=True)
+        click.echo(
+            f"[tokens {segment['from_token']}-{segment['to_token']}, epoch {segment['epoch']}: {shares}]",
+            err=True,
+        )

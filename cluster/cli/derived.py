@@ -74,7 +74,9 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     kind, many = _kind(field.annotation)
     flag = "--" + name.replace("_", "-")
     if kind is bool:
-        return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=field.description, required=field.is_required())
+        return click.Option(
+            [f"{flag}/--no-{flag[2:]}"], default=None, help=field.description, required=field.is_required()
+        )
     return click.Option(
         [flag],
         type=kind,

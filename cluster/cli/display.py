@@ -25,7 +25,9 @@ def show(document: Mapping[str, Any], *, as_json: bool) -> None:
         return
     console = Console()
     lists = {name: value for name, value in document.items() if _is_rows(value)}
-    single = {name: value for name, value in document.items() if name not in lists and value not in (None, [], {})}
+    single = {
+        name: value for name, value in document.items() if name not in lists and value not in (None, [], {})
+    }
     if single:
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_column(style="bold")

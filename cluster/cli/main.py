@@ -82,7 +82,9 @@ class _Verbs(click.Group):
 
 
 @click.command(cls=_Verbs)
-@click.option("--url", envvar="MARKETPLACE_URL", help="Address of the gateway (default: the one that runs here).")
+@click.option(
+    "--url", envvar="MARKETPLACE_URL", help="Address of the gateway (default: the one that runs here)."
+)
 @click.option("--key", envvar="MARKETPLACE_KEY", help="API key (default: this installation's operator key).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of tables.")
 @click.pass_context

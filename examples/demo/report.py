@@ -157,11 +157,14 @@ def _money(results: Results) -> str:
     if not results.money:
         return ""
     columns = list(results.money[0])
-    head = "".join(f"<th class='{'n' if index else ''}'>{html.escape(name)}</th>" for index, name in enumerate(columns))
+    head = "".join(
+        f"<th class='{'n' if index else ''}'>{html.escape(name)}</th>" for index, name in enumerate(columns)
+    )
     rows = "".join(
         "<tr>"
         + "".join(
-            f"<td class='{'n' if index else ''}'>{html.escape(str(row[name]))}</td>" for index, name in enumerate(columns)
+            f"<td class='{'n' if index else ''}'>{html.escape(str(row[name]))}</td>"
+            for index, name in enumerate(columns)
         )
         + "</tr>"
         for row in results.money

@@ -77,7 +77,9 @@ class StreamSet:
 
     def still_open(self) -> int:
         """How many streams have begun and not ended."""
-        return sum(1 for stream in self.streams if stream.received and not stream.finished and not stream.failed)
+        return sum(
+            1 for stream in self.streams if stream.received and not stream.finished and not stream.failed
+        )
 
     def join(self, *, timeout_s: float) -> None:
         """Waits for all streams to end."""
@@ -139,7 +141,10 @@ def _trace(stream: OpenStream, *, withdrawn: str, epoch: int) -> StreamTrace:
         after_tokens=_tokens(after),
         after_weight_ppm=_weight(after, {withdrawn}),
         after_private_ppm=sum(
-            weight for part in after for name, weight in part["experts"].items() if name not in {"public", withdrawn}
+            weight
+            for part in after
+            for name, weight in part["experts"].items()
+            if name not in {"public", withdrawn}
         ),
     )
 
