@@ -168,17 +168,19 @@ def test_strange_objects_are_never_fetched(
     assert not (store.get_bundle(expert.digest) / "model.pkl").exists()
 
 
-def test_another_manifest_is_not_even_parsed(
-    client: Any, store: S3Store, bucket: str, bundles: Any, tmp_path: Path
-) -> None:
-    """A manifest swapped in the bucket is refused by its digest, before it says what to fetch."""
+def test_another_manifest_is_not_even_parsed(client: Any, bucket: str, bundles: Any, tmp_path: Path) -> None:
+    """A manifest swapped in the bucket is refused by its digest, before anything it names is fetched."""
     one, two = (bundles.expert(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    watched = Watched(client)
+    store = S3Store(bucket=bucket, cache=tmp_path / "cache", client=watched)
     store.put_bundle(one.folder, one.digest)
     for name in ("manifest.json", "seal.json"):
         key = f"bundles/{one.digest.replace(':', '-')}/{name}"
         client.put_object(Bucket=bucket, Key=key, Body=(two.folder / name).read_bytes())
+    watched.calls.clear()
     with pytest.raises(errors.DigestMismatch):
         store.get_bundle(one.digest)
+    assert watched.calls == [("get_object", "seal.json"), ("get_object", "manifest.json")]
 
 
 def test_a_huge_object_is_not_downloaded(

@@ -192,6 +192,7 @@ def test_no_other_leaf_can_be_proven(leaves: list[bytes], other: bytes, data: st
     assert not verify_inclusion(root, leaf, replace(proof, path=(*proof.path, digest_bytes(b"more"))))
     assert not verify_inclusion(root, leaf, replace(proof, index=len(leaves)))
     assert not verify_inclusion(root, leaf, replace(proof, index=-1))
+    assert not verify_inclusion(root, leaf, replace(proof, size=4 * len(leaves)))
     if proof.path:
         assert not verify_inclusion(root, leaf, replace(proof, path=proof.path[:-1]))
         assert not verify_inclusion(root, leaf, replace(proof, path=("no digest", *proof.path[1:])))

@@ -52,6 +52,7 @@ def test_agrees_with_the_library(bundles: Any) -> None:
 
 
 _ONE = {"a": _entry()}
+_PAIR = json.dumps(_ONE).encode()[1:-1]
 _HOSTILE: dict[str, bytes] = {
     "empty": b"",
     "short": b"\x01\x00\x00",
@@ -64,7 +65,9 @@ _HOSTILE: dict[str, bytes] = {
     "leading space": _file(b" {}"),
     "not JSON": _file(b"{nonsense}"),
     "not UTF-8": _file(b'{"\xff":1}'),
-    "two entries of one name": _file(b'{"a":1,"a":2}'),
+    "two entries of one name": _file(
+        b"{" + b",".join([json.dumps(_ONE).encode()[1:-1]] * 2) + b"}", b"\0" * 4
+    ),
     "deeply nested": _file(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "NaN as a size": _file(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', b"\0" * 4),
     "metadata of numbers": _file({"__metadata__": {"a": 1}}),
