@@ -186,7 +186,7 @@ class Ledger:
                 kind=transaction.kind,
                 at_us=transaction.at_us,
             )
-            for entry, transaction in self._session.execute(query).tuples()
+            for entry, transaction in self._session.execute(query)
         ]
 
     def set_budget(self, tenant: str, limit_micro: int) -> BudgetRecord:
@@ -258,14 +258,22 @@ class Ledger:
             & (share.n == record.n)
         )
         lines = (
-            select(*line, func.sum(share.ppm_tokens), func.sum(share.amount_micro), func.sum(share.fee_micro))
+            select(
+                *columns, func.sum(share.ppm_tokens), func.sum(share.amount_micro), func.sum(share.fee_micro)
+            )
             .join(batch, in_batch)
             .join(share, in_record)
             .where(batch.settlement_id == settlement_id)
             .group_by(*columns)
         )
         for tenant, deployment, bundle, owner, price, ppm, amount, fee in self._session.execute(lines):
-            writer.add_line(tenant, owner, deployment, bundle, int(price), (int(ppm), int(amount), int(fee)))
+            line = {
+                "deployment": deployment,
+                "expert": bundle,
+                "price_micro_per_1k_tokens": int(price),
+                "ppm_tokens": int(ppm),
+            }
+            writer.add_line(tenant, owner, line, int(amount), int(fee))
         return writer.documents()
 
 

@@ -32,11 +32,12 @@ from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.ids import check_name, new_id
 from policy.authority import Authority
 from policy.composition import Composition, compose
-from policy.decision import Decision, Question
+from policy.decision import Decision
 from policy.edits import Edits
 from policy.errors import ChangeClosed, DigestChanged, InvalidChange, NotFound, NotYours, SelfApproval
 from policy.items import ChangeItem, DeploymentPut
 from policy.publication import Publisher
+from policy.questions import Question
 from policy.reasons import is_denial
 from policy.records import ChangeRecord, DeploymentPreview, Preview, Publication
 from policy.snapshot import Snapshot

@@ -15,9 +15,10 @@ from sqlalchemy.orm import Session
 from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.ids import new_id
 from policy.composition import Composition, compose
-from policy.decision import Decision, Question
+from policy.decision import Decision
 from policy.errors import NotFound
 from policy.publication import Publisher
+from policy.questions import Question
 from policy.reasons import is_denial
 from policy.records import DecisionRecord, ReplayResult, VerdictRecord
 from policy.tables import DecisionRow, DecisionVerdictRow

@@ -22,7 +22,6 @@ from model_core.packing.ids import new_id
 from policy import ledger
 from policy.accounts_ledger import Ledger
 from policy.composition import compose
-from policy.decision import Question
 from policy.errors import (
     BudgetExceeded,
     InvalidUsage,
@@ -33,6 +32,7 @@ from policy.errors import (
     UnknownReservation,
 )
 from policy.publication import Publisher
+from policy.questions import Question
 from policy.records import PUBLIC, Reservation, UsageRecord, UsageRow, UsageTotal
 from policy.tables import (
     BudgetRow,

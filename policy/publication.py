@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 from policy import vocabulary
 from policy.audit import Audit
 from policy.composition import compose
-from policy.decision import Question
 from policy.errors import MalformedSnapshot, NotFound
 from policy.licenses import shipped_licenses
+from policy.questions import Question
 from policy.records import Publication
 from policy.snapshot import (
     BaseFact,
@@ -177,7 +177,7 @@ class Publisher:
         lineage: dict[str, list[tuple[str, str, str]]] = {}
         query = select(ExpertDatasetRow.expert_id, DatasetRow.id, DatasetRow.tenant, DatasetRow.license)
         joined = query.join(DatasetRow, DatasetRow.id == ExpertDatasetRow.dataset_id)
-        for expert_id, dataset_id, tenant, license_ in self._session.execute(joined).tuples():
+        for expert_id, dataset_id, tenant, license_ in self._session.execute(joined):
             lineage.setdefault(expert_id, []).append((dataset_id, tenant, license_))
         listings = latest_listings(self._session)
         facts = []

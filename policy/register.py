@@ -20,12 +20,12 @@ from model_core.packing.manifest import BaseManifest, ExpertManifest
 from policy.authority import Authority, check_narrower, unknown
 from policy.changes import Changes
 from policy.composition import Composition, compose
-from policy.decision import Question
 from policy.decision_log import DecisionLog
 from policy.edits import Edits
 from policy.errors import AssetConflict, NotFound
 from policy.items import ChangeItem, ForbidRule, ForbidUse
 from policy.publication import Publisher, card_license, latest_listings, read_licenses, to_fact
+from policy.questions import Question
 from policy.records import (
     AcknowledgementRecord,
     BaseRecord,

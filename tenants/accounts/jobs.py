@@ -175,7 +175,7 @@ class JobBook:
         """
         lock_for_writing(self._session, "job-claims")
         live = func.sum(_count_if(JobRow.state.in_([state.value for state in LIVE])))
-        loads = self._session.execute(select(JobRow.tenant, live).group_by(JobRow.tenant)).tuples()
+        loads = self._session.execute(select(JobRow.tenant, live).group_by(JobRow.tenant))
         free = {tenant: int(count) for tenant, count in loads if int(count) < max_running_per_tenant}
         query = (
             select(JobRow)
