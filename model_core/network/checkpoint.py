@@ -82,13 +82,10 @@ def load_expert(file: Path, shape: ModelShape, *, d_ffn: int | None = None) -> E
             tensors.setdefault(f"layers.{layer}.gate.mean", torch.zeros(shape.d_model))
             tensors.setdefault(f"layers.{layer}.gate.scale", torch.ones(shape.d_model))
     _fill(expert, tensors)
-    flat = [
-        name for name, tensor in tensors.items() if name.endswith(".gate.scale") and not (tensor > 0).all()
-    ]
+    scales = {name: tensor for name, tensor in tensors.items() if name.endswith(".gate.scale")}
+    flat = [name for name, scale in scales.items() if (scale == 0).any()]
     if flat:
-        raise TensorsNotFinite(
-            "A gate divides by a scale of zero; train the gates again.", tensors=flat[:8]
-        )
+        raise TensorsNotFinite("A gate divides by a scale of zero; train the gates again.", tensors=flat[:8])
     return expert.requires_grad_(False).eval()
 
 

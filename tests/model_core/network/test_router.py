@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefix means, gates, softmax and the choice of experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_core.network.router import (
+    RouterRows,
+    fold_gate,
+    group_rows,
+    keep_top,
+    prefix_mean,
+    router_logits,
+    running_sum,
+    softmax,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n_sequences=st.integers(1, 3),
+    length=st.integers(1, 40),
+    width=st.integers(1, 33),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_prefix_sums_are_the_same_bits_whole_in_chunks_and_token_by_token(
+    n_sequences: int, length: int, width: int, seed: int, data: st.DataObject
+) -> None:
+    """Strictly left to right in fp64: however the positions are cut, every sum is that of a plain loop."""
+    generator = torch.Generator().manual_seed(seed)
+    x_BSD = torch.randn(n_sequences, length, width, generator=generator) * 1e3
+    loop, parts = torch.zeros(n_sequences, width, dtype=torch.float64), []
+    for position in range(length):
+        loop = loop + x_BSD[:, position].double()
+        parts.append(loop)
+    expected = torch.stack(parts, dim=1)
+    assert torch.equal(running_sum(x_BSD), expected)
+    carry, start, chunks = None, 0, []
+    while start < length:
+        end = start + data.draw(st.integers(1, length - start), label="chunk")
+        chunks.append(running_sum(x_BSD[:, start:end], carry))
+        carry, start = chunks[-1][:, -1], end
+    assert torch.equal(torch.cat(chunks, dim=1), expected)
+    counts = torch.arange(1, length + 1, dtype=torch.float64)[:, None]
+    assert torch.equal(prefix_mean(x_BSD), expected / counts)
+
+
+def test_a_folded_gate_is_the_gate_on_standardised_features() -> None:
+    """The form weight . ((m - mean) / scale) + bias, also where the mean dwarfs the spread."""
+    generator = torch.Generator().manual_seed(0)
+    weight, mean = torch.randn(16, generator=generator), 1e4 * torch.randn(16, generator=generator)
+    scale, bias = torch.rand(16, generator=generator) + 0.01, torch.tensor(0.3)
+    features = mean.double() + scale.double() * torch.randn(20, 16, generator=generator).double()
+    row, offset = fold_gate(weight, bias, mean, scale)
+    plain = (weight.double() * ((features - mean.double()) / scale.double())).sum(-1) + bias.double()
+    assert torch.allclose((features * row).sum(-1) + offset, plain, atol=1e-6)
+
+
+def test_no_gate_adds_exactly_nothing_and_a_gate_only_lowers() -> None:
+    """The public expert's logit keeps its bits beside gated ones; every gated logit goes down."""
+    rows = RouterRows(
+        rows_ED=torch.randn(3, 8),
+        biases_E=torch.zeros(3),
+        gate_rows_ED=torch.cat((torch.zeros(1, 8), torch.randn(2, 8))).double(),
+        gate_biases_E=torch.tensor([torch.inf, 0.5, -40.0], dtype=torch.float64),
+    )
+    x, mean = torch.randn(10, 8), torch.randn(10, 8).double()
+    gated, plain = router_logits(x, mean, rows), router_logits(x, None, rows)
+    assert torch.equal(gated[:, 0], plain[:, 0])
+    assert (gated[:, 1:] <= plain[:, 1:]).all()
+    assert (gated[:, 2] < plain[:, 2] - 20).all()
+
+
+def test_softmax_of_huge_logits_is_finite() -> None:
+    """The maximum is taken out first."""
+    weights = softmax(torch.tensor([[1e30, 1e30, -1e30], [-3e4, -3e4, -3e4]]))
+    assert torch.allclose(weights, torch.tensor([[0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]]))
+
+
+def test_ties_go_to_the_earlier_column() -> None:
+    """Equal weights everywhere: the first k columns are kept, for any number of columns."""
+    for n in (2, 5, 16, 17, 64):
+        for top_k in range(1, n):
+            weights, kept = keep_top(torch.full((3, n), 1.0 / n), top_k)
+            assert kept is not None
+            assert kept[:, :top_k].all()
+            assert not kept[:, top_k:].any()
+            assert not weights[:, top_k:].any()
+
+
+def test_weights_are_renormalised_only_on_request() -> None:
+    """Top-k keeps the softmax's weights; renormalised ones sum to 1."""
+    full = softmax(torch.randn(50, 6))
+    plain, kept = keep_top(full, 2)
+    assert kept is not None
+    assert torch.equal(plain[kept], full[kept])
+    assert (plain.sum(-1) < 1).all()
+    scaled, _ = keep_top(full, 2, renormalise=True)
+    assert torch.allclose(scaled.sum(-1), torch.ones(50))
+
+
+@pytest.mark.parametrize("top_k", [-1, 0, 7, 100])
+def test_k_is_clamped_to_the_allowed(top_k: int) -> None:
+    """Neither fewer than one nor more than there are."""
+    weights, kept = keep_top(softmax(torch.randn(4, 6)), top_k)
+    assert (weights > 0).sum(-1).tolist() == [max(1, min(top_k, 6))] * 4
+    assert (kept is None) == (top_k >= 6)
+
+
+def test_every_row_is_in_exactly_one_group() -> None:
+    """Rows of equal (n, k) share a group; different sets of one size are gathered per row."""
+    allowed = [((0,), 3), ((0, 2), 1), ((0, 3), 1), ((0, 2), 2), ((0,), 1)]
+    groups = group_rows(allowed, torch.device("cpu"))
+    indices = [group.token_rows for group in groups if group.token_rows is not None]
+    assert sorted(torch.cat(indices).tolist()) == [0, 1, 2, 3, 4]
+    assert [group.top_k for group in groups] == [1, 1, 2]
+    assert [tuple(group.columns.shape) for group in groups] == [(1,), (2, 2), (2,)]
