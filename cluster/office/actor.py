@@ -7,30 +7,43 @@ the office, so it travels inside a ``Reply`` and is raised where it was asked fo
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 from typing import Any
 
 from cluster.errors import UnknownOperation
 from cluster.office.counter import Office
+from cluster.office.desk import now_us
 from cluster.office.protocol import OfficeProtocol, Reply
 from model_core.errors import ProductError
+
+log = logging.getLogger(__name__)
 
 #: Questions that wait at the same time; long polls of hosts are most of them.
 MAX_CONCURRENCY = 2000
 
 _QUESTIONS = frozenset(name for name in vars(OfficeProtocol) if not name.startswith("_"))
+_SWEEP_S = 60.0
+# No host generates for one request as long as this, so a reservation this old reports nothing more.
+_RESERVATION_LIFE_US = 3600 * 1_000_000
 
 
 class OfficeActor:
-    """Opens the office when the actor starts.
+    """Opens the office with the first question and answers from then on.
+
+    An office that cannot open (another process still holds the database) says why to everyone who asks, and
+    tries again with the next question; it never needs to be replaced by hand.
 
     Args:
         settings: the operator's choices, as a document.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        from cluster.bootstrap import open_office
-
-        self._office: Office = open_office(settings)
+        self._settings = settings
+        self._opening = asyncio.Lock()
+        self._office: Office | None = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def ask(self, question: str, arguments: tuple[Any, ...]) -> Reply:
         """Answers one question of ``OfficeProtocol``; keyword-only arguments come last, in order."""
@@ -42,12 +55,31 @@ class OfficeActor:
             return Reply(refusal=refusal)
 
     async def _answer(self, question: str, arguments: tuple[Any, ...]) -> Any:
+        office = self._office or await self._open()
         match question:
             case "call":
                 *plain, key = arguments
-                return await self._office.call(*plain, idempotency_key=key)
+                return await office.call(*plain, idempotency_key=key)
             case "fail_job":
                 *plain, retry = arguments
-                return await self._office.fail_job(*plain, retry=retry)
+                return await office.fail_job(*plain, retry=retry)
             case _:
-                return await getattr(self._office, question)(*arguments)
+                return await getattr(office, question)(*arguments)
+
+    async def _open(self) -> Office:
+        from cluster.bootstrap import open_office
+
+        async with self._opening:
+            if self._office is None:
+                self._office = await asyncio.to_thread(open_office, self._settings)
+                self._sweeper = asyncio.create_task(self._sweep(self._office))
+            return self._office
+
+    async def _sweep(self, office: Office) -> None:
+        """Frees the holds of requests whose end was never reported."""
+        while True:
+            with contextlib.suppress(ProductError):  # logged where it was raised; the next round tries again
+                await office.do(
+                    lambda desk: desk.metering.release_expired(now_us() - _RESERVATION_LIFE_US), wakes=False
+                )
+            await asyncio.sleep(_SWEEP_S)

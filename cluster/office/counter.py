@@ -204,9 +204,14 @@ class Office:
 
     # -- units of work ---------------------------------------------------------------------------------
 
-    async def do(self, work: Callable[[Desk], T]) -> T:
-        """Runs platform-internal work (first run, sweeps) in one writing unit of work."""
-        return await self._write(work)
+    async def do(self, work: Callable[[Desk], T], *, wakes: bool = True) -> T:
+        """Runs platform-internal work in one writing unit of work.
+
+        Args:
+            work: what to do at the desk.
+            wakes: whether it may publish, so that waiting hosts must look.
+        """
+        return await self._write(work, wakes=wakes)
 
     def close(self) -> None:
         """Waits for running work and closes the database."""
