@@ -152,10 +152,10 @@ def test_gates_part_two_dialects_and_are_the_same_each_time() -> None:
             kind: ((features[layer] - gate.mean) / gate.scale) @ gate.weight.double() + gate.bias
             for kind, features in new.items()
         }
-        # The first positions say little in either dialect; means over all of them must still part.
-        assert (score["own"] > 0).double().mean() > 0.75
-        assert (score["public"] < 0).double().mean() > 0.75
-        assert score["own"].mean() > 1 > -1 > score["public"].mean()
+        # The first positions say little in either dialect (the very first holds the same token in both).
+        late = {kind: values.view(10, -1)[:, 4:] for kind, values in score.items()}
+        assert (late["own"] > 0).double().mean() > 0.9
+        assert (late["public"] < 0).double().mean() > 0.9
 
 
 def test_router_rows_start_from_centred_means_and_are_bounded() -> None:
