@@ -109,7 +109,7 @@ def request(
     name: str,
     ids: Sequence[int],
     experts: Iterable[str],
-    top_k: int,
+    k: int,
     **sampling: Any,
 ) -> SequenceRequest:
     """A greedy request of 8 tokens unless told otherwise."""
@@ -119,8 +119,8 @@ def request(
         request_id=name,
         prompt_ids=tuple(ids),
         experts=chosen,
-        top_k=top_k,
-        state_key=bank.state_key(chosen, top_k=top_k, consumer="app"),
+        top_k=k,
+        state_key=bank.state_key(chosen, top_k=k, consumer="app"),
         sampling=Sampling(**(settings | sampling)),
     )
 
