@@ -14,11 +14,12 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from cluster.errors import UnknownOperation
 from cluster.gateway.answers import refusal
 from cluster.gateway.console.pages import add_console
+from cluster.gateway.console.visit import Console
 from cluster.gateway.description import describe
 from cluster.gateway.door import Door, DoorLimits
 from cluster.gateway.errors import MalformedBody, WrongMethod
@@ -52,13 +53,13 @@ def build_app(
         title="Expert marketplace", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     app.add_middleware(Threshold)
-    app.add_exception_handler(HTTPException, _http_handler(door))
+    console = add_console(app, door, operations)
+    app.add_exception_handler(HTTPException, _http_handler(door, console))
     app.add_exception_handler(ProductError, _refuse)
     _add_health(app, door)
     _add_description(app, door, operations)
     add_management(app, door, operations)
     add_openai(app, door)
-    add_console(app, door, operations)
     return app
 
 
@@ -70,11 +71,7 @@ def _add_health(app: FastAPI, door: Door) -> None:
             return JSONResponse({"status": "unavailable"}, status_code=503, headers={"Retry-After": "1"})
         return JSONResponse({"status": "ok"})
 
-    async def root() -> Response:
-        return RedirectResponse("/console/", status_code=303)
-
     app.add_api_route("/healthz", healthz, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/", root, methods=["GET"], include_in_schema=False)
 
 
 def _add_description(app: FastAPI, door: Door, operations: Mapping[str, Operation]) -> None:
@@ -93,9 +90,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return refusal(error, request.url.path, request_id_of(request))
 
 
-def _http_handler(door: Door) -> Any:
+def _http_handler(door: Door, console: Console) -> Any:
     async def handle(request: Request, error: Exception) -> Response:
         path = request.url.path
+        if path.startswith("/console/"):
+            return console.refusal(request, _as_refusal(error))
         try:
             # Unknown addresses answer like known ones: a stranger cannot map the routes.
             await door.office.identify(bearer(request))

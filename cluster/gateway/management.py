@@ -69,17 +69,21 @@ async def _call_with_file(
 ) -> dict[str, Any]:
     # Authenticated before the first byte is stored, so that a stranger cannot fill the disk.
     await door.authorise(credential, operation)
+    upload = operation.upload
+    if upload is None:
+        raise InvalidRequest(f"{operation.name} takes no file.")
     fields = merge(_query_fields(request), dict(request.path_params))
     key = idempotency_key(request)
-    return await call_with_parts(door, operation, credential, fields, request, body_stream(request), key)
+    check_file_headers(request, upload.media_type, door.limits.max_upload_bytes)
+    return await call_with_parts(door, operation, credential, fields, parts=body_stream(request), key=key)
 
 
-async def call_with_parts(  # noqa: PLR0917 - the order is that of every call
+async def call_with_parts(
     door: Door,
     operation: Operation,
     credential: str,
     fields: dict[str, Any],
-    request: Request,
+    *,
     parts: AsyncIterator[bytes],
     key: str | None = None,
 ) -> dict[str, Any]:
@@ -90,7 +94,6 @@ async def call_with_parts(  # noqa: PLR0917 - the order is that of every call
         operation: one that takes a file.
         credential: of a caller who may call it (``Door.authorise``).
         fields: everything but the file.
-        request: its headers say what the body is and how long.
         parts: the file's bytes.
         key: idempotency key.
     """
@@ -98,7 +101,6 @@ async def call_with_parts(  # noqa: PLR0917 - the order is that of every call
     if upload is None:
         raise InvalidRequest(f"{operation.name} takes no file.")
     fields = merge(fields, {"upload": None})
-    check_file_headers(request, upload.media_type, door.limits.max_upload_bytes)
     async with staged_file(door.limits.staging, parts, door.limits.max_upload_bytes) as (upload_id, path):
         found = await run_in_threadpool(upload.inspect, path)
         payload = {**fields, "upload": {"id": upload_id, **found}}

@@ -34,7 +34,7 @@ def check_file_headers(request: Request, media_type: str, max_bytes: int) -> Non
         TooLarge: it is announced as longer than the bound.
     """
     announced = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if announced not in {media_type, "application/octet-stream", "multipart/form-data"}:
+    if announced not in {media_type, "application/octet-stream"}:
         raise UnsupportedBody(f"This address takes a file. Set the header Content-Type: {media_type}.")
     check_announced_length(request, max_bytes)
 
