@@ -6,11 +6,12 @@ Nothing below this module reads settings; nothing above it chooses implementatio
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import migrations
@@ -19,9 +20,9 @@ from cluster.office.counter import Office
 from cluster.office.desk import Desk
 from cluster.settings import Settings
 from cluster.telemetry import log_to
-from model_core.packing.bundle import check_bundle, countersign_bundle
+from model_core.packing.bundle import CheckedBundle, check_bundle, countersign_bundle, write_bundle
 from model_core.packing.keys import load_or_create_key
-from model_core.packing.manifest import BaseManifest
+from model_core.packing.manifest import MANIFEST_FILE, BaseManifest
 from model_core.packing.seal import TrustedKeys
 from model_core.packing.store import ArtifactStore, DirectoryStore
 from tenants.accounts.database import Database
@@ -142,39 +143,39 @@ def import_starter_base(desk: Desk) -> None:
     folder = _starter_folder(desk.settings)
     if folder is None or desk.register.list_bases():
         return
-    with contextlib.ExitStack() as stack:
-        path = stack.enter_context(resources.as_file(folder)) if not isinstance(folder, Path) else folder
+    with resources.as_file(folder) as path:
         checked = check_bundle(path)
         if not isinstance(checked.manifest, BaseManifest):
             log.warning("the starter folder holds no base; nothing was imported")
             return
-        if not desk.artifacts.has(checked.digest):
-            _store_countersigned(desk, path, checked.digest)
+        keep_base(desk, checked)
         desk.register.add_base(checked.manifest, checked.digest)
     desk.audit.append("platform", "bases.import", f"bases/{checked.digest}", {"name": checked.manifest.name})
 
 
-def _store_countersigned(desk: Desk, source: Path, digest: str) -> None:
-    import shutil
-    import tempfile
+def keep_base(desk: Desk, checked: CheckedBundle) -> None:
+    """Stores a base under the platform's own seal, unless it is stored already.
 
-    # The shipped folder may be read-only; admission signs a copy.
-    with tempfile.TemporaryDirectory(dir=desk.home.uploads, prefix="starter-") as draft:
-        copy = Path(draft) / "bundle"
-        copy.mkdir()
-        for entry in source.iterdir():
-            shutil.copyfile(entry, copy / entry.name)
-        countersign_bundle(copy, load_or_create_key(desk.home.admission_key))
-        desk.artifacts.put_bundle(copy, digest)
+    Bases belong to the platform: whoever made one and sealed it, the platform vouches for the bytes it
+    serves. Its digest stays, since the seal is no part of it.
+    """
+    if desk.artifacts.has(checked.digest):
+        return
+    files = {name: checked.folder / name for name in checked.manifest.files}
+    owner = load_or_create_key(desk.home.owner_key(PLATFORM_TENANT))
+    with TemporaryDirectory(dir=desk.home.uploads, prefix="base-") as draft:
+        own = write_bundle(Path(draft) / "bundle", checked.manifest, files, owner)
+        countersign_bundle(own.folder, load_or_create_key(desk.home.admission_key))
+        desk.artifacts.put_bundle(own.folder, checked.digest)
 
 
-def _starter_folder(settings: Settings) -> Any:
+def _starter_folder(settings: Settings) -> Traversable | None:
     if settings.starter_base == "none":
         return None
     if settings.starter_base:
         return Path(settings.starter_base).expanduser()
     shipped = resources.files("model_core") / "starter"
-    return shipped if (shipped / "manifest.json").is_file() else None
+    return shipped if (shipped / MANIFEST_FILE).is_file() else None
 
 
 def _is_stray(desk: Desk) -> bool:

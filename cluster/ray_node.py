@@ -32,7 +32,7 @@ from cluster.settings import Settings, clean_environment
 RUN_VARIABLE = "MARKETPLACE_RUN"
 
 # A Unix socket's path holds 107 bytes, and Ray puts a session name and a socket name of 70 below this folder.
-_LONGEST_TEMP_DIR = 36
+_LONGEST_TEMP_DIR = 34
 _POLL_S = 0.05
 _CREATE_TIME_TOLERANCE_S = 0.01
 
@@ -126,7 +126,7 @@ def start_head(home: Home, settings: Settings) -> RayRun:
         "num_cpus": settings.ray_cpus,
         "num_gpus": None,
         "object_store_bytes": settings.ray_object_store_bytes,
-        "temp_dir": str(temp_dir),
+        "temp_dir": str(temp_dir / "r"),  # Ray opens its folder to everyone; the one around it stays ours
         "answer_file": str(answer),
     }
     with log.open("wb") as output:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import sys
 import time
@@ -37,8 +38,8 @@ _POLL_S = 0.1
 # and must come after its environment.
 _ACTORS = {
     OFFICE_NAME: ("cluster.office.actor", "OfficeActor"),
-    "foreman": ("cluster.jobs.foreman", "Foreman"),
-    "reconciler": ("cluster.hosting.reconciler", "Reconciler"),
+    "foreman": ("cluster.jobs.foreman_actor", "ForemanActor"),
+    "reconciler": ("cluster.hosting.reconciler_actor", "ReconcilerActor"),
 }
 
 
@@ -282,13 +283,16 @@ def _await_office(settings: Settings) -> OfficeHealth:
 def _ensure_gateway(settings: Settings) -> str:
     from ray import serve
 
-    from cluster.gateway.deploy import deploy
+    from cluster.gateway.deploy import APPLICATION, deploy
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="Disabled",
         logging_config={"encoding": "JSON", "log_level": settings.log_level, "enable_access_log": False},
     )
-    handle = deploy(settings)
+    # Deploying again replaces the replica and cuts its streams, so it is done only where there is none.
+    running = APPLICATION in serve.status().applications
+    handle = serve.get_app_handle(APPLICATION) if running else deploy(settings)
     try:
         host, port = handle.address.remote().result(timeout_s=settings.start_timeout_s)
     except TimeoutError as error:
