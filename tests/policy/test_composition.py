@@ -209,6 +209,14 @@ def test_no_permitted_expert_leaves_the_public_base() -> None:
     assert [d.outcome for d in composition.decisions] == ["no_consent"]
 
 
+def test_the_base_alone_still_owes_its_own_attribution() -> None:
+    """Without members the obligations of the base's license remain; a denied composition owes nothing."""
+    base = (BaseFact(base_digest=BASE, name="public", license="MIT"),)
+    alone = compose(world(consents=(), bases=base), ask())
+    assert [(one.kind, one.subject) for one in alone.obligations] == [("attribute", BASE)]
+    assert not compose(world(tenants=(), bases=base), ask()).obligations
+
+
 def test_candidates_may_be_named_and_unknown_ones_are_said() -> None:
     """Only named candidates are decided about; a name that nobody holds is denied by that name."""
     snapshot = crowd(3, deployments=(deployment(candidates=("exp_2", "exp_9", bundle(3))),))

@@ -308,6 +308,20 @@ def test_the_input_digest_names_snapshot_use_and_expert_but_not_the_moment() -> 
     assert decide(snapshot, ask(at_us=NOW_US + 5), "exp_1").input_digest == first
     assert decide(snapshot, ask(region="de"), "exp_1").input_digest != first
     assert decide(world(epoch=8), ask(), "exp_1").input_digest != first
+    two = compose(world(experts=(expert(1), expert(2))), ask()).decisions
+    assert two[0].input_digest != two[1].input_digest
+
+
+def test_of_several_reasons_the_gravest_names_the_outcome() -> None:
+    """All reasons are told; the class is error before forbidden before what is merely missing."""
+    facts: dict[str, Any] = {"grants": (), "consents": ()}
+    assert decide(world(**facts), ask(), "exp_1").outcome == "no_consent"
+    facts["rules"] = (rule(2, effect="forbid"),)
+    assert decide(world(**facts), ask(), "exp_1").outcome == "forbidden"
+    facts["rules"] = (*facts["rules"], rule(3, purpose="gibberish"))
+    decision = decide(world(**facts), ask(), "exp_1")
+    assert decision.outcome == "error"
+    assert {"consent", "grant", "rules"} == {one.gate for one in decision.reasons if is_denial(one)}
 
 
 def test_questions_that_make_no_sense_are_refused() -> None:

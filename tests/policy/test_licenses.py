@@ -154,6 +154,14 @@ def test_or_takes_the_lightest_branch_then_the_first_by_name(text: str, chosen: 
     assert evaluate(TABLE, IT, text, use(commercial=True)).chosen == chosen
 
 
+def test_of_two_user_caps_the_smaller_counts() -> None:
+    """No cap is no limit; with several the least number of users holds."""
+    capped = [terms_of(license_fact("A", user_cap=cap), "x", commercial=False) for cap in (None, 10, 5)]
+    assert joined(capped).user_cap == 5
+    assert joined(capped[:2]).user_cap == 10
+    assert joined(capped[:1]).user_cap is None
+
+
 def test_with_is_a_license_of_its_own() -> None:
     """An exception is part of the key: the license without it does not stand in."""
     with_exception = license_fact("GPL-2.0-only WITH Classpath-exception-2.0")
