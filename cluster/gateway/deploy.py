@@ -9,8 +9,6 @@ handles, one application per base.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -24,6 +22,7 @@ from cluster.errors import HostUnavailable, StartFailed
 from cluster.gateway.app import build_app
 from cluster.gateway.door import DoorLimits
 from cluster.gateway.errors import TooManyRequests
+from cluster.gateway.server import bind, quiet_server
 from cluster.home import Home
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.office.client import connect_office
@@ -32,8 +31,6 @@ from cluster.settings import Settings
 from model_core.errors import ProductError
 
 APPLICATION = "gateway"
-_BIND_TRIES = 100
-_BIND_PAUSE_S = 0.1
 
 
 def host_application(base_digest: str) -> str:
@@ -125,50 +122,6 @@ class Gateway:
             await self.check_health()
         host, port = self._server.servers[0].sockets[0].getsockname()[:2]
         return str(host), int(port)
-
-
-def quiet_server(app: Any) -> uvicorn.Server:
-    """A server that logs no requests, names no product and installs no signal handlers."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-    server = uvicorn.Server(config)
-    # The replica's process belongs to Ray; a server that caught its signals would outlive its replica.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-    return server
-
-
-async def bind(host: str, port: int) -> socket.socket:
-    """Binds the address, waiting for a replica that is just leaving it.
-
-    Raises:
-        StartFailed: the address stays taken.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for attempt in range(_BIND_TRIES):
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            listener.close()
-            if attempt == _BIND_TRIES - 1:
-                raise StartFailed(
-                    f"The address {host}:{port} is taken. Choose another with MARKETPLACE_HTTP_PORT.",
-                    part="gateway",
-                ) from error
-            await asyncio.sleep(_BIND_PAUSE_S)
-        else:
-            listener.setblocking(False)
-            return listener
-    raise AssertionError
 
 
 def deploy(settings: Settings) -> DeploymentHandle[Any]:

@@ -73,9 +73,8 @@ async def _call_with_file(
     if upload is None:
         raise InvalidRequest(f"{operation.name} takes no file.")
     fields = merge(_query_fields(request), dict(request.path_params))
-    key = idempotency_key(request)
     check_file_headers(request, upload.media_type, door.limits.max_upload_bytes)
-    return await call_with_parts(door, operation, credential, fields, parts=body_stream(request), key=key)
+    return await call_with_parts(door, operation, credential, fields, parts=body_stream(request))
 
 
 async def call_with_parts(
@@ -85,7 +84,6 @@ async def call_with_parts(
     fields: dict[str, Any],
     *,
     parts: AsyncIterator[bytes],
-    key: str | None = None,
 ) -> dict[str, Any]:
     """Stages a file, has it inspected, and calls the operation with it; the staged file never stays.
 
@@ -95,7 +93,8 @@ async def call_with_parts(
         credential: of a caller who may call it (``Door.authorise``).
         fields: everything but the file.
         parts: the file's bytes.
-        key: idempotency key.
+
+    No idempotency key: files are known by their digests, and the same file again is the same thing.
     """
     upload = operation.upload
     if upload is None:
@@ -104,7 +103,7 @@ async def call_with_parts(
     async with staged_file(door.limits.staging, parts, door.limits.max_upload_bytes) as (upload_id, path):
         found = await run_in_threadpool(upload.inspect, path)
         payload = {**fields, "upload": {"id": upload_id, **found}}
-        return await door.office.call(operation.name, credential, payload, idempotency_key=key)
+        return await door.office.call(operation.name, credential, payload)
 
 
 def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ async def home(visit: Visit) -> Values:
     status, proposed = await asyncio.gather(
         visit.call("status.show"), visit.call("changes.list", state="proposed", limit=20)
     )
-    return {"status": status, "proposed": proposed["items"]}
+    return {"overview": status, "proposed": proposed["items"]}
 
 
 async def experts(visit: Visit) -> Values:
@@ -208,7 +208,7 @@ _ITEM_WORDS = {
     "consent.give": "consents to {action} of {expert_id} for {purpose} in {region}, recipients {recipient}",
     "grant.give": "gives {consumer_tenant} access to {expert_id} for {purpose} in {region}",
     "rule.permit": "permits {action} of {expert_id} for {purpose} in {region} by {consumer_tenant}: {text}",
-    "listing.put": "offers {expert_id} under {license} at {price_micro_per_1k_tokens} credits per 1000 tokens",
+    "listing.put": "offers {expert_id} under {license} at {price_micro_per_1k_tokens} credits a 1000 tokens",
     "expert.resume": "lets the expert {expert_id} run again",
     "tenant.resume": "lets the tenant {slug} act again",
     "deployment.put": "runs {name} for {purpose} in {region} with top {top_k} of candidates {candidates}",
