@@ -102,7 +102,7 @@ def run_job(
     """
     torch.set_num_threads(spec.threads)
     recipe, seed = read_recipe(spec.recipe)
-    emit(PhaseEvent(name="tokenise", message="Reading the base and the documents."))
+    emit(PhaseEvent(name="read", message="Reading the base and the documents."))
     materials = _read_materials(spec, recipe)
     work = Path(spec.work_folder) / "run"
     voice = _Voice(emit)

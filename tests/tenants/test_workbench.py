@@ -110,7 +110,7 @@ def test_a_job_leaves_a_whole_unsealed_bundle(spec: JobSpec, base: Any) -> None:
     assert manifest.metrics["heldout_bits_per_byte_pair"] < manifest.metrics["heldout_bits_per_byte_base"]
     assert b"struct" not in (output / "manifest.json").read_bytes()
     phases = [event.name for event in events if isinstance(event, PhaseEvent)]
-    assert phases == ["tokenise", "tokenise", "train", "gates", "calibrate", "evaluate", "pack"]
+    assert phases == ["read", "tokenise", "train", "gates", "calibrate", "evaluate", "pack"]
     losses = [event for event in events if isinstance(event, MetricEvent) and event.name == "loss"]
     assert [event.step for event in losses] == list(range(1, 21))
 
