@@ -24,7 +24,16 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:expert-marketplace:problem:"
 
 #: Modules that define the errors of each floor; importing them makes every code known.
-FAMILIES = ("model_core.errors", "tenants.errors", "policy.errors", "cluster.errors", "cluster.gateway.errors")
+FAMILIES = (
+    "model_core.errors",
+    "tenants.errors",
+    "tenants.workshop.launch",
+    "policy.errors",
+    "cluster.errors",
+    "cluster.gateway.errors",
+    "cluster.hosting.errors",
+    "cluster.jobs.errors",
+)
 
 
 _EXIT_CODES = {401: 3, 403: 3, 404: 4, 410: 4, 409: 5, 412: 5, 502: 7, 503: 7, 504: 7, 402: 8, 429: 8}
@@ -84,6 +93,24 @@ CATALOGUE: Mapping[str, Row] = {
     "not_running": _row(503, "Not running"),
     "gateway_unreachable": _row(503, "Nobody answers"),
     "remote_problem": _row(500, "Problem reported by a newer version"),
+    # model hosts
+    "hosting": _row(500, "Internal error in a model host"),
+    "journal_damaged": _row(503, "Usage cannot be recorded"),
+    "lease_lost": _row(503, "The register does not answer the model host"),
+    "deployment_not_hosted": _row(503, "The deployment is not served at present"),
+    "experts_not_loaded": _row(503, "Experts are being loaded"),
+    "prompt_refused": _row(400, "The prompt does not fit"),
+    "host_stopping": _row(503, "The model host is ending"),
+    "host_overloaded": _row(429, "The model host is busy"),
+    "epoch_refused": _row(503, "The register went back"),
+    # jobs and workshops
+    "jobs": _row(500, "Internal error in a workshop"),
+    "dataset_changed": _row(409, "The documents have changed"),
+    "work_folder_busy": _row(409, "The work folder is held"),
+    "foreign_bundle": _row(422, "Another expert than asked for"),
+    "workshop_gone": _row(503, "The workshop is gone"),
+    "workshop_protocol_violated": _row(422, "The training child broke its protocol"),
+    "enclosure_unavailable": _row(503, "Training cannot be confined here"),
     # gateway
     "door": _row(400, "Refused at the door"),
     "missing_key": _row(401, "No key was shown"),

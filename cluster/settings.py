@@ -35,6 +35,10 @@ class Settings(BaseSettings):
         threads: torch threads of each model host and each training child.
         max_running_per_tenant: training jobs of one tenant that may run at the same time.
         lease_s: how long a model host serves without news from the office.
+        host_sequences: answers that each model host computes at the same time; more wait.
+        host_context: longest prompt plus answer in tokens; at most what the base allows.
+        host_keeps_withdrawn: withdrawn experts stay in the host's memory, filled with NaN, as a standing
+            proof that nothing multiplies them.
         max_upload_bytes: largest accepted request body.
         max_tokens: most completion tokens one request may ask for.
         start_timeout_s: how long ``up`` waits for each part before it gives up.
@@ -57,6 +61,9 @@ class Settings(BaseSettings):
     threads: int = Field(default=1, ge=1, le=256)
     max_running_per_tenant: int = Field(default=1, ge=1, le=1000)
     lease_s: float = Field(default=2.0, gt=0, le=60)
+    host_sequences: int = Field(default=32, ge=1, le=1024)
+    host_context: int = Field(default=1024, ge=16)
+    host_keeps_withdrawn: bool = False
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024)
     max_tokens: int = Field(default=4096, ge=1)
     start_timeout_s: float = Field(default=120.0, gt=0)

@@ -8,7 +8,7 @@ Tree::
         ├── JournalDamaged          the usage journal cannot be written or read
         ├── LeaseLost               no news from the register for too long; nothing may be released
         ├── DeploymentNotHosted     this host does not (or no longer) run the deployment
-        ├── PrivateExpertsRefused   the wall clock cannot be trusted
+        ├── ExpertsNotLoaded        the composition's experts are still being loaded
         ├── PromptRefused           too long, empty, or in a form this base cannot read
         ├── HostStopping            the host is shutting down
         ├── HostOverloaded          the queue is full
@@ -44,10 +44,10 @@ class DeploymentNotHosted(HostingError):
     code = "deployment_not_hosted"
 
 
-class PrivateExpertsRefused(HostingError):
-    """The host's wall clock ran backwards, so time bounds of consents cannot be judged."""
+class ExpertsNotLoaded(HostingError):
+    """The composition's experts are still being loaded; ask again when they are."""
 
-    code = "private_experts_refused"
+    code = "experts_not_loaded"
 
 
 class PromptRefused(HostingError):

@@ -19,6 +19,7 @@ class HostSettings:
         hold_s: how long streams wait for a lost lease before they fail.
         reach_s: how long a request waits for the epoch it was admitted under, and for experts to load.
         renew_s: pause between lease renewals.
+        upload_s: pause between uploads of usage; also the longest time between two syncs of the journal.
     """
 
     max_sequences: int = 32
@@ -29,6 +30,7 @@ class HostSettings:
     hold_s: float = 30.0
     reach_s: float = 20.0
     renew_s: float = 0.5
+    upload_s: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 
 from cluster.hosting.choice import Choice, Ending, Failure, Label, StepToken
-from cluster.hosting.errors import DeploymentNotHosted, HostingError, HostStopping
+from cluster.hosting.errors import DeploymentNotHosted, ExpertsNotLoaded, HostStopping
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.plan import EMPTY_ROSTER, NewSet, Plan, Roster, Running, make_plan
 from model_core.engine.engine import Engine
@@ -33,12 +33,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _IDLE_WAIT_S = 0.5
 _HELD_WAIT_S = 0.02
-
-
-class ExpertsNotLoaded(HostingError):
-    """The composition's experts are still being loaded; ask again when they are."""
-
-    code = "experts_not_loaded"
 
 
 @dataclass(kw_only=True, slots=True)

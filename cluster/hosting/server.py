@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.hosting.choice import Choice, Ending, Failure, StepToken
-from cluster.hosting.errors import DeploymentNotHosted, HostStopping, LeaseLost, PromptRefused
+from cluster.hosting.errors import (
+    DeploymentNotHosted,
+    ExpertsNotLoaded,
+    HostStopping,
+    LeaseLost,
+    PromptRefused,
+)
 from cluster.hosting.facts import HostHealth, HostSettings
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.journal import UsageJournal
@@ -26,16 +32,16 @@ from cluster.hosting.places import Places
 from cluster.hosting.plan import Roster
 from cluster.hosting.probe import Probe, probe
 from cluster.hosting.release import Release
-from cluster.hosting.room import EngineRoom, ExpertsNotLoaded
+from cluster.hosting.room import EngineRoom
 from cluster.hosting.uploader import Uploader, UsageDesk
 from cluster.office.protocol import Admission
 from model_core.engine.requests import Sampling
 from model_core.network.bank import ExpertBank
 from model_core.network.checkpoint import load_expert_folder
-from model_core.packing.bundle import check_bundle
+from model_core.packing.bundle import CheckedBundle, check_bundle
 from model_core.packing.ids import new_id
 from model_core.packing.manifest import TOKENIZER_FILE
-from model_core.packing.seal import TrustedKeys
+from model_core.packing.seal import TrustedKeys, verify_seal
 from model_core.packing.store import ArtifactStore
 from model_core.text.tokenizer import TextTokenizer
 
@@ -52,7 +58,8 @@ class ModelServer:
     Args:
         office: register and metering.
         store: where bundles come from.
-        trusted: the keys a seal must be by, asked anew at every load so that a revoked key counts.
+        trusted: the keys that a bundle's seal must be by, asked anew at every load so that a revoked key
+            counts.
         base_digest: the base.
         journals: folder of usage journals.
         settings: choices.
@@ -64,7 +71,7 @@ class ModelServer:
         *,
         office: HostDesk,
         store: ArtifactStore,
-        trusted: Callable[[], TrustedKeys | None],
+        trusted: Callable[[CheckedBundle], TrustedKeys],
         base_digest: str,
         journals: Path,
         settings: HostSettings | None = None,
@@ -90,7 +97,7 @@ class ModelServer:
         bank, self.tokenizer = await asyncio.to_thread(self._open_base)
         self.max_context = min(self.settings.max_context, bank.shape.max_positions)
         self.journal = await asyncio.to_thread(UsageJournal.create, self._journals, self.server_id)
-        self.uploader = Uploader(self.journal, self._office)
+        self.uploader = Uploader(self.journal, self._office, interval_s=self.settings.upload_s)
         self.room = EngineRoom(
             bank,
             self.gate,
@@ -242,9 +249,8 @@ class ModelServer:
     def _verified(self, digest: str) -> Path:
         """A bundle's folder whose digests and both signatures hold (law 11)."""
         folder = self._store.get_bundle(digest)
-        trusted = self._trusted()
-        if trusted is not None:
-            check_bundle(folder, expect_digest=digest, trusted=trusted)
+        checked = check_bundle(folder, expect_digest=digest)
+        verify_seal(checked.seal, checked.manifest, digest, self._trusted(checked))
         return folder
 
     async def _apply(self, roster: Roster) -> None:

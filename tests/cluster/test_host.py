@@ -248,11 +248,11 @@ async def running(
     world: World, office: Office, journals: Path, gate: ReleaseGate | None = None, **settings: Any
 ) -> AsyncIterator[ModelServer]:
     """A started host."""
-    defaults: dict[str, Any] = {"renew_s": 0.05, "hold_s": 5.0, "reach_s": 5.0}
+    defaults: dict[str, Any] = {"renew_s": 0.05, "hold_s": 5.0, "reach_s": 5.0, "upload_s": 0.1}
     server = ModelServer(
         office=office,
         store=world.store,
-        trusted=lambda: world.trusted,
+        trusted=lambda _: world.trusted,
         base_digest=world.base,
         journals=journals,
         settings=HostSettings(**(defaults | settings)),
