@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -53,18 +53,11 @@ class ServedHosts:
         try:
             async for chunk in stream:
                 yield chunk
-        except ProductError:
-            raise
-        except BackPressureError as error:
-            raise TooManyRequests(
-                "The model hosts are busy. Wait a second and ask again.", retry_after_s=1
-            ) from error
-        except RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, ProductError):
-                raise cause from None
-            self._handles.pop(admission.base_digest, None)
-            raise HostUnavailable("The model host went away in the middle. Ask again.") from error
+        except Exception as error:
+            refused = _as_refusal(error)
+            if isinstance(refused, HostUnavailable):
+                self._handles.pop(admission.base_digest, None)
+            raise refused from None
         finally:
             stream.cancel()
 
@@ -81,6 +74,19 @@ class ServedHosts:
                 ) from error
             self._handles[base_digest] = handle
         return handle
+
+
+def _as_refusal(error: Exception) -> Exception:
+    """What Ray made of an error, turned back into what was meant."""
+    # Ray raises a class of its own making that is also the cause's class; only the cause is ours.
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ProductError):
+        return cause
+    if isinstance(error, BackPressureError):
+        return TooManyRequests("The model hosts are busy. Wait a second and ask again.", retry_after_s=1)
+    if isinstance(error, RayTaskError) or not isinstance(error, RayError | RayServeException):
+        return error
+    return HostUnavailable("The model host went away in the middle. Ask again.", retry_after_s=1)
 
 
 class Gateway:
