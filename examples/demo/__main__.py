@@ -28,7 +28,7 @@ def main() -> int:
     folder = options.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
-    house = House(home=folder / "home", port=options.port or _free_port(), settings={"keep_poisoned": "true"})
+    house = House(home=folder / "home", port=options.port or _free_port(), settings={"host_keeps_withdrawn": "true"})
     began = time.monotonic()
     story = Story(console=console, house=house, folder=folder, steps=options.steps, streams=options.streams)
     try:
