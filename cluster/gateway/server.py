@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from typing import Any
 
@@ -28,6 +29,8 @@ def quiet_server(app: Any) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )
+    # Request lines carry query fields; whatever handlers somebody installed, they are not written down.
+    logging.getLogger("uvicorn.access").disabled = True
     server = uvicorn.Server(config)
     # The replica's process belongs to Ray; a server that caught its signals would outlive its replica.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
