@@ -23,7 +23,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict
 
 from cluster.bootstrap import open_home
-from cluster.errors import AlreadyRunning, NotRunning, SecondNodeRefused, StartFailed
+from cluster.errors import AlreadyRunning, NotRunning, OfficeUnavailable, SecondNodeRefused, StartFailed
 from cluster.home import Home
 from cluster.office.desk import now_us
 from cluster.office.protocol import NAMESPACE, OFFICE_NAME, OfficeHealth
@@ -120,17 +120,16 @@ def bring_up(settings: Settings, say: Say = lambda _line: None) -> RunningMarket
     home = open_home(settings)
     with _only_one(home):
         run, fresh = _ensure_ray(home, settings, say)
-        address = run.ray.gcs_address if run.ray else run.joined
-        with _driver(home, address, own=run.ray is not None):
-            _check_nodes(settings)
-            _ensure_actors(settings)
-            health = _await_office(settings)
-            say(f"The office is open at epoch {health.epoch}.")
-            url = _ensure_gateway(settings)
-        home.write_run(run.model_copy(update={"url": url}).model_dump(mode="json"))
-        _await_gateway(url, settings.start_timeout_s)
-        say(f"The marketplace answers at {url}.")
-        return RunningMarketplace(url=url, ray_address=address, epoch=health.epoch, fresh=fresh)
+        try:
+            return _bring_up_parts(home, settings, run, fresh, say)
+        except (StartFailed, OfficeUnavailable):
+            # A head that lost a process a moment ago still looks alive until its owner notices.
+            if fresh or run.ray is None:
+                raise
+            say("The running parts do not answer; starting them anew.")
+            end_run(run.ray)
+            run, fresh = _ensure_ray(home, settings, say)
+            return _bring_up_parts(home, settings, run, fresh, say)
 
 
 def take_down(settings: Settings, say: Say = lambda _line: None) -> bool:
@@ -183,6 +182,22 @@ def running_url(settings: Settings) -> str:
     return run.url
 
 
+def _bring_up_parts(
+    home: Home, settings: Settings, run: RunFile, fresh: bool, say: Say
+) -> RunningMarketplace:
+    address = run.ray.gcs_address if run.ray else run.joined
+    with _driver(home, address, own=run.ray is not None):
+        _check_nodes(settings)
+        _ensure_actors(settings)
+        health = _await_office(settings)
+        say(f"The office is open at epoch {health.epoch}.")
+        url = _ensure_gateway(settings)
+    home.write_run(run.model_copy(update={"url": url}).model_dump(mode="json"))
+    _await_gateway(url, settings.start_timeout_s)
+    say(f"The marketplace answers at {url}.")
+    return RunningMarketplace(url=url, ray_address=address, epoch=health.epoch, fresh=fresh)
+
+
 # -- Ray -------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +243,8 @@ def _driver(home: Home, address: str, *, own: bool) -> Iterator[None]:
         ) from error
     try:
         yield
+    except ray.exceptions.RayError as error:
+        raise StartFailed("Ray lost a part while it was being started.", part="ray") from error
     finally:
         ray.shutdown()
 
