@@ -171,7 +171,7 @@ def processes_of(run_id: str) -> Iterator[psutil.Process]:
                 yield process
 
 
-def end_run(run: RayRun, grace_s: float = 5.0) -> int:
+def end_run(run: RayRun, grace_s: float = 2.0) -> int:
     """Ends every process of a run and removes its folder; safe to repeat, and after any crash.
 
     Args:

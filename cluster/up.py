@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -38,8 +37,8 @@ _POLL_S = 0.1
 # and must come after its environment.
 _ACTORS = {
     OFFICE_NAME: ("cluster.office.actor", "OfficeActor"),
-    "foreman": ("cluster.jobs.foreman_actor", "ForemanActor"),
-    "reconciler": ("cluster.hosting.reconciler_actor", "ReconcilerActor"),
+    "foreman": ("cluster.jobs.foreman", "Foreman"),
+    "reconciler": ("cluster.hosting.reconciler", "Reconciler"),
 }
 
 
@@ -273,8 +272,6 @@ def _ensure_actors(settings: Settings) -> None:
     document = settings.model_dump(mode="json")
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     for name, (module, kind_name) in _ACTORS.items():
-        if find_spec(module) is None:
-            continue
         kind = getattr(import_module(module), kind_name)
         ray.remote(kind).options(
             name=name,
