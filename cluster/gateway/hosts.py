@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
+from cluster.hosting.scoring import ScoreAnswer
 from cluster.office.protocol import Admission
 
 
@@ -25,4 +26,14 @@ class Hosts(Protocol):
         Closing the generator MUST cancel the generation at the host. It MUST raise only ``ProductError``:
         ``HostUnavailable`` where no host answers, the host's own refusals otherwise.
         """
+        ...
+
+    async def score(
+        self, base_digest: str, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None
+    ) -> ScoreAnswer:
+        """Scores texts under a deployment's composition or a subset of it."""
+        ...
+
+    async def probe(self, base_digest: str, deployment: str, text: str) -> Probe:
+        """Logits of a text under a deployment's present composition."""
         ...
