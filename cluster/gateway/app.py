@@ -26,6 +26,7 @@ from cluster.gateway.errors import MalformedBody, WrongMethod
 from cluster.gateway.hosts import Hosts
 from cluster.gateway.management import PREFIX, add_management
 from cluster.gateway.openai import add_openai
+from cluster.gateway.proofs import add_proofs
 from cluster.gateway.sessions import bearer
 from cluster.gateway.threshold import Threshold, request_id_of
 from cluster.office.protocol import OfficeProtocol
@@ -60,6 +61,7 @@ def build_app(
     _add_description(app, door, operations)
     add_management(app, door, operations)
     add_openai(app, door)
+    add_proofs(app, door)
     return app
 
 

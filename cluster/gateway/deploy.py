@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from ray import serve
@@ -24,11 +24,14 @@ from cluster.gateway.door import DoorLimits
 from cluster.gateway.errors import TooManyRequests
 from cluster.gateway.server import bind, quiet_server
 from cluster.home import Home
-from cluster.hosting.messages import GenerationChunk, GenerationRequest
+from cluster.hosting.messages import GenerationChunk, GenerationRequest, ScoreAnswer
 from cluster.office.client import connect_office
 from cluster.office.protocol import Admission
 from cluster.settings import Settings
 from model_core.errors import ProductError
+
+if TYPE_CHECKING:
+    from cluster.hosting.probe import Probe
 
 APPLICATION = "gateway"
 
@@ -60,6 +63,28 @@ class ServedHosts:
             raise refused from None
         finally:
             stream.cancel()
+
+    async def score(
+        self, base_digest: str, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None
+    ) -> ScoreAnswer:
+        """Scores texts at the host of a base."""
+        answer: ScoreAnswer = await self._ask(base_digest, "score", deployment, texts, experts)
+        return answer
+
+    async def probe(self, base_digest: str, deployment: str, text: str) -> Probe:
+        """Computes logits at the host of a base."""
+        answer: Probe = await self._ask(base_digest, "probe", deployment, text)
+        return answer
+
+    async def _ask(self, base_digest: str, method: str, *arguments: Any) -> Any:
+        handle = await self._handle(base_digest)
+        try:
+            return await getattr(handle, method).remote(*arguments)
+        except Exception as error:
+            refused = _as_refusal(error)
+            if isinstance(refused, HostUnavailable):
+                self._handles.pop(base_digest, None)
+            raise refused from None
 
     async def _handle(self, base_digest: str) -> DeploymentHandle[Any]:
         handle = self._handles.get(base_digest)

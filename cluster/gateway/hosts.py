@@ -8,11 +8,13 @@ that yields chunks. The Serve handles stand in ``cluster.gateway.deploy``.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cluster.hosting.messages import GenerationChunk, GenerationRequest
-from cluster.hosting.scoring import ScoreAnswer
+from cluster.hosting.messages import GenerationChunk, GenerationRequest, ScoreAnswer
 from cluster.office.protocol import Admission
+
+if TYPE_CHECKING:
+    from cluster.hosting.probe import Probe  # loads torch, which the gateway's process does without
 
 
 class Hosts(Protocol):

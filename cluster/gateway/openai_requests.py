@@ -68,6 +68,7 @@ class _Parameters(BaseModel):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -86,6 +87,7 @@ class _Parameters(BaseModel):
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "seed": self.seed,
             "stop": stops,
+            "ignore_eos": bool(self.ignore_eos),
         }
 
 

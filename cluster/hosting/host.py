@@ -11,7 +11,7 @@ from ray import serve
 from cluster.bootstrap import open_store, read_settings, trusted_keys
 from cluster.home import Home
 from cluster.hosting.facts import HostHealth, HostSettings
-from cluster.hosting.messages import GenerationChunk, GenerationRequest
+from cluster.hosting.messages import GenerationChunk, GenerationRequest, ScoreAnswer
 from cluster.hosting.probe import Probe
 from cluster.hosting.server import ModelServer
 from cluster.office.client import connect_office
@@ -82,6 +82,12 @@ class ModelHost:
     async def probe(self, deployment: str, text: str, experts: tuple[str, ...] | None = None) -> Probe:
         """Logits of a text under a deployment's present composition; see ``ModelServer.probe``."""
         return await self._server.probe(deployment, text, experts)
+
+    async def score(
+        self, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None = None
+    ) -> ScoreAnswer:
+        """How well a deployment predicts texts; see ``ModelServer.score``."""
+        return await self._server.score(deployment, texts, experts)
 
     async def health(self) -> HostHealth:
         """The host's own state."""

@@ -19,6 +19,8 @@ FinishReason = Literal["stop", "length", "cancelled", "withdrawn"]
 MAX_STOPS = 4
 MAX_CHOICES = 8
 MAX_LOGPROBS = 5
+MAX_TEXTS = 256
+MAX_TEXT_CHARACTERS = 200_000
 
 
 class Message(BaseModel):
@@ -51,6 +53,7 @@ class GenerationRequest(Message):
         seed: sampling seed; None lets the host draw one.
         stop: texts that end a choice; the stop text itself is never emitted.
         logprobs: how many alternatives per token to report (0 reports the chosen token alone); None for none.
+        ignore_eos: go on past the end-of-text token until ``max_tokens``, for measurements.
     """
 
     prompt: str | None = Field(default=None, repr=False)
@@ -63,6 +66,7 @@ class GenerationRequest(Message):
     seed: int | None = None
     stop: tuple[str, ...] = Field(default=(), repr=False, max_length=MAX_STOPS)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    ignore_eos: bool = False
 
 
 class TokenLogprob(Message):
@@ -142,6 +146,36 @@ class GenerationChunk(Message):
     finish_reason: FinishReason | None = None
     marketplace: GenerationAccount | None = None
     prompt_tokens: int | None = None
+
+
+class ScoredText(Message):
+    """One text's score.
+
+    Attributes:
+        bits: negative log2 probability of all its tokens.
+        size_bytes: UTF-8 bytes of the text.
+        tokens: tokens that were scored.
+    """
+
+    bits: float
+    size_bytes: int
+    tokens: int
+
+
+class ScoreAnswer(Message):
+    """Scores in the order of the texts, and what they were computed with.
+
+    Attributes:
+        epoch: of the host's snapshot when the last text was scored.
+        composition_digest: the deployment's composition then.
+        experts: names of the experts that took part besides the base.
+        documents: one score per text.
+    """
+
+    epoch: int
+    composition_digest: str
+    experts: tuple[str, ...]
+    documents: tuple[ScoredText, ...]
 
 
 def render_turns(turns: tuple[ChatTurn, ...]) -> str:

@@ -27,12 +27,19 @@ from cluster.hosting.facts import HostHealth, HostSettings
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.journal import UsageJournal
 from cluster.hosting.link import RegisterDesk, RegisterLink
-from cluster.hosting.messages import GenerationChunk, GenerationRequest, render_turns
+from cluster.hosting.messages import (
+    GenerationChunk,
+    GenerationRequest,
+    ScoreAnswer,
+    ScoredText,
+    render_turns,
+)
 from cluster.hosting.places import Places
-from cluster.hosting.plan import Roster
+from cluster.hosting.plan import Roster, Served
 from cluster.hosting.probe import Probe, probe
 from cluster.hosting.release import Release
 from cluster.hosting.room import EngineRoom
+from cluster.hosting.scoring import chosen_experts, score_texts
 from cluster.hosting.uploader import Uploader, UsageDesk
 from cluster.office.protocol import Admission
 from model_core.engine.requests import Sampling
@@ -46,6 +53,8 @@ from model_core.packing.store import ArtifactStore
 from model_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
+
+_TEXTS_AT_ONCE = 8  # about one forward pass, so that streams wait no longer than for a long prompt
 
 
 class HostDesk(RegisterDesk, UsageDesk, Protocol):
@@ -241,6 +250,43 @@ class ModelServer:
 
         return await asyncio.wrap_future(self.room.call(compute))
 
+    async def score(
+        self, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None = None
+    ) -> ScoreAnswer:
+        """Bits of texts under a deployment's present composition, a few texts between two steps.
+
+        Args:
+            deployment: whose composition.
+            texts: what to score; nothing of it is kept.
+            experts: a subset of the composition by name; None for all, empty for the base alone.
+
+        Raises:
+            DeploymentNotHosted: the deployment may not answer, or an expert is not among its own.
+            LeaseLost: without a valid lease nothing is computed.
+        """
+
+        def compute(part: tuple[str, ...]) -> tuple[Served, tuple[str, ...], tuple[ScoredText, ...]]:
+            served = self.room.roster.served.get(deployment)
+            wanted = chosen_experts(served, experts, deployment)
+            if served is None or not self.gate.is_open():
+                raise LeaseLost("The register has not answered lately; nothing is computed without it.")
+            scores = score_texts(self.room.bank, self.tokenizer, part, wanted, served.top_k)
+            return served, tuple(served.names[digest] for digest in wanted), scores
+
+        found: list[ScoredText] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = texts[start : start + _TEXTS_AT_ONCE]
+            served, names, scores = await asyncio.wrap_future(
+                self.room.call(lambda part=part: compute(part))  # type: ignore[misc]
+            )
+            found += scores
+        return ScoreAnswer(
+            epoch=served.epoch,
+            composition_digest=served.composition_digest,
+            experts=names,
+            documents=tuple(found),
+        )
+
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _open_base(self) -> tuple[ExpertBank, TextTokenizer]:
         folder = self._verified(self.base_digest)
@@ -313,7 +359,7 @@ class ModelServer:
             temperature=request.temperature,
             top_p=request.top_p,
             seed=None if request.seed is None else request.seed + index,
-            stop_ids=(self.tokenizer.end_of_text_id,),
+            stop_ids=() if request.ignore_eos else (self.tokenizer.end_of_text_id,),
             logprobs=request.logprobs or 0,
         )
 

@@ -188,6 +188,16 @@ class ExpertBank:
             consumer=consumer,
         )
 
+    def expert(self, digest: str) -> Expert:
+        """A resident expert's weights.
+
+        Raises:
+            ExpertNotResident: it is not here, or it was poisoned.
+        """
+        if digest in self.poisoned:
+            raise ExpertNotResident("The expert was withdrawn from this process.", experts=[digest])
+        return self._resident(digest)
+
     def _resident(self, digest: str) -> Expert:
         if digest not in self._experts:
             raise ExpertNotResident("The expert is not loaded here; load it first.", experts=[digest])
