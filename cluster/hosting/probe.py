@@ -27,8 +27,10 @@ class Probe(BaseModel):
     """Logits of one text.
 
     Attributes:
+        base: digest of the base.
         experts: bundle digests that may have computed it, sorted.
         top_k: experts per token, the public one counted.
+        threads: compute threads it was made with; other numbers may round differently.
         resident: experts the process held.
         poisoned: experts it held filled with NaN.
         shape: positions and vocabulary.
@@ -39,8 +41,10 @@ class Probe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    base: str
     experts: tuple[str, ...]
     top_k: int
+    threads: int
     resident: tuple[str, ...]
     poisoned: tuple[str, ...]
     shape: tuple[int, int]
@@ -58,6 +62,8 @@ def probe(bank: ExpertBank, ids: Sequence[int], experts: Sequence[str], top_k: i
     logits_SV = forward_logits(bank, ids, experts, top_k).float().contiguous()
     data = logits_SV.numpy().astype("<f4", copy=False).tobytes()
     return Probe(
+        base=bank.base_digest,
+        threads=torch.get_num_threads(),
         experts=tuple(sorted(experts)),
         top_k=top_k,
         resident=bank.digests,
