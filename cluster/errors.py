@@ -12,10 +12,7 @@ Tree::
         │   ├── UnknownOperation        no such operation or route
         │   ├── RoleRequired            the principal lacks the role
         │   ├── TooLarge                the body is larger than this installation accepts
-        │   ├── UnsupportedBody         a media type or file format nobody reads here
-        │   ├── IdempotencyMismatch     the same key with another payload
-        │   ├── RequestInFlight         the same idempotency key is being worked on
-        │   └── PreconditionFailed      the thing changed since it was read
+        │   └── UnsupportedBody         a media type or file format nobody reads here
         ├── OfficeUnavailable           the office does not answer; what was asked may not have happened
         ├── OfficeFault                 something unexpected happened in the office
         ├── HostUnavailable             no model host answers for this base
@@ -45,7 +42,7 @@ class ClusterError(ProductError):
 class RequestRefused(ClusterError):
     """Family of refusals at the door, before any work was done."""
 
-    code = "request_refused"
+    code = "refused_at_the_door"
 
 
 class InvalidRequest(RequestRefused):
@@ -76,24 +73,6 @@ class UnsupportedBody(RequestRefused):
     """The body has a media type or file format that nobody reads here."""
 
     code = "unsupported_body"
-
-
-class IdempotencyMismatch(RequestRefused):
-    """An idempotency key was used again with another payload."""
-
-    code = "idempotency_mismatch"
-
-
-class RequestInFlight(RequestRefused):
-    """A request with the same idempotency key is still being worked on."""
-
-    code = "request_in_flight"
-
-
-class PreconditionFailed(RequestRefused):
-    """The thing changed since the caller read it."""
-
-    code = "precondition_failed"
 
 
 class OfficeUnavailable(ClusterError):
