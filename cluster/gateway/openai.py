@@ -8,6 +8,7 @@ its composition, epoch and request in headers and says in ``marketplace`` which 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -28,6 +29,7 @@ from cluster.gateway.sessions import bearer
 from cluster.gateway.threshold import log_unexpected, request_id_of
 from cluster.office.protocol import Admission
 from cluster.problems import invalid_request, problem_of
+from model_core.errors import ProductError
 
 MAX_PROMPT_BYTES = 4 << 20
 
@@ -81,8 +83,9 @@ async def _answer(
     )
     try:
         await unless_gone(request, generation.start())
-    except BaseException:
+    except Exception:
         await generation.close()
+        await _give_back(door, admission)
         raise
     headers = _headers(admission)
     if asked.stream:
@@ -95,6 +98,12 @@ async def _answer(
     finally:
         await generation.close()
     return JSONResponse(whole, headers=headers)
+
+
+async def _give_back(door: Door, admission: Admission) -> None:
+    """Frees the budget of a request that no host began; a hold that stays expires by itself."""
+    with contextlib.suppress(ProductError):
+        await door.office.release_request(admission.request_id)
 
 
 def _parameters(
@@ -169,14 +178,16 @@ def _data(event: dict[str, Any]) -> bytes:
 
 
 async def _models(door: Door, request: Request) -> Response:
-    found = await door.office.call("deployments.list", bearer(request), {"limit": 500})
+    found = await door.office.call("deployments.list", bearer(request), {"limit": 500, "own": True})
     return JSONResponse({"object": "list", "data": [_shown_model(item) for item in found["items"]]})
 
 
 async def _model(door: Door, request: Request) -> Response:
-    found = await door.office.call(
-        "deployments.show", bearer(request), {"name": request.path_params["model"]}
-    )
+    credential, name = bearer(request), request.path_params["model"]
+    caller = await door.office.identify(credential)
+    found = await door.office.call("deployments.show", credential, {"name": name})
+    if found["tenant"] != caller.tenant:
+        raise UnknownDeployment("There is no such deployment; list the models.", deployment=name)
     return JSONResponse(_shown_model(found))
 
 

@@ -82,6 +82,10 @@ class OfficeClient:
         answer = await self._send(True, "admit_request", credential, deployment, max_tokens, n, prompt_tokens)
         return cast("Admission", answer)
 
+    async def release_request(self, request_id: str) -> None:
+        """Gives back what a request still holds."""
+        await self._send(True, "release_request", request_id)
+
     async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
         """Stores a batch exactly once."""
         return cast("int", await self._send(True, "record_usage", server_id, sequence, batch))

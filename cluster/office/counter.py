@@ -136,6 +136,10 @@ class Office:
         del prompt_tokens  # prompts are metered and not charged
         return await self._write(lambda desk: admit(desk, credential, deployment, max_tokens, n), wakes=False)
 
+    async def release_request(self, request_id: str) -> None:
+        """Gives back what a request still holds, when no host began it."""
+        await self._write(lambda desk: desk.metering.release(request_id), wakes=False)
+
     async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
         """Stores a batch exactly once."""
         return await self._write(lambda desk: record_batch(desk, server_id, sequence, batch), wakes=False)

@@ -242,6 +242,13 @@ class OfficeProtocol(Protocol):
         """
         ...
 
+    async def release_request(self, request_id: str) -> None:
+        """Gives back what a request still holds, when no host began it.
+
+        Repeatable; usage that a host reports all the same is booked.
+        """
+        ...
+
     async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
         """Stores a batch exactly once and answers the last accepted sequence of this server.
 
