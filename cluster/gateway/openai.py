@@ -30,6 +30,7 @@ from cluster.gateway.threshold import log_unexpected, request_id_of
 from cluster.office.protocol import Admission
 from cluster.problems import invalid_request, problem_of
 from model_core.errors import ProductError
+from policy.errors import UnknownDeployment
 
 MAX_PROMPT_BYTES = 4 << 20
 
