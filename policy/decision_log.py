@@ -22,6 +22,7 @@ from policy.questions import Question
 from policy.reasons import is_denial
 from policy.records import DecisionRecord, ReplayResult, VerdictRecord
 from policy.tables import DecisionRow, DecisionVerdictRow
+from tenants.accounts.database import lock_for_writing
 
 
 class DecisionLog:
@@ -48,6 +49,7 @@ class DecisionLog:
             DecisionRow.input_digest == input_digest,
             DecisionRow.output_digest == output_digest,
         )
+        lock_for_writing(self._session, f"decision:{input_digest}")
         known = self._session.scalar(query)
         if known is not None:
             return known

@@ -209,8 +209,12 @@ class Publisher:
 
 def to_fact(kind: type[_Fact], row: Any) -> _Fact:
     """Copies the columns of a row that a document has fields for."""
-    names = [name for name in kind.model_fields if name in row.__table__.columns]
-    return kind.model_validate({name: getattr(row, name) for name in names})
+    return kind.model_validate(columns_for(kind, row))
+
+
+def columns_for(kind: type[BaseModel], row: Any) -> dict[str, Any]:
+    """The columns of a row that a document has fields for."""
+    return {name: getattr(row, name) for name in kind.model_fields if name in row.__table__.columns}
 
 
 def latest_listings(session: Session) -> dict[str, ListingRow]:

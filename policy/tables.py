@@ -128,7 +128,7 @@ class ConsentRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey(_TENANT))
-    expert_id: Mapped[str]
+    expert_id: Mapped[str]  # no foreign key here and in rules: * stands for every expert
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey(_DATASET))  # NULL: speaks of experts
     effect: Mapped[str]
     action: Mapped[str]
@@ -384,7 +384,7 @@ class UsageShareRow(Base):
     server_id: Mapped[str] = mapped_column(primary_key=True)
     sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     n: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    bundle: Mapped[str] = mapped_column(primary_key=True)
+    bundle: Mapped[str] = mapped_column(primary_key=True)  # no foreign key: "public" is no expert
     owner: Mapped[str] = mapped_column(ForeignKey(_TENANT))
     ppm_tokens: Mapped[int]
     price_micro_per_1k_tokens: Mapped[int]
