@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensor_builders import bank_of, drain, prompt, random_world, request, tokens
+from tensor_builders import bank_of, drain, in_bfloat16, prompt, random_world, request, tokens
 
 from model_core.engine.engine import Engine
 from model_core.network.bank import forward_logits
@@ -166,6 +166,28 @@ def test_engine_forgets_a_poisoned_expert_in_prefill_decode_and_mixed_batches(
         for name, said in drain(engine, asked[3:]).items():
             events[name] = [(event.token_id, event.logprob, event.attribution_ppm) for event in said]
         answers.append(events)
+    assert answers[0] == answers[1]
+
+
+def test_removal_is_exact_in_bfloat16_too() -> None:
+    """Weights and states in bfloat16, routers in fp32: whole sequences and the engine, bit for bit."""
+    decoder, experts = random_world(31, 3)
+    in_bfloat16(decoder)
+    for expert in experts.values():
+        in_bfloat16(expert)
+    gone = sorted(experts)[1]
+    left = {name: expert for name, expert in experts.items() if name != gone}
+    sick, fresh = bank_of(decoder, experts), bank_of(decoder, left)
+    sick.poison(gone)
+    assert sick.state_key(left, top_k=2, consumer="app").dtype == "bfloat16"
+    ids, answers = prompt(31, 20), []
+    for top_k in (1, 2, 3):
+        masked = forward_logits(sick, ids, left, top_k)
+        assert masked.dtype == torch.bfloat16
+        assert torch.equal(masked, forward_logits(fresh, ids, left, top_k))
+    for bank in (sick, fresh):
+        asked = [request(bank, f"r{i}", prompt(i, 3 + 6 * i), sorted(left)[:i], 2) for i in range(3)]
+        answers.append(drain(Engine(bank, max_sequences=3, max_context=48, prefill_tokens=8), asked))
     assert answers[0] == answers[1]
 
 

@@ -87,8 +87,16 @@ def copy_of(expert: Expert) -> Expert:
         d_ffn=first.ffn.gate.weight.shape[0],
         gated=first.gate is not None,
     )
-    twin.load_state_dict({name: tensor.clone() for name, tensor in expert.state_dict().items()})
+    twin.load_state_dict({name: tensor.clone() for name, tensor in expert.state_dict().items()}, assign=True)
     return twin
+
+
+def in_bfloat16(module: torch.nn.Module) -> None:
+    """Turns weights into bfloat16 in place; what routes stays fp32, as in bundles."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "router." not in name and not (".gate." in name and ".ffn." not in name):
+                parameter.data = parameter.data.bfloat16()
 
 
 def random_world(seed: int, n_experts: int, **shape: Any) -> tuple[Decoder, dict[str, Expert]]:
