@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from cluster.errors import UnsupportedBody
 from cluster.operations.staging import unpacked_folder
-from model_core.errors import BundleExtraFile, BundleTooLarge, BundleUnsafePath, InvalidName
+from model_core.errors import BundleCorrupt, BundleExtraFile, BundleUnsafePath, InvalidName
 from model_core.packing.bundle import CheckedBundle, check_bundle
 from model_core.packing.canonical import canonical_bytes, digest_bytes, digest_file, merkle_root
 from model_core.packing.ids import check_file_name
@@ -104,7 +104,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 _check_member(member)
                 left_bytes -= member.size
                 if left_bytes < 0:
-                    raise BundleTooLarge("The archive claims more bytes than it has.")
+                    raise BundleCorrupt("The archive is shorter than it says. Pack and send it again.")
                 content = packed.extractfile(member)
                 if content is None:
                     raise BundleUnsafePath("The archive holds an entry that is not a file.")
