@@ -28,7 +28,7 @@ def ask(
     seed: int | None,
     stop: tuple[str, ...],
 ) -> None:
-    """Ask DEPLOYMENT to continue PROMPT, and stream what it says.
+    r"""Ask DEPLOYMENT to continue PROMPT, and stream what it says.
 
     \b
     Example:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDEST_CELL = 60
+_LAST_SHOWN_US = 253_402_300_800_000_000  # the year 10000
 
 
 def show(document: Mapping[str, Any], *, as_json: bool) -> None:
@@ -61,19 +62,18 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _whole(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name.endswith("_us") and isinstance(value, int):
-        try:
-            return datetime.fromtimestamp(value / 1_000_000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
-        except (OverflowError, ValueError, OSError):
-            return str(value)
-    if name.endswith("_micro") and isinstance(value, int):
-        return f"{value / 1_000_000:,.6f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _number(name, value)
     if isinstance(value, str):
         return value[:19] + "…" if value.startswith("sha256:") else value
     if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
         return ", ".join(_whole("", part) for part in value)
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return "" if value is None else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _number(name: str, value: int) -> str:
+    if name.endswith("_micro"):
+        return f"{value / 1_000_000:,.6f}"
+    if name.endswith("_us") and 0 < value < _LAST_SHOWN_US:
+        return datetime.fromtimestamp(value / 1_000_000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
     return str(value)

@@ -23,7 +23,7 @@ _LEAST_DISK_BYTES = 2 * 2**30
 @click.command()
 @click.pass_obj
 def up(door: Door) -> None:
-    """Start the marketplace, or bring it up again after a crash.
+    r"""Start the marketplace, or bring it up again after a crash.
 
     Nothing is lost by a crash: jobs resume, and usage that was journaled is counted once.
 
@@ -92,7 +92,7 @@ def doctor(door: Door) -> None:
 
 
 def _say(door: Door) -> Callable[[str], None]:
-    return (lambda line: None) if door.as_json else (lambda line: click.echo(f"  {line}"))
+    return (lambda _line: None) if door.as_json else (lambda line: click.echo(f"  {line}"))
 
 
 def _checks(door: Door) -> Iterator[tuple[str, tuple[bool, str]]]:

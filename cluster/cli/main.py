@@ -61,9 +61,11 @@ class _Verbs(click.Group):
     """Lists all commands without importing them, and imports the one that is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
         return [*_OWN_COMMANDS, *_NOUNS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
         if cmd_name in _OWN_COMMANDS:
             module, _, attribute = _OWN_COMMANDS[cmd_name].partition(":")
             command: click.Command = getattr(import_module(module), attribute)
@@ -75,6 +77,7 @@ class _Verbs(click.Group):
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
         with formatter.section("The house"):
             formatter.write_dl([(name, _HELP[name]) for name in _OWN_COMMANDS])
         with formatter.section("Nouns (each has its own --help)"):
@@ -89,7 +92,7 @@ class _Verbs(click.Group):
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of tables.")
 @click.pass_context
 def root(ctx: click.Context, url: str | None, key: str | None, as_json: bool) -> None:
-    """A marketplace of experts that organisations train alone, permit, meter and withdraw.
+    r"""A marketplace of experts that organisations train alone, permit, meter and withdraw.
 
     \b
     Example:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from examples.demo.acts import ActFailed
 from examples.demo.house import House, HouseFailed
-from examples.demo.story import Story, StoryFailed
+from examples.demo.story import Story
 from model_core.errors import ProductError
 
 
@@ -28,12 +29,14 @@ def main() -> int:
     folder = options.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
-    house = House(home=folder / "home", port=options.port or _free_port(), settings={"host_keeps_withdrawn": "true"})
+    house = House(
+        home=folder / "home", port=options.port or _free_port(), settings={"host_keeps_withdrawn": "true"}
+    )
     began = time.monotonic()
     story = Story(console=console, house=house, folder=folder, steps=options.steps, streams=options.streams)
     try:
         story.run()
-    except (HouseFailed, StoryFailed, ProductError) as error:
+    except (HouseFailed, ActFailed, ProductError) as error:
         console.print(f"[red bold]The demo failed:[/] {error}")
         return 1
     finally:

@@ -61,7 +61,7 @@ def gather(house: House) -> People:
         auditor=house.client(key("platform", "aya", "auditor")),
         developer=house.client(developer_key),
         owners={
-            owner.slug: house.client(key(owner.slug, f"owner of {owner.slug}", "owner")) for owner in OWNERS
+            owner.slug: house.client(key(owner.slug, f"{owner.slug}-owner", "owner")) for owner in OWNERS
         },
         developer_key=developer_key,
     )

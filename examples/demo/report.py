@@ -26,19 +26,32 @@ font:16px/1.55 Georgia,'Times New Roman',serif}
 h1{font-size:2rem;margin:0 0 .3rem}h2{font-size:1.3rem;margin:2.6rem 0 .4rem}
 p{max-width:44rem}table{border-collapse:collapse;width:100%;font:14px/1.4 system-ui,sans-serif;margin:.6rem 0}
 caption{text-align:left;color:var(--soft);padding:.2rem 0}th,td{border-bottom:1px solid var(--line);
-padding:.35rem .6rem;text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+padding:.35rem .6rem;text-align:left;vertical-align:top}td.n,th.n{text-align:right;
+font-variant-numeric:tabular-nums}
 tr.yes td:first-child::before{content:"✓ ";color:#3a7d44}svg{max-width:100%;height:auto}
 .lead{font-size:1.1rem;color:var(--soft)}.better{color:#2d6a3e}.worse{color:#a4371f}
 """
+_LEAD = (
+    "<p class='lead'>Four owners trained experts alone on their own text. Permissions said who may answer. "
+    "One owner left while requests ran. Everybody was paid for what was used.</p>"
+)
+_WITHDRAWAL = (
+    "<p>Every line is one open stream; a mark is a chunk of tokens. At the vertical line the owner of "
+    "<b>{name}</b> withdrew consent with one request.</p>"
+)
+_CAPTION = (
+    "<caption>Mean over all bytes; in brackets the 95 % interval of the difference to the base "
+    "(bootstrap over documents).</caption>"
+)
 
 
 def write_report(results: Results, path: Path) -> None:
     """Writes the page to ``path``."""
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Expert marketplace: what the demo did</title>",
+        "<!doctype html><html lang='en'><meta charset='utf-8'>",
+        "<title>Expert marketplace: what the demo did</title>",
         f"<style>{_STYLE}</style><h1>What the demo did</h1>",
-        "<p class='lead'>Four owners trained experts alone on their own text. Permissions decided who may answer. "
-        "One owner left while requests ran. Everybody was paid for what was used.</p>",
+        _LEAD,
         "<h2>Training, each owner alone</h2>",
         _figure(lambda axes: _losses(axes, results)),
         "<h2>Bits per byte on held-out documents (lower is better)</h2>",
@@ -47,8 +60,7 @@ def write_report(results: Results, path: Path) -> None:
         "<h2>Who may answer, and why not</h2>",
         _verdicts(results),
         "<h2>A withdrawal while requests run</h2>",
-        f"<p>Every line is one open stream; a mark is a chunk of tokens. At the vertical line the owner of "
-        f"<b>{html.escape(results.withdrawn)}</b> withdrew consent with one request.</p>",
+        _WITHDRAWAL.format(name=html.escape(results.withdrawn)),
         _figure(lambda axes: _streams(axes, results), height=4.6),
         "<h2>Tokens and money per expert</h2>",
         _money(results),
@@ -72,10 +84,7 @@ def bits_table(results: Results) -> str:
         + "</tr>"
         for domain, row in results.bits.items()
     ]
-    return (
-        "<table><caption>Mean over all bytes; in brackets the 95 % interval of the difference to the base "
-        f"(bootstrap over documents).</caption><tr><th scope='col'>domain</th>{head}</tr>{''.join(rows)}</table>"
-    )
+    return f"<table>{_CAPTION}<tr><th scope='col'>domain</th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _bits_cell(bits: Bits | None) -> str:
@@ -84,7 +93,8 @@ def _bits_cell(bits: Bits | None) -> str:
     if bits.delta_low == bits.delta_high == 0.0:
         return f"{bits.mean:.3f}"
     kind = "better" if bits.delta_high < 0 else "worse" if bits.delta_low > 0 else ""
-    return f"<span class='{kind}'>{bits.mean:.3f}</span><br><small>[{bits.delta_low:+.3f}, {bits.delta_high:+.3f}]</small>"
+    interval = f"[{bits.delta_low:+.3f}, {bits.delta_high:+.3f}]"
+    return f"<span class='{kind}'>{bits.mean:.3f}</span><br><small>{interval}</small>"
 
 
 def _figure(draw: Callable[[Axes], None], *, height: float = 3.4) -> str:

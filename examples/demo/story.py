@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,17 +126,19 @@ class Story:
         recipe = {} if self.steps is None else {"steps": self.steps}
         jobs = acts.submit_jobs(people, domains, recipe)
         with Progress(
-            TextColumn("  {task.description:18}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn(),
+            TextColumn("  {task.description:18}"),
+            BarColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeElapsedColumn(),
             console=self.console,
-        ) as progress:  # fmt: skip
+        ) as progress:
             bars = {slug: progress.add_task(slug, total=100, said="queued") for slug in jobs}
 
-            def show(slug: str, job: dict[str, Any], loss: float) -> None:
-                done = 100 if job["state"] == "succeeded" else 100 * _share(job)
+            def show(slug: str, job: dict[str, Any], loss: float | None) -> None:
+                done = 100.0 if job["state"] == "succeeded" else 100 * _share(job)
                 said = f"{job['state']} {job.get('message') or ''}"[:60]
-                progress.update(
-                    bars[slug], completed=done, said=f"{said} loss {loss:.3f}" if loss == loss else said
-                )
+                shown = said if loss is None else f"{said} loss {loss:.3f}"
+                progress.update(bars[slug], completed=done, said=shown)
 
             return acts.follow_jobs(people, jobs, self.results, show)
 
@@ -223,8 +226,10 @@ class Story:
         self.results.proofs.append(
             (
                 "Every stream went on with the experts that remain, none failed",
-                f"{len(good)} of {len(traces)} streams had tokens of the expert before, and "
-                f"{min(trace.after_tokens for trace in good)} or more tokens without it after",
+                (
+                    f"{len(good)} of {len(traces)} streams had tokens of the expert before, and "
+                    f"{min(trace.after_tokens for trace in good)} or more tokens without it after"
+                ),
             )
         )
 
@@ -305,10 +310,8 @@ class Story:
 
 
 def _share(job: dict[str, Any]) -> float:
-    for name in ("progress_ppm",):
-        if job.get(name) is not None:
-            return float(job[name]) / 1e6
-    return 0.0
+    found = re.search(r"(\d+) of (\d+)", str(job.get("message") or ""))
+    return int(found[1]) / int(found[2]) if found else 0.0
 
 
 def _money(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
