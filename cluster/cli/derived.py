@@ -22,7 +22,7 @@ from cluster.operations.catalogue import OPERATIONS
 from cluster.operations.table import Operation
 
 
-class _Json(click.ParamType):
+class _Json(click.ParamType[Any]):
     """A JSON value, or ``@file`` that holds one."""
 
     name = "json"
