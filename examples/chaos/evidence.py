@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what the marketplace has written, past all of its code: the database's rows and the journals' lines.
+
+The office is asked over its doors as well; but it could be wrong in the same way twice, so whatever is
+counted (publications, usage, entries) is counted here from the stored rows, read only.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.home import Home
+from cluster.hosting.journal import decode_line
+
+
+@dataclass(kw_only=True)
+class Tokens:
+    """Tokens of one request on one server.
+
+    Attributes:
+        completion: whole tokens.
+        experts: millionths of a token by bundle.
+    """
+
+    completion: int = 0
+    experts: Counter[str] = field(default_factory=Counter)
+
+
+Usage = dict[tuple[str, str], Tokens]
+"""By (server, request)."""
+
+
+class Rows:
+    """The rows of the embedded database at one moment.
+
+    Args:
+        home: the installation.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._uri = f"file:{home.root / 'marketplace.sqlite'}?mode=ro"
+
+    def all(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Every row of a query."""
+        with closing(sqlite3.connect(self._uri, uri=True, timeout=30)) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def one(self, query: str, *values: Any) -> Any:
+        """The single value of a query."""
+        return self.all(query, *values)[0][0]
+
+    def usage(self) -> Usage:
+        """Metered tokens."""
+        found: Usage = {}
+        for server, request, tokens in self.all(
+            "SELECT server_id, request_id, sum(completion_tokens) FROM usage_records GROUP BY 1, 2"
+        ):
+            found[server, request] = Tokens(completion=int(tokens))
+        for server, request, bundle, ppm in self.all(
+            "SELECT r.server_id, r.request_id, s.bundle, sum(s.ppm_tokens) FROM usage_records r "
+            "JOIN usage_shares s USING (server_id, sequence, n) GROUP BY 1, 2, 3"
+        ):
+            found[server, request].experts[bundle] = int(ppm)
+        return found
+
+
+def journaled(home: Home) -> Usage:
+    """Journaled tokens, from every line that is whole, of open and closed journals."""
+    found: Usage = {}
+    for server, body in _journal_lines(home):
+        for record in body.get("r", ()):
+            one = found.setdefault((server, record["request_id"]), Tokens())
+            one.completion += int(record["completion_tokens"])
+            one.experts.update({bundle: int(ppm) for bundle, ppm in record["experts"].items() if ppm})
+    return found
+
+
+def batches(home: Home) -> Counter[str]:
+    """Batches that each server has cut."""
+    return Counter(server for server, body in _journal_lines(home) if body.get("k") == "batch")
+
+
+def _journal_lines(home: Home) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted([*home.journals.glob("*.jsonl"), *home.journals.glob("closed/*.jsonl")]):
+        for line in path.read_bytes().splitlines(keepends=True):
+            body = decode_line(line)
+            if body is not None:
+                yield path.stem, body
