@@ -14,16 +14,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.errors import OfficeFault, UnknownOperation
 from cluster.home import Home
 from cluster.office.desk import Desk, now_us
-from cluster.office.jobs import (
-    claim_job,
-    finish_job,
-    report_progress,
-)
+from cluster.office.jobs import admit_bundle, claim_job, open_case, report_progress, store_bundle
 from cluster.office.protocol import (
     Admission,
     Caller,
@@ -47,8 +44,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# SQLite writes one at a time anyway; more threads would only wait for each other.
-_THREADS = 8
+# Writers wait for each other, and readers must not wait behind them: a host whose question about the epoch
+# is not answered in time loses its lease.
+_WRITERS = 6
+_READERS = 4
 
 
 class Office:
@@ -77,7 +76,8 @@ class Office:
         self._artifacts = artifacts
         self._schema_revision = schema_revision
         self._started_at_us = now_us()
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="office")
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="office-writes")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="office-reads")
         self._generation = 0
         self._changed = asyncio.Condition()
         self._published: tuple[Snapshot, bytes] | None = None
@@ -97,6 +97,8 @@ class Office:
         def work(desk: Desk) -> dict[str, Any]:
             return answer_operation(desk, operation, credential, payload, idempotency_key)
 
+        if operation.rehearses:
+            return await self._write(work, wakes=False)
         if operation.method == "GET":
             return await self._read(work)
         return await self._write(work)
@@ -200,7 +202,11 @@ class Office:
 
     async def finish_job(self, job_id: str, fence: int, bundle_folder: str) -> JobOutcome:
         """Admits a finished job's bundle."""
-        return await self._write(lambda desk: finish_job(desk, job_id, fence, bundle_folder))
+        case = await self._read(lambda desk: open_case(desk, job_id))
+        checked = await self._in_pool(
+            self._writers, lambda: store_bundle(self._home, self._artifacts, case, Path(bundle_folder))
+        )
+        return await self._write(lambda desk: admit_bundle(desk, case, fence, checked), wakes=False)
 
     async def fail_job(self, job_id: str, fence: int, code: str, sentence: str, *, retry: bool) -> None:
         """Closes an attempt."""
@@ -219,12 +225,15 @@ class Office:
 
     def close(self) -> None:
         """Waits for running work and closes the database."""
-        self._threads.shutdown(wait=True)
+        self._writers.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
         self._database.close()
 
     async def _write(self, work: Callable[[Desk], T], *, wakes: bool = True) -> T:
         async def write() -> T:
-            answer = await self._run(self._database.unit_of_work, work)
+            answer = await self._in_pool(
+                self._writers, lambda: self._at_desk(self._database.unit_of_work, work)
+            )
             if wakes:
                 self._generation += 1
                 async with self._changed:
@@ -235,23 +244,17 @@ class Office:
         return await asyncio.shield(asyncio.ensure_future(write()))
 
     async def _read(self, work: Callable[[Desk], T]) -> T:
-        return await self._run(self._database.reading, work)
+        return await self._in_pool(self._readers, lambda: self._at_desk(self._database.reading, work))
 
-    async def _run(
-        self, open_unit: Callable[[], AbstractContextManager[Any]], work: Callable[[Desk], T]
-    ) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._in_thread, open_unit, work)
+    def _at_desk(self, open_unit: Callable[[], AbstractContextManager[Any]], work: Callable[[Desk], T]) -> T:
+        with open_unit() as session:
+            return work(
+                Desk(session=session, home=self._home, artifacts=self._artifacts, settings=self._settings)
+            )
 
-    def _in_thread(
-        self, open_unit: Callable[[], AbstractContextManager[Any]], work: Callable[[Desk], T]
-    ) -> T:
+    async def _in_pool(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
-            with open_unit() as session:
-                desk = Desk(
-                    session=session, home=self._home, artifacts=self._artifacts, settings=self._settings
-                )
-                return work(desk)
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
         except ProductError:
             raise
         except Exception as error:

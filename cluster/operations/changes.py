@@ -236,6 +236,7 @@ ROWS = (
         response=ChangeRecord,
         run=show,
         summary="Shows a change with its edits and its digest.",
+        rehearses=True,
         example={"change_id": _CHANGE},
     ),
     Operation(
@@ -247,6 +248,7 @@ ROWS = (
         response=Preview,
         run=preview,
         summary="Shows which deployments would gain and lose which experts.",
+        rehearses=True,
         example={"change_id": _CHANGE},
     ),
     Operation(

@@ -94,6 +94,8 @@ class Operation:
         unchained: a write that leaves no audit fact (a preview, a rehearsal).
         secret_answer: the answer holds a secret and must not be stored, not even to be repeated for an
             idempotency key.
+        rehearses: reads by carrying out an edit and rolling it back, so it needs a unit of work that could
+            write although it keeps nothing.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Operation:
     unaudited: frozenset[str] = frozenset()
     unchained: bool = False
     secret_answer: bool = False
+    rehearses: bool = False
 
     @property
     def noun(self) -> str:
