@@ -132,3 +132,8 @@ def clean_environment() -> dict[str, str]:
 def install_environment(values: dict[str, str]) -> None:
     """Sets variables of this process that a library reads only from the environment (Ray at import)."""
     os.environ.update(values)
+
+
+def installed(name: str) -> str | None:
+    """What a library would read from the environment of this process under that name."""
+    return os.environ.get(name)

@@ -27,7 +27,7 @@ from cluster.home import Home
 from cluster.office.desk import now_us
 from cluster.office.protocol import NAMESPACE, OFFICE_NAME, OfficeHealth
 from cluster.ray_node import RayRun, end_run, processes_of, ray_environment, start_head
-from cluster.settings import Settings, install_environment
+from cluster.settings import Settings, install_environment, installed
 
 Say = Callable[[str], None]
 
@@ -221,7 +221,7 @@ def _ensure_ray(home: Home, settings: Settings, say: Say) -> tuple[RunFile, bool
 
 @contextlib.contextmanager
 def _driver(home: Home, address: str, *, own: bool) -> Iterator[None]:
-    if own and "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
+    if own and "ray" in sys.modules and installed("RAY_AUTH_MODE") != "token":
         raise StartFailed(
             "Ray was imported before its token was known, and it reads the token only once. Use a process "
             "of its own: marketplace up",

@@ -8,21 +8,24 @@ bounded where tensors are known (hosts check again before loading); here every b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.home import Home
 from cluster.office.protocol import JobClaim, JobDirection, JobOutcome, MetricReading
 from cluster.operations.staging import documents_path
 from model_core.errors import BundleWrongBase, UntrustedKey
 from model_core.packing.bundle import CheckedBundle, check_bundle, check_fits_base, countersign_bundle
 from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import ExpertManifest
-from tenants.accounts.jobs import MetricPoint
+from model_core.packing.store import ArtifactStore
+from policy.records import BaseRecord
+from tenants.accounts.jobs import JobRecord, MetricPoint
 from tenants.jobs import JobState
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
-    from tenants.accounts.jobs import JobRecord
 
 
 def claim_job(desk: Desk, foreman_id: str, max_running_per_tenant: int) -> JobClaim | None:
@@ -62,51 +65,75 @@ def report_progress(
     return JobDirection(cancel_requested=record.cancel_requested)
 
 
-def finish_job(desk: Desk, job_id: str, fence: int, bundle_folder: str) -> JobOutcome:
-    """Admits a job's bundle: checks, countersigns, stores, registers, closes the job.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admissible:
+    """What a finished job's bundle has to be.
 
-    Sent again after a lost answer it finds the job finished with the same bundle and answers the same.
+    Attributes:
+        job: the job as it stood when its attempt asked for admission.
+        base: the base that it was to train against.
+    """
+
+    job: JobRecord
+    base: BaseRecord
+
+
+def open_case(desk: Desk, job_id: str) -> Admissible:
+    """Reads what a bundle is held against."""
+    job = desk.jobs.get(job_id)
+    return Admissible(job=job, base=desk.register.base(job.base_digest))
+
+
+def store_bundle(home: Home, artifacts: ArtifactStore, case: Admissible, folder: Path) -> CheckedBundle:
+    """Checks, countersigns and stores a job's bundle.
+
+    It runs outside any unit of work, since hashing a bundle would hold up everybody's writes. A stored bundle
+    that nobody registers is harmless and is found again by the next attempt; a registered bundle that was not
+    stored could never be served, hence this order.
 
     Raises:
-        PackingError: the folder is no bundle sealed by the owner.
+        PackingError: the folder is no bundle sealed by its owner.
         UntrustedKey: it names another tenant, or somebody else sealed it.
         BundleWrongBase: it was trained against another base than the job asked for.
-        StaleAttempt: a newer attempt holds the job.
     """
-    job = desk.jobs.get(job_id)
-    checked = check_bundle(Path(bundle_folder))
-    manifest = _admissible(desk, job, checked)
-    # The order matters for a crash in between: a stored bundle that nobody registered is harmless and is
-    # found again by the next attempt, a registered bundle that was not stored could never be served.
-    if not desk.artifacts.has(checked.digest):
-        countersign_bundle(checked.folder, load_or_create_key(desk.home.admission_key))
-        desk.artifacts.put_bundle(checked.folder, checked.digest)
-    expert = desk.register.admit_expert(manifest, checked.digest, (job.dataset_id,), job.tenant, job_id)
-    facts = {"expert_id": expert.expert_id, "version": expert.version}
-    already = job.state == JobState.SUCCEEDED
-    desk.jobs.finish(job_id, fence, checked.digest, facts)
-    if not already:
-        desk.audit.append(
-            "platform",
-            "experts.admit",
-            f"experts/{expert.expert_id}",
-            {"bundle_digest": checked.digest, "job_id": job_id, "tenant": job.tenant},
-        )
-    return JobOutcome(expert_id=expert.expert_id, bundle_digest=checked.digest)
-
-
-def _admissible(desk: Desk, job: JobRecord, checked: CheckedBundle) -> ExpertManifest:
-    manifest = checked.manifest
-    if not isinstance(manifest, ExpertManifest) or manifest.base_digest != job.base_digest:
-        raise BundleWrongBase(
-            "The job sealed something else than an expert against the base it was asked for.", job_id=job.id
-        )
+    checked = check_bundle(folder)
+    manifest, job = checked.manifest, case.job
+    if not isinstance(manifest, ExpertManifest):
+        raise BundleWrongBase("The job sealed something else than an expert.", job_id=job.id)
+    check_fits_base(manifest, case.base.manifest, case.base.base_digest)
     signature = checked.seal.signature("owner")
-    known = load_or_create_key(desk.home.owner_key(job.tenant)).public_key
+    known = load_or_create_key(home.owner_key(job.tenant)).public_key
     if manifest.tenant != job.tenant or signature is None or signature.public_key != known:
         raise UntrustedKey(
             "The bundle is not sealed by the job's own tenant. Its attempt is given up.", job_id=job.id
         )
-    base = desk.register.base(manifest.base_digest)
-    check_fits_base(manifest, base.manifest, base.base_digest)
-    return manifest
+    if not artifacts.has(checked.digest):
+        countersign_bundle(folder, load_or_create_key(home.admission_key))
+        artifacts.put_bundle(folder, checked.digest)
+    return checked
+
+
+def admit_bundle(desk: Desk, case: Admissible, fence: int, checked: CheckedBundle) -> JobOutcome:
+    """Registers a stored bundle as an expert version and closes its job.
+
+    Asked again after a lost answer it finds the job finished with the same bundle and answers the same.
+
+    Raises:
+        StaleAttempt: a newer attempt holds the job.
+    """
+    manifest = checked.manifest
+    if not isinstance(manifest, ExpertManifest):
+        raise BundleWrongBase("Only experts are admitted.", job_id=case.job.id)
+    job = desk.jobs.get(case.job.id)
+    expert = desk.register.admit_expert(manifest, checked.digest, (job.dataset_id,), job.tenant, job.id)
+    desk.jobs.finish(
+        job.id, fence, checked.digest, {"expert_id": expert.expert_id, "version": expert.version}
+    )
+    if job.state is not JobState.SUCCEEDED:
+        desk.audit.append(
+            "platform",
+            "experts.admit",
+            f"experts/{expert.expert_id}",
+            {"bundle_digest": checked.digest, "job_id": job.id, "tenant": job.tenant},
+        )
+    return JobOutcome(expert_id=expert.expert_id, bundle_digest=checked.digest)
