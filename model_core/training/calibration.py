@@ -87,7 +87,7 @@ def calibrate(
     tokenizer: TextTokenizer,
     *,
     tolerance: float,
-    max_tokens: int = 512,
+    max_tokens: int = 1024,
     shifts: Sequence[float] = (0.0, -0.5, -1.0, -2.0, -3.0, -4.0, -6.0, -9.0),
 ) -> CalibrationReport:
     """Lowers the gates no further than needed for public text to stay with the public expert.

@@ -121,7 +121,10 @@ def fit_gates(
     positions: int = 24,
     ridge: float = 1e-2,
 ) -> list[GateFit]:
-    """Fits every layer's gate, first layer first: later layers see the residual that earlier gates make.
+    """Fits every layer's gate on the residual of the owner's two-expert model with its gates open.
+
+    That is the model that was trained. On the owner's own text the fitted gates stay open, so the residual
+    there is nearly the same once they are in place.
 
     Args:
         decoder: the base.
