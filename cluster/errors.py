@@ -23,6 +23,7 @@ Tree::
         ├── StartFailed                 a part did not come up in time
         ├── NotRunning                  no marketplace runs from this home
         ├── GatewayUnreachable          nobody answers at the address (client side)
+        ├── UnknownField                an answer lacks the field that --only names (client side)
         └── RemoteProblem               a problem document whose code this version does not know
 """
 
@@ -133,6 +134,12 @@ class GatewayUnreachable(ClusterError):
     """Nobody answers at the gateway's address; raised by clients alone."""
 
     code = "gateway_unreachable"
+
+
+class UnknownField(ClusterError):
+    """An answer lacks the field that was asked for; raised by the command line alone."""
+
+    code = "unknown_field"
 
 
 class RemoteProblem(ClusterError):

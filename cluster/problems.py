@@ -91,6 +91,7 @@ CATALOGUE: Mapping[str, Row] = {
     "start_failed": _row(503, "A part did not start"),
     "not_running": _row(503, "Not running"),
     "gateway_unreachable": _row(503, "Nobody answers"),
+    "unknown_field": _row(400, "No such field"),
     "remote_problem": _row(500, "Problem reported by a newer version"),
     # model hosts
     "hosting": _row(500, "Internal error in a model host"),

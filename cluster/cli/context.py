@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import NotRunning
 from cluster.home import Home
@@ -23,11 +24,13 @@ class Door:
         url: gateway address, or None for the marketplace that runs from this home.
         key: API key, or None for the home's operator key.
         as_json: print JSON instead of tables.
+        only: print this field of the answer alone (dots go deeper).
     """
 
     url: str | None
     key: str | None
     as_json: bool
+    only: str | None = None
 
     @cached_property
     def settings(self) -> Settings:
@@ -38,6 +41,15 @@ class Door:
     def home(self) -> Home:
         """The installation's folder."""
         return Home(self.settings.home)
+
+    def show(self, document: Mapping[str, Any]) -> None:
+        """Prints an answer as the options ask."""
+        from cluster.cli.display import show, show_field
+
+        if self.only is not None:
+            show_field(document, self.only)
+        else:
+            show(document, as_json=self.as_json)
 
     def client(self, *, timeout_s: float = 60.0) -> MarketplaceClient:
         """A client for the chosen gateway and key.

@@ -17,9 +17,12 @@ import click
 from pydantic.fields import FieldInfo
 
 from cluster.cli.context import Door
-from cluster.cli.display import show
+from cluster.cli.watch import watch
 from cluster.operations.catalogue import OPERATIONS
 from cluster.operations.table import Operation
+
+#: Verbs that are more than one call.
+_BY_HAND: dict[str, tuple[click.Command, ...]] = {"job": (watch,)}
 
 
 class _Json(click.ParamType[Any]):
@@ -43,6 +46,8 @@ def noun_group(noun: str, plural: str) -> click.Group:
     group = click.Group(name=noun, help=f"Verbs on {plural}.")
     for row in rows:
         group.add_command(_command(noun, row))
+    for command in _BY_HAND.get(noun, ()):
+        group.add_command(command)
     return group
 
 
@@ -63,7 +68,7 @@ def _command(noun: str, row: Operation) -> click.Command:
                 answer = client.upload(row.name, fields.pop("file"), **fields)
             else:
                 answer = client.call(row.name, **fields)
-        show(answer, as_json=door.as_json)
+        door.show(answer)
 
     roles = ", ".join(sorted(role.value for role in row.roles))
     text = f"{row.summary}\n\nAllowed to: {roles}.\n\n\b\nExample:\n  {_example(noun, verb, row)}"

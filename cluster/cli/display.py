@@ -12,6 +12,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from cluster.errors import UnknownField
+
 _WIDEST_CELL = 60
 _LAST_SHOWN_US = 253_402_300_800_000_000  # the year 10000
 
@@ -40,6 +42,25 @@ def show(document: Mapping[str, Any], *, as_json: bool) -> None:
         console.print(_table(name, rows))
     if not single and not lists:
         console.print("nothing")
+
+
+def show_field(document: Mapping[str, Any], path: str) -> None:
+    """Prints one field, found by a dotted path, without decoration.
+
+    Raises:
+        UnknownField: the answer has no such field.
+    """
+    value: Any = document
+    for part in path.split("."):
+        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
+            raise UnknownField(
+                f"The answer has no field {path!r}; it has: {', '.join(sorted(document))}.", field=path
+            )
+    click.echo(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True))
 
 
 def _is_rows(value: Any) -> bool:

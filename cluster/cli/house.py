@@ -69,10 +69,8 @@ def status(door: Door) -> None:
             table.add_row(part.part, part.state, part.detail)
         Console().print(table)
     if report.running:
-        from cluster.cli.display import show
-
         with door.client() as client:
-            show(client.call("status.show"), as_json=door.as_json)
+            door.show(client.call("status.show"))
     sys.exit(0 if report.running else 7)
 
 

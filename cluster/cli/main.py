@@ -90,8 +90,11 @@ class _Verbs(click.Group):
 )
 @click.option("--key", envvar="MARKETPLACE_KEY", help="API key (default: this installation's operator key).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of tables.")
+@click.option(
+    "--only", metavar="FIELD", help="Print one field of the answer alone, e.g. id or result.expert_id."
+)
 @click.pass_context
-def root(ctx: click.Context, url: str | None, key: str | None, as_json: bool) -> None:
+def root(ctx: click.Context, url: str | None, key: str | None, as_json: bool, only: str | None) -> None:
     r"""A marketplace of experts that organisations train alone, permit, meter and withdraw.
 
     \b
@@ -100,7 +103,7 @@ def root(ctx: click.Context, url: str | None, key: str | None, as_json: bool) ->
       marketplace expert list
       marketplace ask research-desk "What is a monad?"
     """
-    ctx.obj = Door(url=url, key=key, as_json=as_json)
+    ctx.obj = Door(url=url, key=key, as_json=as_json, only=only)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
