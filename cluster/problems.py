@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from http import HTTPStatus
 from importlib import import_module
 from typing import Any
 
@@ -317,11 +316,6 @@ def product_errors() -> Iterator[type[ProductError]]:
         seen.add(kind)
         yield kind
         waiting.extend(kind.__subclasses__())
-
-
-def sentence_for(status: int) -> str:
-    """The standard phrase of an HTTP status, for answers that no error of ours caused."""
-    return HTTPStatus(status).phrase
 
 
 @cache

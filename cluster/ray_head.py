@@ -58,7 +58,7 @@ def _start(order: dict[str, Any]) -> Any:
     import cluster.ray_worker as worker_program
 
     class Head(Node):  # type: ignore[misc, unused-ignore]
-        def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+        def start_api_server(self, **_: Any) -> None:
             """No dashboard: neither its pages nor its job API are offered."""
 
     parameters = RayParams(

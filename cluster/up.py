@@ -22,7 +22,8 @@ import httpx
 from pydantic import BaseModel, ConfigDict
 
 from cluster.bootstrap import open_home
-from cluster.errors import AlreadyRunning, NotRunning, OfficeUnavailable, SecondNodeRefused, StartFailed
+from cluster.doors import open_doors
+from cluster.errors import AlreadyRunning, OfficeUnavailable, SecondNodeRefused, StartFailed
 from cluster.home import Home
 from cluster.office.desk import now_us
 from cluster.office.protocol import NAMESPACE, OFFICE_NAME, OfficeHealth
@@ -162,23 +163,12 @@ def status(settings: Settings) -> StatusReport:
         count = sum(1 for _ in processes_of(run.ray.run_id))
         state = "up" if run.ray.alive else "down"
         parts.append(PartStatus(part="ray", state=state, detail=f"{count} processes"))
+        parts.append(_doors(run.ray.run_id))
     else:
         parts.append(PartStatus(part="ray", state="joined", detail=run.joined))
     answers = bool(run.url) and _answers(run.url)
     parts.append(PartStatus(part="gateway", state="up" if answers else "down", detail=run.url))
     return StatusReport(running=answers, url=run.url, parts=tuple(parts))
-
-
-def running_url(settings: Settings) -> str:
-    """Where the gateway of this home answers.
-
-    Raises:
-        NotRunning: nothing was started from this home.
-    """
-    run = _read_run(Home(settings.home))
-    if run is None or not run.url:
-        raise NotRunning("No marketplace runs from this home. Start one with: marketplace up")
-    return run.url
 
 
 def _bring_up_parts(
@@ -342,6 +332,14 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/healthz", timeout=5.0, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def _doors(run_id: str) -> PartStatus:
+    doors = list(open_doors(run_id))
+    beyond = [f"{door.address}:{door.port}" for door in doors if not door.on_loopback]
+    if beyond:
+        return PartStatus(part="doors", state="beyond loopback", detail=", ".join(beyond))
+    return PartStatus(part="doors", state="loopback only", detail=f"{len(doors)} listening sockets")
 
 
 # -- files -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.errors import AlreadyRunning, NotRunning
+from cluster.errors import AlreadyRunning
 from cluster.home import Home
 from cluster.ray_node import processes_of
 from cluster.settings import Settings
-from cluster.up import _only_one, running_url, status, take_down
+from cluster.up import _only_one, status, take_down
 
 
 def test_one_start_at_a_time(tmp_path: Path) -> None:
@@ -29,11 +30,10 @@ def test_one_start_at_a_time(tmp_path: Path) -> None:
 
 
 def test_nothing_runs_from_an_empty_home(tmp_path: Path) -> None:
-    """Status and address of a marketplace that was never started say so."""
+    """The status of a marketplace that was never started says so and makes nothing."""
     settings = Settings(home=tmp_path / "home")
     assert not status(settings).running
-    with pytest.raises(NotRunning):
-        running_url(settings)
+    assert not settings.home.exists()
 
 
 @pytest.mark.cluster
@@ -47,7 +47,9 @@ def test_up_again_changes_nothing(marketplace: Any) -> None:
     gone = before - after
     assert all(not Path(f"/proc/{pid}").exists() for pid in gone)
     assert len(gone) <= 2, "idle workers may end, parts may not"
-    assert marketplace.command("--json", "status").returncode == 0
+    report = json.loads(marketplace.command("--json", "status").stdout.partition("\n}")[0] + "}")
+    assert report["running"] is True
+    assert {part["part"]: part["state"] for part in report["parts"]}["doors"] == "loopback only"
 
 
 @pytest.mark.cluster
