@@ -67,6 +67,7 @@ class Choice:
         notify: hands items to the event loop (thread-safe).
         mutex: guards ``generation`` and ``released_ids``.
         generation: grows whenever the set changes.
+        run: grows whenever the sequence starts anew in the engine.
         released_ids: tokens that were released.
         computed: tokens computed in this generation, released or not, counted from the prompt's end.
         set: what it is computed with now.
@@ -83,6 +84,7 @@ class Choice:
     notify: Callable[[Choice, StepToken | Ending | Failure], None]
     mutex: threading.Lock = field(default_factory=threading.Lock)
     generation: int = 0
+    run: int = 0
     released_ids: list[int] = field(default_factory=list)
     computed: int = 0
     set: NewSet | None = None
@@ -92,7 +94,7 @@ class Choice:
     @property
     def engine_id(self) -> str:
         """The engine's name of the sequence: a sequence that starts again is another one."""
-        return f"{self.name}#{self.generation}"
+        return f"{self.name}#{self.run}"
 
 
 class TextAssembler:

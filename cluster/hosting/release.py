@@ -101,18 +101,17 @@ class Release:
                 if choice.index not in self._open:
                     continue
                 await self._gate_open(hold_s)
+                generation = choice.generation
                 chunk = self._take(choice, items)
                 if chunk is None:
                     continue
-                if chunk.finish_reason is not None:
-                    leave(choice)
                 if chunk.token_ids and not self._gate.is_open():
-                    generation = choice.generation
                     await self._gate_open(hold_s)
                     if choice.generation != generation:
                         # Journaled and then forbidden before it could leave: it is charged, never shown.
                         chunk = self._withdrawn(choice)
-                        leave(choice)
+                if chunk.finish_reason is not None:
+                    leave(choice)
                 yield chunk
 
     def close(self) -> None:

@@ -197,7 +197,7 @@ class EngineRoom:
         sampling = choice.sampling
         if released:
             # The engine draws by the index of the new token: an own seed per restart keeps the draws apart.
-            seed = None if sampling.seed is None else sampling.seed + 1_000_003 * choice.generation
+            seed = None if sampling.seed is None else sampling.seed + 1_000_003 * choice.run
             sampling = replace(sampling, max_tokens=sampling.max_tokens - released, seed=seed)
         choice.finished = False
         choice.computed = released
@@ -213,30 +213,29 @@ class EngineRoom:
         )
 
     def _change(self, choice: Choice, new_set: NewSet) -> None:
-        old_id = choice.engine_id
         with choice.mutex:
+            # Whatever was computed so far and has not left yet is void from here on.
+            choice.generation += 1
             unreleased = choice.computed - len(choice.released_ids)
-            if unreleased:
-                choice.generation += 1
         choice.set, choice.epoch = new_set, self._roster.epoch
         self.counts.recomposed += 1
         if unreleased:
-            # Tokens of the old set wait for their release: they are void, and the sequence goes back.
+            # The sequence goes back to its last released token.
             if not choice.finished:
-                self.engine.cancel(old_id)
+                self.engine.cancel(choice.engine_id)
+            choice.run += 1
             self.counts.restarted += 1
             self._start(choice)
         elif not choice.finished:
             key = self.bank.state_key(new_set.experts, top_k=new_set.top_k, consumer=choice.consumer)
-            self.engine.recompose(old_id, new_set.experts, key)
+            self.engine.recompose(choice.engine_id, new_set.experts, key)
 
     def _end(self, choice: Choice) -> None:
-        old_id = choice.engine_id
         with choice.mutex:
             choice.generation += 1
         del self._choices[choice.name]
         if not choice.finished:
-            self.engine.cancel(old_id)
+            self.engine.cancel(choice.engine_id)
         choice.finished = True
         choice.notify(choice, Ending(reason="withdrawn"))
 
