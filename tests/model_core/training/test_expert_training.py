@@ -154,8 +154,8 @@ def test_gates_part_two_dialects_and_are_the_same_each_time() -> None:
         }
         # The first positions say little in either dialect (the very first holds the same token in both).
         late = {kind: values.view(10, -1)[:, 4:] for kind, values in score.items()}
-        assert (late["own"] > 0).double().mean() > 0.9
-        assert (late["public"] < 0).double().mean() > 0.9
+        assert (late["own"] > 0).double().mean() > 0.8
+        assert (late["public"] < 0).double().mean() > 0.8
 
 
 def test_router_rows_start_from_centred_means_and_are_bounded() -> None:
