@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -75,7 +75,7 @@ class RayRun(BaseModel):
     Attributes:
         run_id: random; every process of the run has it in its environment.
         owner: the process that owns the head; everything else dies with it.
-        gcs_address: where drivers connect, on loopback.
+        gcs_address: where drivers connect, on loopback; empty until it is known.
         temp_dir: Ray's folder of this run, removed at the end.
     """
 
@@ -90,6 +90,11 @@ class RayRun(BaseModel):
     def alive(self) -> bool:
         """True while the head runs; its owner ends with any part of it."""
         return self.owner.process() is not None
+
+    @property
+    def usable(self) -> bool:
+        """True while the head runs and has ever taken drivers."""
+        return bool(self.gcs_address) and self.alive
 
 
 def ray_environment(home: Home) -> dict[str, str]:
@@ -112,8 +117,16 @@ def ray_environment(home: Home) -> dict[str, str]:
     }
 
 
-def start_head(home: Home, settings: Settings) -> RayRun:
+def start_head(
+    home: Home, settings: Settings, begun: Callable[[RayRun], object] = lambda _run: None
+) -> RayRun:
     """Starts a head and answers once it takes drivers.
+
+    Args:
+        home: the installation.
+        settings: the operator's choices.
+        begun: told of the run as soon as it has a process, long before it takes drivers; whoever writes it
+            down finds the head again even if this process is killed while it waits.
 
     Raises:
         StartFailed: it did not come up in ``start_timeout_s``; its log is named.
@@ -139,23 +152,23 @@ def start_head(home: Home, settings: Settings) -> RayRun:
             env=_head_environment(home, settings, run_id),
             start_new_session=True,
         )
+    run = RayRun(run_id=run_id, owner=ProcessMark.of(owner.pid), gcs_address="", temp_dir=temp_dir)
+    begun(run)  # before the order is given, without which the process ends by itself
     if owner.stdin is not None:
         with contextlib.suppress(BrokenPipeError):  # it died already; the wait below says so
             owner.stdin.write(json.dumps(order).encode())
             owner.stdin.close()
-    mark = ProcessMark.of(owner.pid)
     deadline = time.monotonic() + settings.start_timeout_s
     while not answer.exists():
         if owner.poll() is not None or time.monotonic() > deadline:
-            end_run(RayRun(run_id=run_id, owner=mark, gcs_address="", temp_dir=temp_dir))
+            end_run(run)
             raise StartFailed(
                 f"Ray's head did not start. Its last words are in the installation's logs/{log.name}.",
                 part="ray",
                 exit_status=owner.poll(),
             )
         time.sleep(_POLL_S)
-    gcs_address = json.loads(answer.read_bytes())["gcs_address"]
-    return RayRun(run_id=run_id, owner=mark, gcs_address=gcs_address, temp_dir=temp_dir)
+    return run.model_copy(update={"gcs_address": json.loads(answer.read_bytes())["gcs_address"]})
 
 
 def processes_of(run_id: str) -> Iterator[psutil.Process]:

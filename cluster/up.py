@@ -197,16 +197,20 @@ def _ensure_ray(home: Home, settings: Settings, say: Say) -> tuple[RunFile, bool
         joined = RunFile(joined=settings.ray_address, url=run.url if run else "", started_at_us=now_us())
         return joined, run is None
     if run is not None and run.ray is not None:
-        if run.ray.alive:
+        if run.ray.usable:
             say("Ray runs already.")
             return run, False
         say("Cleaning up after a run that ended unexpectedly.")
         end_run(run.ray)
         home.forget_run()
     say("Starting Ray on this machine (loopback, with a token): one trust domain.")
-    run = RunFile(ray=start_head(home, settings), started_at_us=now_us())
-    home.write_run(run.model_dump(mode="json"))
-    return run, True
+
+    def note(ray_run: RayRun) -> RunFile:
+        noted = RunFile(ray=ray_run, started_at_us=now_us())
+        home.write_run(noted.model_dump(mode="json"))
+        return noted
+
+    return note(start_head(home, settings, note)), True
 
 
 @contextlib.contextmanager

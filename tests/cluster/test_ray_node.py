@@ -99,6 +99,26 @@ def test_a_head_that_cannot_start_leaves_nothing(tmp_path: Path, monkeypatch: py
     assert "ray-head.log" in failed.value.sentence
 
 
+def test_a_run_is_told_of_before_it_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed while a head starts has written it down: the next start finds and ends it."""
+    home = Home(tmp_path / "home")
+    home.prepare()
+    monkeypatch.setattr(sys, "executable", "/bin/cat")
+    told: list[RayRun] = []
+
+    def killed_here(run: RayRun) -> None:
+        told.append(run)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start_head(home, Settings(home=home.root), killed_here)
+    assert not told[0].usable
+    assert told[0].temp_dir.exists()
+    end_run(told[0])
+    assert not told[0].alive
+    assert not told[0].temp_dir.exists()
+
+
 def test_the_token_is_asked_for_explicitly(tmp_path: Path) -> None:
     """Ray is told to ask for a token, where it is, and that only its owner reads it."""
     home = Home(tmp_path / "home")
