@@ -20,11 +20,14 @@ Forgery = Callable[[Stage], AbstractContextManager[None]]
 
 
 @contextmanager
-def _line(stage: Stage, operation: str, fields: dict[str, Any], answer: dict[str, Any]) -> Iterator[None]:
+def _line(
+    stage: Stage, operation: str, fields: dict[str, Any], answer: dict[str, Any], *, key: str = ""
+) -> Iterator[None]:
     """An acknowledgement that nobody gave."""
     before = stage.log.path.stat().st_size
     number = stage.log.number()
-    stage.log.append("sent", number=number, who="carol", operation=operation, fields=fields, key=fresh_key())
+    key = key or fresh_key()
+    stage.log.append("sent", number=number, who="carol", operation=operation, fields=fields, key=key)
     stage.log.append("acknowledged", number=number, answer=answer)
     try:
         yield
@@ -57,7 +60,10 @@ def _withdrawal(stage: Stage) -> AbstractContextManager[None]:
     consent = rows.one("SELECT id FROM consents WHERE expert_id = ? AND state = 'given'", expert)
     epoch, digest = rows.all("SELECT epoch, snapshot_digest FROM publications ORDER BY 1 LIMIT 1")[0]
     answer = {"epoch": epoch, "snapshot_digest": digest}
-    return _line(stage, "consents.withdraw", {"consent_id": consent}, answer)
+    # Under the key of another publication, so that no count is wrong and only the consent itself can tell.
+    told = read_log(stage.log.path)
+    key = next(call.key for call in told.acknowledged("changes.approve") if call.who == "carol")
+    return _line(stage, "consents.withdraw", {"consent_id": consent}, answer, key=key)
 
 
 def _job(stage: Stage) -> AbstractContextManager[None]:

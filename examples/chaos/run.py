@@ -50,13 +50,13 @@ class Run:
         killed = PHASES[phase](self.stage, chance)
         up_s = self.stage.up()
         answer_s = self.stage.first_answer()
-        self._finish(killed)
+        outcome = self._finish(killed)
         self._settle()
         checked = self._oracle.check()
         self._say(
             f"seed {seed:2} {phase:10} {killed.evidence}; {killed.processes} processes killed"
             f"{f' (moment {killed.misses + 1})' if killed.misses else ''}; up in {up_s:.1f} s, "
-            f"answering {answer_s:.1f} s later; kept: {checked}"
+            f"answering {answer_s:.1f} s later{outcome}; kept: {checked}"
         )
 
     def forge(self) -> None:
@@ -90,14 +90,19 @@ class Run:
         operator.call("ledger.settle", key=fresh_key())
         operator.call("audit.checkpoint")
 
-    def _finish(self, killed: Killed) -> None:
+    def _finish(self, killed: Killed) -> str:
         """What clients do after a crash: they send again what was not answered, and wait for their jobs."""
+        outcome = ""
         for send in killed.retry:
-            send()
+            before = int(self.stage.people["operator"].read("epochs.current")["epoch"])
+            epoch = int(send()["epoch"])
+            outcome = f"; asked again: it {'had been' if epoch <= before else 'was not yet'} published"
         for tenant, job_id in killed.jobs:
             job = self.stage.await_job(tenant, job_id)
             if job["state"] != "succeeded":
                 raise StageFailed(f"The interrupted job {job['state']}: {job['error_sentence']}")
+            outcome = f"; finished at attempt {job['attempts']}"
+        return outcome
 
     def _settle(self) -> None:
         if not until(lambda: settled(self.stage), timeout_s=_SETTLED_S, pause_s=0.2):

@@ -25,6 +25,7 @@ CONSUMER = "apps"
 #: Owner → the package of the standard library that it trains on.
 OWNERS = {"north": "json", "south": "unittest"}
 STEPS = 240
+_FIRST_STEPS = 40
 _CAST = {
     "ada": ("north", "owner"),
     "sue": ("south", "owner"),
@@ -35,7 +36,6 @@ _CAST = {
 }
 _OWNER_OF = {"north": "ada", "south": "sue"}
 _RECIPE: dict[str, Any] = {
-    "steps": STEPS,
     "batch_rows": 2,
     "sequence_tokens": 64,
     "checkpoint_every": 10,
@@ -121,7 +121,7 @@ class Stage:
 
     # -- acts -----------------------------------------------------------------------------------------
 
-    def submit_job(self, tenant: str) -> str:
+    def submit_job(self, tenant: str, *, steps: int = STEPS) -> str:
         """An owner uploads its documents under a new name and submits a job; the job's id."""
         owner, mark = self.owner(tenant), secrets.token_hex(3)
         file = write_dataset(self.folder / "uploads" / f"{tenant}.jsonl", OWNERS[tenant])
@@ -131,7 +131,7 @@ class Stage:
             key=fresh_key(),
             name=f"expert-{mark}",
             dataset_id=dataset["id"],
-            recipe=_RECIPE | {"seed": int(mark, 16)},
+            recipe=_RECIPE | {"steps": steps, "seed": int(mark, 16)},
         )
         return str(job["id"])
 
@@ -222,7 +222,7 @@ class Stage:
         return Person(name, lambda: self.house.client(secret), self.log)
 
     def _train_first(self) -> None:
-        jobs = {tenant: self.submit_job(tenant) for tenant in OWNERS}
+        jobs = {tenant: self.submit_job(tenant, steps=_FIRST_STEPS) for tenant in OWNERS}
         for tenant, job_id in jobs.items():
             job = self.await_job(tenant, job_id)
             if job["state"] != "succeeded":
