@@ -120,6 +120,8 @@ MANAGEMENT = [
     # terms
     Bad("no license expression", "ada", "PUT", "/listings/{expert}", 422, "invalid_license_expression",
         _json(license="MIT OR OR", price_micro_per_1k_tokens=1)),
+    Bad("unknown license", "ada", "PUT", "/listings/{expert}", 422, "invalid_license_expression",
+        _json(license="LicenseRef-nobody-knows", price_micro_per_1k_tokens=1)),
     Bad("no license of documents", "ada", "POST", "/datasets", 422, "invalid_license_expression",
         _raw(_line(id="a", text="b"), LINES, name="n", license="see the README")),
     Bad("unknown purpose", "ada", "POST", "/consents", 422, "unknown_term",

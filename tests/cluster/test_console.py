@@ -309,6 +309,6 @@ def test_edits_read_as_sentences() -> None:
     }
     sentence = reads_as(item, {"exp_1": "north/notes v1"})
     assert sentence == (
-        "This consents to infer of north/notes v1 for research in all regions, recipients all, "
+        "This consents to infer of north/notes v1 for research in all regions, by everyone, "
         "not for commercial use."
     )

@@ -23,6 +23,7 @@ OPEN = {
     ("GET", "/console/sign-in"),
     ("GET", "/console/static/console.css"),
     ("GET", "/console/static/htmx.min.js"),
+    ("GET", "/console/static/icon.svg"),
 }
 
 

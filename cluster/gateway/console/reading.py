@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.gateway.console.render import show_credits
 from cluster.gateway.console.visit import Visit
 
 Values = dict[str, Any]
@@ -205,14 +206,21 @@ async def api(visit: Visit) -> Values:
 
 
 _ITEM_WORDS = {
-    "consent.give": "consents to {action} of {expert_id} for {purpose} in {region}, recipients {recipient}",
+    "consent.give": "consents to {action} of {expert_id} for {purpose} in {region}, by {recipient}",
     "grant.give": "gives {consumer_tenant} access to {expert_id} for {purpose} in {region}",
     "rule.permit": "permits {action} of {expert_id} for {purpose} in {region} by {consumer_tenant}: {text}",
     "listing.put": "offers {expert_id} under {license} at {price_micro_per_1k_tokens} credits a 1000 tokens",
     "expert.resume": "lets the expert {expert_id} run again",
     "tenant.resume": "lets the tenant {slug} act again",
-    "deployment.put": "runs {name} for {purpose} in {region} with top {top_k} of candidates {candidates}",
+    "deployment.put": "runs {name} for {purpose} in {region}, {top_k} experts a token out of {candidates}",
     "license.put": "records the facets of a license",
+}
+_EVERYTHING = {
+    "expert_id": "all experts",
+    "candidates": "all experts",
+    "region": "all regions",
+    "recipient": "everyone",
+    "consumer_tenant": "everyone",
 }
 _SLOT = re.compile(r"{([a-z0-9_]+)}")
 
@@ -228,9 +236,9 @@ def reads_as(item: dict[str, Any], names: dict[str, str]) -> str:
 
 def _word(name: str, value: Any, names: dict[str, str]) -> str:
     if value == "*":
-        return {"expert_id": "all experts", "candidates": "all experts", "region": "all regions"}.get(
-            name, "all"
-        )
+        return _EVERYTHING.get(name, "all")
+    if name == "price_micro_per_1k_tokens":
+        return show_credits(value)
     if isinstance(value, list):
         return ", ".join(names.get(str(one), str(one)) for one in value)
     return names.get(str(value), str(value))

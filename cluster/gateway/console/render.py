@@ -15,12 +15,14 @@ from starlette.responses import HTMLResponse
 
 from cluster.gateway.console.charts import curve_chart
 from cluster.gateway.sessions import Session
+from policy.reasons import Reason, is_denial
 from policy.vocabulary import vocabulary
 
 #: Files that the sign-in page needs as well; nothing else is ever served from the folder.
 STATIC_FILES = {
     "console.css": "text/css; charset=utf-8",
     "htmx.min.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
 }
 
 MICRO = 1_000_000
@@ -53,6 +55,8 @@ class Renderer:
             size=show_size,
             short=show_short,
             tokens=show_tokens,
+            against=speaks_against,
+            everything=show_everything,
         )
         words = vocabulary()
         self._environment.globals.update(
@@ -104,6 +108,16 @@ def show_number(value: float) -> str:
 def show_tokens(ppm_tokens: int) -> str:
     """Millionths of a token as tokens."""
     return f"{ppm_tokens / MICRO:,.1f}"
+
+
+def speaks_against(reason: dict[str, Any]) -> bool:
+    """Whether a reason is one of those that deny."""
+    return is_denial(Reason.model_validate(reason))
+
+
+def show_everything(word: str) -> str:
+    """The word, or "all" for the star that stands for everything."""
+    return "all" if word == "*" else word
 
 
 def show_size(size_bytes: int) -> str:
