@@ -16,40 +16,26 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model_core.engine.attribution import to_ppm
 from model_core.engine.batch import Piece, StepResult, run_pieces
-from model_core.engine.requests import FinishReason, Sampling, SequenceRequest, TokenEvent
-from model_core.engine.sampling import draw, uniform
+from model_core.engine.requests import SequenceRequest, TokenEvent
+from model_core.engine.sampling import check_sampling
+from model_core.engine.sequences import RunningSequence, token_events
 from model_core.engine.states import SequenceStates
 from model_core.errors import (
     EngineFull,
     RequestRefused,
     StepPending,
-    TensorsNotFinite,
     UnknownRequest,
 )
 from model_core.network.bank import ExpertBank, StateKey
 from model_core.network.mixture import Plan, plan_rows, plan_uniform
 
 
-@dataclass(slots=True)
-class _Sequence:
-    """A sequence in the engine; ``slot`` is None while it waits."""
-
-    request: SequenceRequest
-    experts: tuple[str, ...]
-    top_k: int
-    key: StateKey
-    tokens: list[int]
-    slot: int | None = None
-    n_new: int = 0
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pending:
     """A computed step that waits for its verdict."""
 
-    work: list[tuple[_Sequence, Piece]]
+    work: list[tuple[RunningSequence, Piece]]
     result: StepResult
     events: list[TokenEvent]
 
@@ -117,9 +103,9 @@ class Engine:
         self._states = SequenceStates(
             bank.shape, max_sequences=max_sequences, max_context=max_context, dtype=bank.dtype
         )
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []  # in the order of their slots
-        self._by_id: dict[str, _Sequence] = {}
+        self._waiting: deque[RunningSequence] = deque()
+        self._running: list[RunningSequence] = []  # in the order of their slots
+        self._by_id: dict[str, RunningSequence] = {}
         self._pending: _Pending | None = None
         self._plans = _PlanCache()
 
@@ -157,11 +143,11 @@ class Engine:
                 "A sequence with this request id is already here.", request_id=request.request_id
             )
         self._check_prompt(request)
-        _check_sampling(request.sampling)
+        check_sampling(request.sampling)
         experts = self._check_set(request.experts, request.top_k, request.state_key)
         if len(self._waiting) >= self.max_sequences:
             raise EngineFull("Too many sequences are waiting; try again later.", waiting=len(self._waiting))
-        sequence = _Sequence(
+        sequence = RunningSequence(
             request=request,
             experts=experts,
             top_k=request.top_k,
@@ -249,7 +235,7 @@ class Engine:
             for row, (sequence, piece) in enumerate(work)
             if piece.start + len(piece.ids) == len(sequence.tokens)
         ]
-        events = self._sample(result, emitting)
+        events = token_events(result, emitting, names=self.bank.names(), max_context=self.max_context)
         self._pending = _Pending(work=work, result=result, events=events)
         return events
 
@@ -284,7 +270,7 @@ class Engine:
         if self._pending is not None:
             raise StepPending("The last step was neither committed nor discarded; do one of them first.")
 
-    def _find(self, request_id: str) -> _Sequence:
+    def _find(self, request_id: str) -> RunningSequence:
         sequence = self._by_id.get(request_id)
         if sequence is None:
             raise UnknownRequest("No running sequence has this request id.", request_id=request_id)
@@ -314,7 +300,7 @@ class Engine:
             sequence.slot = self._states.open(sequence.key)
             self._running.append(sequence)
 
-    def _choose(self) -> list[tuple[_Sequence, Piece]]:
+    def _choose(self) -> list[tuple[RunningSequence, Piece]]:
         """What the next batch computes: every sequence's next token, and prompt chunks within the budget."""
         singles, chunks, budget = [], [], self.prefill_tokens
         for slot, sequence in enumerate(self._running):
@@ -331,7 +317,7 @@ class Engine:
             budget -= take if missing > 1 else 0
         return singles + chunks
 
-    def _plan(self, work: Sequence[tuple[_Sequence, Piece]]) -> Plan:
+    def _plan(self, work: Sequence[tuple[RunningSequence, Piece]]) -> Plan:
         names = self.bank.names()
         signature = (names, *((sequence.experts, sequence.top_k, len(piece.ids)) for sequence, piece in work))
         if self._plans.plan is None or self._plans.signature != signature:
@@ -346,57 +332,7 @@ class Engine:
         assert self._plans.plan is not None  # noqa: S101  (set two lines above)
         return self._plans.plan
 
-    def _sample(self, result: StepResult, emitting: Sequence[tuple[int, _Sequence]]) -> list[TokenEvent]:
-        if not emitting:
-            return []
-        with torch.inference_mode():
-            rows = torch.tensor([row for row, _ in emitting])
-            logits_BV = result.logits_BV[rows]
-            finite_B = torch.isfinite(logits_BV).all(-1).tolist()
-            if not all(finite_B):
-                bad = [
-                    seq.request.request_id
-                    for (_, seq), fine in zip(emitting, finite_B, strict=True)
-                    if not fine
-                ]
-                raise TensorsNotFinite("Logits are not finite; cancel these sequences.", request_ids=bad)
-            samplings = [sequence.request.sampling for _, sequence in emitting]
-            uniforms = [
-                uniform(seq.request.sampling.seed, seq.request.request_id, seq.n_new) for _, seq in emitting
-            ]
-            tokens_B = draw(logits_BV, samplings, uniforms)
-            logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
-            own = logprobs_BV.gather(-1, tokens_B[:, None]).squeeze(-1).tolist()
-            width = max(sampling.logprobs for sampling in samplings)
-            best = logprobs_BV.topk(width, dim=-1) if width else None
-            shares = to_ppm(result.shares_BE[rows].numpy(), self.bank.names())
-        events = []
-        for place, (_, sequence) in enumerate(emitting):
-            token, count = int(tokens_B[place]), samplings[place].logprobs
-            top: tuple[tuple[int, float], ...] = ()
-            if best is not None and count:
-                ids, values = best.indices[place, :count].tolist(), best.values[place, :count].tolist()
-                top = tuple(zip(ids, values, strict=True))
-            events.append(
-                TokenEvent(
-                    request_id=sequence.request.request_id,
-                    token_id=token,
-                    logprob=own[place],
-                    top_logprobs=top,
-                    attribution_ppm=shares[place],
-                    finished=self._finished(sequence, token),
-                )
-            )
-        return events
-
-    def _finished(self, sequence: _Sequence, token: int) -> FinishReason | None:
-        sampling = sequence.request.sampling
-        if token in sampling.stop_ids:
-            return "stop"
-        full = len(sequence.tokens) + 1 >= self.max_context
-        return "length" if full or sequence.n_new + 1 >= sampling.max_tokens else None
-
-    def _release(self, sequence: _Sequence) -> None:
+    def _release(self, sequence: RunningSequence) -> None:
         assert sequence.slot is not None  # noqa: S101  (only running sequences are released)
         moved = self._states.close(sequence.slot)
         last = self._running.pop()
@@ -404,19 +340,3 @@ class Engine:
             last.slot = sequence.slot
             self._running[sequence.slot] = last
         del self._by_id[sequence.request.request_id]
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    """Refuses settings that no draw can follow."""
-    sound = (
-        sampling.max_tokens >= 1
-        and 0.0 <= sampling.temperature <= 100.0
-        and 0.0 < sampling.top_p <= 1.0
-        and sampling.top_k >= 0
-        and 0 <= sampling.logprobs <= 20
-    )
-    if not sound:
-        raise RequestRefused(
-            "Sampling is impossible: max_tokens >= 1, temperature 0 to 100, top_p above 0 up to 1, "
-            "top_k >= 0 and logprobs 0 to 20 are needed."
-        )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from model_core.engine.requests import Sampling
+from model_core.errors import RequestRefused
 
 
 def uniform(seed: int | None, request_id: str, index: int) -> float:
@@ -82,3 +83,23 @@ def _cut(sorted_RV: Tensor, chosen: Sequence[Sampling]) -> Tensor:
     rank_V = torch.arange(n_tokens, device=device)
     out_RV = ((before_RV >= top_p_R1) & (top_p_R1 < 1)) | (rank_V >= top_k_R1)
     return sorted_RV.masked_fill(out_RV & (rank_V > 0), 0.0)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuses settings that no draw can follow.
+
+    Raises:
+        RequestRefused: a setting is outside its bounds.
+    """
+    sound = (
+        sampling.max_tokens >= 1
+        and 0.0 <= sampling.temperature <= 100.0
+        and 0.0 < sampling.top_p <= 1.0
+        and sampling.top_k >= 0
+        and 0 <= sampling.logprobs <= 20
+    )
+    if not sound:
+        raise RequestRefused(
+            "Sampling is impossible: max_tokens >= 1, temperature 0 to 100, top_p above 0 up to 1, "
+            "top_k >= 0 and logprobs 0 to 20 are needed."
+        )

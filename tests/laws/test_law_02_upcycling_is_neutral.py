@@ -22,7 +22,7 @@ from model_core.network.decoder import upcycle
     renormalise=st.booleans(),
     data=st.data(),
 )
-def test_copies_of_the_public_expert_leave_the_function_as_it_was(  # noqa: PLR0917
+def test_copies_of_the_public_expert_leave_the_function_as_it_was(
     seed: int,
     n_copies: int,
     length: int,
