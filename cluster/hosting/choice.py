@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.hosting.messages import FinishReason, Segment, TokenLogprob
+from cluster.hosting.messages import Segment, TokenLogprob
 from cluster.hosting.plan import NewSet
 from cluster.office.protocol import UsageRecord
 from model_core.engine.requests import Sampling, TokenEvent
@@ -244,8 +244,3 @@ def token_logprob(event: TokenEvent, decode: Callable[[Sequence[int]], str]) -> 
         logprob=event.logprob,
         top=tuple((decode([token_id]), token_id, logprob) for token_id, logprob in event.top_logprobs),
     )
-
-
-def finish_reason_of(event: TokenEvent) -> FinishReason | None:
-    """Why the engine ended the sequence, in the words of the protocol."""
-    return event.finished

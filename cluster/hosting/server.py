@@ -32,17 +32,16 @@ from cluster.hosting.messages import (
     GenerationRequest,
     ScoreAnswer,
     ScoredText,
-    render_turns,
 )
 from cluster.hosting.places import Places
 from cluster.hosting.plan import Roster, Served
 from cluster.hosting.probe import Probe, probe
+from cluster.hosting.prompts import prompt_ids_of, sampling_of
 from cluster.hosting.release import Release
 from cluster.hosting.room import EngineRoom
 from cluster.hosting.scoring import chosen_experts, score_texts
 from cluster.hosting.uploader import Uploader, UsageDesk
 from cluster.office.protocol import Admission
-from model_core.engine.requests import Sampling
 from model_core.network.bank import ExpertBank
 from model_core.network.checkpoint import load_expert_folder
 from model_core.packing.bundle import CheckedBundle, check_bundle
@@ -180,7 +179,7 @@ class ModelServer:
             HostOverloaded: too many choices wait already.
             LeaseLost: the register has not answered for too long.
         """
-        prompt_ids = self._prompt_ids(request)
+        prompt_ids = prompt_ids_of(request, self.tokenizer)
         room_left = self.max_context - len(prompt_ids)
         max_tokens = min(request.max_tokens, admission.reserved_tokens // request.n, room_left)
         if max_tokens < 1:
@@ -206,7 +205,7 @@ class ModelServer:
                 deployment=admission.deployment,
                 consumer=admission.tenant,
                 prompt_ids=prompt_ids,
-                sampling=self._sampling(request, max_tokens, index),
+                sampling=sampling_of(request, max_tokens, index, self.tokenizer),
                 notify=self._notify,
             )
             for index in range(request.n)
@@ -235,7 +234,7 @@ class ModelServer:
             DeploymentNotHosted: the deployment may not answer, or an expert is not among its own.
             LeaseLost: without a valid lease nothing is computed.
         """
-        ids = self._prompt_ids(GenerationRequest(prompt=text, max_tokens=1))
+        ids = prompt_ids_of(GenerationRequest(prompt=text, max_tokens=1), self.tokenizer)
 
         def compute() -> Probe:
             served = self.room.roster.served.get(deployment)
@@ -352,25 +351,3 @@ class ModelServer:
     def _names(self, deployment: str, digest: str) -> str:
         served = self.room.roster.served.get(deployment)
         return served.names.get(digest, digest) if served is not None else digest
-
-    def _sampling(self, request: GenerationRequest, max_tokens: int, index: int) -> Sampling:
-        return Sampling(
-            max_tokens=max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=None if request.seed is None else request.seed + index,
-            stop_ids=() if request.ignore_eos else (self.tokenizer.end_of_text_id,),
-            logprobs=request.logprobs or 0,
-        )
-
-    def _prompt_ids(self, request: GenerationRequest) -> tuple[int, ...]:
-        if request.prompt_token_ids is not None:
-            ids = request.prompt_token_ids
-            if not ids or min(ids) < 0 or max(ids) >= self.tokenizer.vocab_size:
-                raise PromptRefused(
-                    "The prompt's token ids are empty or outside the vocabulary of this base.",
-                    vocab_size=self.tokenizer.vocab_size,
-                )
-            return ids
-        text = request.prompt if request.prompt is not None else render_turns(request.turns or ())
-        return (self.tokenizer.end_of_text_id, *self.tokenizer.encode(text))

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request's words to what the engine takes: token ids and sampling."""
+
+from __future__ import annotations
+
+from cluster.hosting.errors import PromptRefused
+from cluster.hosting.messages import GenerationRequest, render_turns
+from model_core.engine.requests import Sampling
+from model_core.text.tokenizer import TextTokenizer
+
+
+def prompt_ids_of(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple[int, ...]:
+    """Token ids of a request's prompt; text is opened by the end-of-text token, as in training.
+
+    Raises:
+        PromptRefused: token ids that are none.
+    """
+    if request.prompt_token_ids is not None:
+        ids = request.prompt_token_ids
+        if not ids or min(ids) < 0 or max(ids) >= tokenizer.vocab_size:
+            raise PromptRefused(
+                "The prompt's token ids are empty or outside the vocabulary of this base.",
+                vocab_size=tokenizer.vocab_size,
+            )
+        return ids
+    text = request.prompt if request.prompt is not None else render_turns(request.turns or ())
+    return (tokenizer.end_of_text_id, *tokenizer.encode(text))
+
+
+def sampling_of(
+    request: GenerationRequest, max_tokens: int, index: int, tokenizer: TextTokenizer
+) -> Sampling:
+    """How one choice of a request is drawn.
+
+    Args:
+        request: what was asked.
+        max_tokens: what the reservation and the context leave of it.
+        index: the choice's number; it moves the seed.
+        tokenizer: knows the end of text.
+    """
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=None if request.seed is None else request.seed + index,
+        stop_ids=() if request.ignore_eos else (tokenizer.end_of_text_id,),
+        logprobs=request.logprobs or 0,
+    )
