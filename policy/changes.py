@@ -33,6 +33,7 @@ from model_core.packing.ids import check_name, new_id
 from policy.authority import Authority
 from policy.composition import Composition, compose
 from policy.decision import Decision
+from policy.decision_log import DecisionLog
 from policy.edits import Edits
 from policy.errors import ChangeClosed, DigestChanged, InvalidChange, NotFound, NotYours, SelfApproval
 from policy.items import ChangeItem, DeploymentPut
@@ -148,13 +149,15 @@ class Changes:
             self._edits.check(item)
             self._edits.apply(item, row.tenant, epoch, principal_id=row.author_id)
         self._decide(row, "approved", principal, "", epoch)
-        return self._publisher.publish(
+        publication = self._publisher.publish(
             reason="change",
             subject=row.id,
             principal_id=principal.id,
             change_id=row.id,
             widens=True,
         )
+        DecisionLog(self._session, self._now_us).record_standing(publication.epoch)
+        return publication
 
     def reject(self, change_id: str, principal: Principal, comment: str) -> ChangeRecord:
         """Closes a change without effect. Its author may do so too: that withdraws it.

@@ -72,6 +72,19 @@ class DecisionLog:
         self._session.flush()
         return row.id
 
+    def record_standing(self, epoch: int) -> None:
+        """Logs what an epoch decides for every deployment whose answer it changed."""
+        snapshot = self._publisher.snapshot(epoch)
+        for fact in snapshot.deployments:
+            question = Question(at_us=snapshot.published_at_us, deployment=fact.name)
+            answer = compose(snapshot, question)
+            latest = select(DecisionRow.answer).where(DecisionRow.deployment == fact.name)
+            before = self._session.scalar(
+                latest.order_by(DecisionRow.epoch.desc(), DecisionRow.id.desc()).limit(1)
+            )
+            if before is None or _verdicts(Composition.model_validate_json(before)) != _verdicts(answer):
+                self.record(answer, question)
+
     def list(
         self,
         *,
@@ -158,6 +171,12 @@ def _timeless_digest(composition: Composition) -> str:
     for decision in document["decisions"]:
         decision.pop("at_us")
     return digest_bytes(canonical_bytes(document))
+
+
+def _verdicts(composition: Composition) -> Any:
+    """What an answer says of its experts, without the epoch and the moment it was said at."""
+    said = [(one.expert_id, one.verdict, one.outcome, one.valid_until_us) for one in composition.decisions]
+    return composition.digest, composition.verdict, said
 
 
 def _verdict(decision_id: str, decision: Decision) -> DecisionVerdictRow:

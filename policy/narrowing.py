@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from policy.authority import Authority, check_narrower, unknown
+from policy.decision_log import DecisionLog
 from policy.edits import Edits
 from policy.errors import NotFound
 from policy.items import ForbidRule, ForbidUse
@@ -172,7 +173,9 @@ class Narrowing:
 
     def _narrowed(self, reason: str, subject: str, principal: Principal) -> Publication:
         self._session.flush()
-        return self._publisher.publish(reason=reason, subject=subject, principal_id=principal.id)
+        publication = self._publisher.publish(reason=reason, subject=subject, principal_id=principal.id)
+        DecisionLog(self._session, self._now_us).record_standing(publication.epoch)
+        return publication
 
     def _published_by(self, reason: str, subject: str) -> Publication:
         query = select(PublicationRow).where(

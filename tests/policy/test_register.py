@@ -293,6 +293,22 @@ def test_decisions_are_logged_once_and_replay(town: Town) -> None:
         assert register.decisions(tenant="club") == []
 
 
+def test_every_publication_logs_what_it_decides(town: Town) -> None:
+    """Publishing logs the answer of every deployment that it changed, without anybody asking; others stay."""
+    expert = town.expert()
+    town.open_all(expert)
+    with town.register() as register:
+        before = register.decisions(deployment="shop-ask")
+        assert before[0].epoch == register.current_epoch()
+        assert [one.verdict for one in before[0].verdicts] == ["permit"]
+    town.act(lambda register: register.suspend_expert(expert.expert_id, town.ada))
+    with town.register() as register:
+        after = register.decisions(deployment="shop-ask")
+        assert len(after) == len(before) + 1
+        assert [one.verdict for one in after[0].verdicts] == ["deny"]
+        assert register.replay(after[0].id).equal
+
+
 def test_a_tampered_decision_does_not_replay(town: Town) -> None:
     """A logged answer that somebody edited behind the guards is told apart by its replay."""
     town.open_all(town.expert())

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's session, run from top to bottom against a real marketplace with a tiny base."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.client import MarketplaceClient
+from examples.chaos.tiny_base import make_base
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"^```(?P<kind>sh|python)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
+CANARY = "zyxomma-petiolatum-canary-5521"
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+class Shell:
+    """One bash that keeps its variables between blocks and stops at the first command that fails."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._bash = subprocess.Popen(
+            ["bash", "--noprofile", "--norc"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=folder,
+            env=environment,
+        )
+        self.run("set -euo pipefail")
+
+    def run(self, block: str) -> str:
+        """Runs a block; returns what it printed."""
+        assert self._bash.stdin is not None
+        assert self._bash.stdout is not None
+        self._bash.stdin.write(f"{block}\necho\necho @@done@@\n")
+        self._bash.stdin.flush()
+        said: list[str] = []
+        for line in self._bash.stdout:
+            if line.strip() == "@@done@@":
+                return "".join(said)
+            said.append(line)
+        raise AssertionError(f"The block failed:\n{block}\n--- it printed:\n{''.join(said)[-3000:]}")
+
+    def close(self) -> None:
+        """Ends the shell."""
+        self._bash.kill()
+        self._bash.wait()
+
+
+def blocks() -> list[tuple[str, str]]:
+    """The README's executable blocks in order."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [(found["kind"], found["text"]) for found in BLOCK.finditer(text)]
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[tuple[list[str], list[Path]]]:
+    """Runs every block; yields what each printed, and the files in which the canary was found."""
+    folder = Path(tempfile.mkdtemp(prefix="readme-"))  # short: Ray puts sockets below it
+    make_base(folder / "base", folder / "scratch")
+    notes = [{"id": f"note-{n}", "text": f"The patient of bed {n} slept well. " * 12} for n in range(40)]
+    (folder / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MARKETPLACE_")}
+    environment = clean | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MARKETPLACE_HOME": str(folder / "home"),
+        "MARKETPLACE_HTTP_PORT": str(port),
+        "MARKETPLACE_STARTER_BASE": str(folder / "base"),
+    }
+    shell = Shell(folder, environment)
+    printed = []
+    leaks: list[Path] = []
+    try:
+        for kind, text in blocks():
+            if kind == "python":
+                (folder / "example.py").write_text(text)
+                printed.append(shell.run(f"MARKETPLACE_URL=http://127.0.0.1:{port} python example.py"))
+                key = shell.run("echo $MARKETPLACE_KEY").strip()
+                leaks = ask_and_search(f"http://127.0.0.1:{port}", key, folder / "home")
+            else:
+                printed.append(shell.run(text))
+        yield printed, leaks
+    finally:
+        shell.close()
+        subprocess.run(
+            [sys.executable, "-m", "cluster.cli.main", "down"],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+
+
+def ask_and_search(url: str, key: str, home: Path) -> list[Path]:
+    """Sends the canary through every door that takes prompts, then looks for it in every file of the home."""
+    body = {"model": "notes-desk", "prompt": f"{CANARY} and", "max_tokens": 4}
+    chat = {"model": "notes-desk", "messages": [{"role": "user", "content": CANARY}], "max_tokens": 4}
+    with MarketplaceClient(url=url, key=key) as client:
+        client.post("/v1/completions", body)
+        client.post("/v1/chat/completions", chat)
+        assert list(client.stream("/v1/completions", body | {"stream": True}))
+        client.post("/api/v1/deployments/notes-desk/score", {"texts": [CANARY]})
+        client.post("/api/v1/deployments/notes-desk/probe", {"text": CANARY})
+    needle = CANARY.encode()
+    return [
+        path
+        for path in home.rglob("*")
+        if path.is_file() and not path.is_symlink() and needle in path.read_bytes()
+    ]
+
+
+def test_every_block_of_the_readme_runs(session: tuple[list[str], list[Path]]) -> None:
+    """Every block of the README runs as it stands."""
+    printed, _ = session
+    assert len(printed) == len(blocks())
+
+
+def test_the_reason_is_shown_after_the_withdrawal(session: tuple[list[str], list[Path]]) -> None:
+    """The deployment says that the expert is out because consent was withdrawn."""
+    printed, _ = session
+    leaving = next(text for (_, block), text in zip(blocks(), printed, strict=True) if "withdraw" in block)
+    assert "consent_withdrawn" in leaving or "withdr" in leaving
+
+
+def test_a_canary_prompt_is_found_nowhere(session: tuple[list[str], list[Path]]) -> None:
+    """Prompts are on no disk: not in the database, the journals, the logs or Ray's folders (law 18)."""
+    _, leaks = session
+    assert leaks == []
