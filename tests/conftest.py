@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import random
 import shutil
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -259,24 +261,35 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def open_databases() -> Iterator[dict[str, Database]]:
+    """Databases that stay open for the session: compiling its statements is what costs an engine most."""
+    opened: dict[str, Database] = {}
+    yield opened
+    for one in opened.values():
+        one.close()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty, migrated database, on either engine."""
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres").emptied())
-    path = tmp_path / "marketplace.db"
-    shutil.copy(request.getfixturevalue("sqlite_template"), path)
-    return f"sqlite:///{path}"
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """An empty, migrated, open database, on either engine."""
+def database(request: pytest.FixtureRequest, open_databases: dict[str, Database]) -> Database:
+    """An empty, migrated, open database, on either engine; never close it."""
     from tenants.accounts.database import Database
 
-    opened = Database(database_url)
-    yield opened
-    opened.close()
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").emptied()
+    else:
+        template = request.getfixturevalue("sqlite_template")
+        url = f"sqlite:///{template.parent}/open.db"
+    if request.param not in open_databases:
+        open_databases[request.param] = Database(url)
+    opened = open_databases[request.param]
+    if opened.is_sqlite:
+        # Page by page over what the last test left, triggers included.
+        with contextlib.closing(sqlite3.connect(template)) as source:
+            pooled = opened.engine.raw_connection()
+            source.backup(cast("sqlite3.Connection", pooled.driver_connection))
+            pooled.close()
+    return opened
 
 
 class LiveMarketplace:
