@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from examples.chaos.oracle import BrokenPromise
-from examples.chaos.phases import PHASES
+from examples.chaos.phases import FURTHER_PHASES, PHASES
 from examples.chaos.processes import NotAllFound
 from examples.chaos.run import Run
 from examples.chaos.stage import StageFailed
@@ -61,7 +61,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="how many crashes")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--phase", choices=sorted(PHASES), help="one phase alone (default: all in turn)")
+    parser.add_argument(
+        "--phase",
+        choices=[*PHASES, *FURTHER_PHASES],
+        help=f"one phase alone (default: {', '.join(PHASES)} in turn)",
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/chaos"), help="where everything happens")
     parser.add_argument("--port", type=int, default=0, help="gateway port (default: a free one)")
     parser.add_argument(

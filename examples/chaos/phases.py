@@ -134,11 +134,30 @@ def answering(stage: Stage, chance: random.Random) -> Killed:
     raise StageFailed("No streams were ever caught in the middle.")
 
 
-PHASES: dict[str, Callable[[Stage, random.Random], Killed]] = {
-    "training": training,
-    "publishing": publishing,
-    "answering": answering,
-}
+def starting(stage: Stage, chance: random.Random) -> Killed:
+    """Kills while ``marketplace up`` is bringing up what a first crash ended."""
+    for misses in range(_TRIES):
+        with Standstill(stage.home) as standstill:
+            standstill.kill()
+        waited_s = chance.random() * stage.usual_up_s
+        with stage.begin_up() as command:
+            time.sleep(waited_s)
+            with Standstill(stage.home, command.pid) as standstill:
+                if command.poll() is not None:
+                    continue
+                killed = standstill.kill()
+        return Killed(
+            evidence=f"up not done after {waited_s:.1f} s (usually {stage.usual_up_s:.1f})",
+            processes=killed,
+            misses=misses,
+        )
+    raise StageFailed("No start was ever caught in the middle.")
+
+
+Phase = Callable[[Stage, random.Random], Killed]
+PHASES: dict[str, Phase] = {"training": training, "publishing": publishing, "answering": answering}
+#: Played only when asked for: a crash during the start that follows a crash.
+FURTHER_PHASES: dict[str, Phase] = {"starting": starting}
 
 
 # -- training -----------------------------------------------------------------------------------------------

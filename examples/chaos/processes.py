@@ -34,17 +34,20 @@ class Standstill:
 
     Args:
         home: the installation's folder.
+        *commands: process ids of ``marketplace`` commands that run right now.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, *commands: int) -> None:
         self._home = home
+        self._commands = commands
         self.marks: dict[int, ProcessMark] = {}
         self.names: dict[int, str] = {}
 
     def __enter__(self) -> Standstill:
         """Stops everything; whatever was started meanwhile is stopped in the next round."""
         for _ in range(_ROUNDS):
-            fresh = [process for process in family(self._home) if process.pid not in self.marks]
+            found = family(self._home, *self._commands)
+            fresh = [process for process in found if process.pid not in self.marks]
             if not fresh and self.marks:
                 return self
             for process in fresh:
@@ -82,7 +85,7 @@ class Standstill:
         return sum(word in name for name in self.names.values())
 
 
-def family(home: Home) -> Iterator[psutil.Process]:
+def family(home: Home, *commands: int) -> Iterator[psutil.Process]:
     """Living processes of the installation: by the run's mark, by descent, and by where they stand.
 
     Training children have a clean environment and a session of their own; they are found as descendants
@@ -94,6 +97,9 @@ def family(home: Home) -> Iterator[psutil.Process]:
         run = RunFile.model_validate(home.read_run() or {}).ray
         if run is not None:
             roots = [*processes_of(run.run_id), *filter(None, [run.owner.process()])]
+    for pid in commands:
+        with contextlib.suppress(psutil.Error):
+            roots.append(psutil.Process(pid))
     for root in (*roots, *_standing_in(home.root / "jobs")):
         with contextlib.suppress(psutil.Error):
             for process in (root, *root.children(recursive=True)):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from examples.chaos.forgery import FORGERIES
 from examples.chaos.oracle import BrokenPromise, Oracle, settled
-from examples.chaos.phases import PHASES, Killed
+from examples.chaos.phases import FURTHER_PHASES, PHASES, Killed
 from examples.chaos.stage import Stage, StageFailed, fresh_key, until
 
 _SETTLED_S = 60.0
@@ -47,7 +47,7 @@ class Run:
         """
         chance = random.Random(f"{phase} {seed}")  # noqa: S311 (moments, not secrets)
         self._prelude(seed)
-        killed = PHASES[phase](self.stage, chance)
+        killed = (PHASES | FURTHER_PHASES)[phase](self.stage, chance)
         up_s = self.stage.up()
         answer_s = self.stage.first_answer()
         outcome = self._finish(killed)

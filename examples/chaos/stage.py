@@ -9,8 +9,11 @@ and withdraws its consent again and again.
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,7 @@ class Stage:
         self.people: dict[str, Person] = {}
         self.secrets: dict[str, str] = {}
         self.experts: dict[str, dict[str, Any]] = {}
+        self.usual_up_s = 0.0
 
     def build(self) -> None:
         """Brings everything up for the first time and lets two owners train.
@@ -90,9 +94,24 @@ class Stage:
         """Runs ``marketplace up``; the seconds that it took."""
         began = time.monotonic()
         self.house.command("up", quiet=True)
+        self.usual_up_s = time.monotonic() - began
         for person in self.people.values():
             person.reconnect()
-        return time.monotonic() - began
+        return self.usual_up_s
+
+    @contextmanager
+    def begin_up(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Starts ``marketplace up`` and does not wait for it; collects it at the end."""
+        command = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli.main", "up"],
+            env=self.house.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield command
+        finally:
+            command.wait()
 
     def close(self) -> None:
         """Takes the marketplace down and closes every connection."""
