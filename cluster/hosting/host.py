@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
@@ -12,8 +12,6 @@ from cluster.bootstrap import open_store, read_settings, trusted_keys
 from cluster.home import Home
 from cluster.hosting.facts import HostHealth, HostSettings
 from cluster.hosting.messages import GenerationChunk, GenerationRequest, ScoreAnswer
-from cluster.hosting.probe import Probe
-from cluster.hosting.server import ModelServer
 from cluster.office.client import connect_office
 from cluster.office.protocol import Admission
 from cluster.settings import Settings
@@ -22,6 +20,9 @@ from model_core.errors import SealMissing
 from model_core.packing.bundle import CheckedBundle
 from model_core.packing.manifest import ExpertManifest
 from model_core.packing.seal import PLATFORM_TENANT, TrustedKeys
+
+if TYPE_CHECKING:
+    from cluster.hosting.probe import Probe
 
 
 def keys_of(home: Home) -> Callable[[CheckedBundle], TrustedKeys]:
@@ -52,6 +53,9 @@ class ModelHost:
     """
 
     async def __init__(self, settings: dict[str, Any], base_digest: str) -> None:  # type: ignore[misc]
+        # Here and not above: who only deploys a host (the reconciler, `up`) needs no tensors.
+        from cluster.hosting.server import ModelServer
+
         # Serve awaits an asynchronous constructor: a replica counts as started once its base is loaded.
         choices = read_settings(settings)
         home = Home(choices.home)
