@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way from the gateway to model hosts through Serve: streams, refusals and cancellation cross it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import HostUnavailable
+from cluster.gateway.errors import GenerationFailed
+from cluster.hosting.errors import PromptRefused
+from cluster.hosting.messages import GenerationChunk, GenerationRequest
+from cluster.office.protocol import Admission
+from model_core.errors import ProductError
+
+pytestmark = pytest.mark.cluster
+
+BASE = "sha256:" + "ab" * 32
+
+
+class _Host:
+    """A model host that counts, refuses or breaks as the prompt says, and writes down how it ended."""
+
+    def __init__(self, diary: str) -> None:
+        self._diary = Path(diary)
+
+    async def generate(
+        self, admission: Admission, request: GenerationRequest
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        ended = "left"
+        try:
+            for place in range(request.max_tokens):
+                if request.prompt == "refuse":
+                    raise PromptRefused("The prompt does not fit. Shorten it.", limit=3)
+                if request.prompt == "break" and place:
+                    raise RuntimeError("inner")
+                yield GenerationChunk(token_ids=(place,), text=str(place))
+                await asyncio.sleep(0.05)
+            ended = "finished"
+        finally:
+            with self._diary.open("a") as diary:
+                diary.write(f"{admission.request_id} {ended}\n")
+
+
+@pytest.fixture(scope="module")
+def diary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small Ray with one scripted host; the file in which it says how its answers ended."""
+    import ray
+    from ray import serve
+
+    from cluster.gateway.deploy import host_application
+
+    # Not below pytest's own folder: the paths of Ray's sockets are bounded, and its folder may be deep.
+    temporary = tempfile.mkdtemp(prefix="mkt-")
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 * 2**20,
+        _temp_dir=temporary,
+        _node_ip_address="127.0.0.1",
+    )
+    serve.start(proxy_location="Disabled")
+    path = tmp_path_factory.mktemp("diary") / "diary.txt"
+    path.touch()
+    deployment = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=50)(_Host)
+    serve.run(deployment.bind(str(path)), name=host_application(BASE), route_prefix=None)
+    yield path
+    serve.shutdown()
+    ray.shutdown()
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _admission(request_id: str, base_digest: str = BASE) -> Admission:
+    return Admission(
+        request_id=request_id,
+        deployment="d",
+        base_digest=base_digest,
+        tenant="t",
+        principal_id="p",
+        epoch=1,
+        composition_digest=BASE,
+        reserved_tokens=100,
+    )
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+async def _texts(admission: Admission, request: GenerationRequest) -> list[str]:
+    from cluster.gateway.deploy import ServedHosts
+
+    return [chunk.text async for chunk in ServedHosts().generate(admission, request)]
+
+
+def _ended(diary: Path, request_id: str) -> str:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        for line in diary.read_text().splitlines():
+            if line.startswith(f"{request_id} "):
+                return line.split()[1]
+        time.sleep(0.05)
+    return "still running"
+
+
+def test_answers_stream_through(diary: Path) -> None:
+    """Every chunk arrives, in order, and the host finishes."""
+    assert _run(_texts(_admission("whole"), GenerationRequest(prompt="x", max_tokens=5))) == list("01234")
+    assert _ended(diary, "whole") == "finished"
+
+
+def test_refusals_cross_as_themselves(diary: Path) -> None:
+    """A host's refusal arrives as the class that was raised, with its facts."""
+    with pytest.raises(ProductError) as caught:
+        _run(_texts(_admission("refused"), GenerationRequest(prompt="refuse", max_tokens=5)))
+    assert type(caught.value) is PromptRefused
+    assert caught.value.facts == {"limit": 3}
+
+
+def test_unexpected_errors_do_not_pass_for_refusals(diary: Path) -> None:
+    """A fault of the host arrives as an error that is none of ours, so that the door hides its text."""
+    with pytest.raises(Exception, match="inner") as caught:
+        _run(_texts(_admission("broken"), GenerationRequest(prompt="break", max_tokens=5)))
+    assert not isinstance(caught.value, ProductError | GenerationFailed)
+
+
+def test_closing_cancels_at_the_host(diary: Path) -> None:
+    """A client that leaves after the first chunk ends the host's work long before its end."""
+    from cluster.gateway.deploy import ServedHosts
+
+    async def leave_early() -> str:
+        request = GenerationRequest(prompt="x", max_tokens=2000)
+        stream = ServedHosts().generate(_admission("early"), request)
+        first = await anext(stream)
+        await stream.aclose()
+        await asyncio.sleep(0.2)
+        return first.text
+
+    assert _run(leave_early()) == "0"
+    assert _ended(diary, "early") == "left"
+
+
+def test_base_without_host_is_unavailable(diary: Path) -> None:
+    """A base that nobody serves is a refusal that tells to come again."""
+    admission = _admission("nowhere", "sha256:" + "cd" * 32)
+    with pytest.raises(HostUnavailable) as caught:
+        _run(_texts(admission, GenerationRequest(prompt="x", max_tokens=1)))
+    assert caught.value.facts["retry_after_s"] >= 1
