@@ -6,10 +6,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from cluster.operations import accounts, assets, changes, datasets, deployments, jobs, money, oversight, terms
+from cluster.operations import (
+    accounts,
+    assets,
+    changes,
+    consents,
+    datasets,
+    deployments,
+    jobs,
+    money,
+    oversight,
+    terms,
+)
 from cluster.operations.table import Operation
 
-_ROOMS = (accounts, assets, datasets, jobs, terms, changes, deployments, money, oversight)
+_ROOMS = (accounts, assets, datasets, jobs, terms, consents, changes, deployments, money, oversight)
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {row.name: row for room in _ROOMS for row in room.ROWS}

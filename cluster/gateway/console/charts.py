@@ -80,10 +80,8 @@ def _chart(name: str, curve: list[tuple[int, float]]) -> Chart:
         last=values[-1],
         lowest=min(values),
         last_step=steps[-1],
-        x_ticks=tuple(
-            Tick(at=round(x(step), 1), label=f"{step:g}") for step in _round_ticks(first_step, last_step)
-        ),
-        y_ticks=tuple(Tick(at=round(y(value), 1), label=f"{value:g}") for value in _round_ticks(low, high)),
+        x_ticks=tuple(_tick(x, step) for step in _round_ticks(first_step, last_step)),
+        y_ticks=tuple(_tick(y, value) for value in _round_ticks(low, high)),
         table=tuple(curve[place] for place in sorted({*range(0, len(curve), stride), len(curve) - 1})),
     )
 
