@@ -15,6 +15,7 @@ from rich.table import Table
 from cluster.errors import UnknownField
 
 _WIDEST_CELL = 60
+_FIRST = ("id", "name", "slug", "state", "status", "verdict")  # what people look for
 _LAST_SHOWN_US = 253_402_300_800_000_000  # the year 10000
 
 
@@ -39,7 +40,7 @@ def show(document: Mapping[str, Any], *, as_json: bool) -> None:
             facts.add_row(name, _whole(name, value))
         console.print(facts)
     for name, rows in lists.items():
-        console.print(_table(name, rows))
+        console.print(_table(name, rows, console.width))
     if not single and not lists:
         console.print("nothing")
 
@@ -67,14 +68,33 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(title=title, title_justify="left", header_style="bold")
+def _table(title: str, rows: Sequence[Mapping[str, Any]], width: int) -> Table:
+    """A table of the columns that fit; programs and the curious use ``--json``."""
+    columns = _fitting(rows, width)
+    left_out = sum(1 for name in {name for row in rows for name in row} if name not in columns)
+    caption = f"{left_out} more fields: --json" if left_out else None
+    table = Table(title=title, title_justify="left", header_style="bold", caption=caption)
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "id")
     for row in rows:
         table.add_row(*(_cell(name, row.get(name)) for name in columns))
     return table
+
+
+def _fitting(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    chosen: list[str] = []
+    used = 1
+    for name in dict.fromkeys([*_FIRST, *(name for row in rows for name in row)]):
+        values = [row.get(name) for row in rows]
+        simple = [value for value in values if value not in (None, "", [], {})]
+        if not simple or any(isinstance(value, dict) for value in simple):
+            continue
+        wanted = max(len(name), *(len(_cell(name, value)) for value in simple)) + 3
+        room = min(wanted, 43) if name != "id" else wanted
+        if used + room <= width:
+            chosen.append(name)
+            used += room
+    return chosen
 
 
 def _cell(name: str, value: Any) -> str:
