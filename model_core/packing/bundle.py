@@ -23,6 +23,7 @@ from model_core.errors import (
     BundleWrongShape,
     DigestMismatch,
     SealMissing,
+    TensorsNotFinite,
 )
 from model_core.packing.canonical import digest_bytes
 from model_core.packing.files import (
@@ -33,6 +34,7 @@ from model_core.packing.files import (
     sync_folder,
     write_new_file,
 )
+from model_core.packing.finite import rotten_tensors
 from model_core.packing.ids import new_id
 from model_core.packing.keys import SigningKey
 from model_core.packing.manifest import (
@@ -297,3 +299,8 @@ def _check_tensors(stream: BinaryIO, size_bytes: int, manifest: Manifest) -> Non
             raise BundleWrongShape(
                 f"{name} has dtype {entry.dtype}, which is not accepted for it.", tensors=[name]
             )
+    if rotten := rotten_tensors(stream, header):
+        raise TensorsNotFinite(
+            f"The weights hold NaN or infinity, first in {rotten[0][:80]!r}. Train the expert again.",
+            tensors=rotten[:16],
+        )

@@ -4,7 +4,7 @@
 A hostile file must be refused before any tensor library maps it, so the format is checked here from its
 definition: eight bytes of little-endian header length, a JSON object, then the tensors' bytes without
 holes or overlaps up to the last byte of the file. Pickles, zip archives and truncated files fail at the
-first of these. Knows nothing of values: whether they are finite is asked where they are loaded.
+first of these. Knows nothing of values; ``finite`` looks at those.
 """
 
 from __future__ import annotations
