@@ -83,7 +83,7 @@ OWNERS = (
         domain="cloud",
         license="Apache-2.0",
         price_micro=4_000_000,
-        consents=(_RESEARCH, _SOFTWARE, Use(purpose="customer-support", commercial=True)),
+        consents=(Use(purpose="any", commercial=True),),
         grants=(Use(purpose="research", commercial=False), Use(purpose="customer-support", commercial=True)),
     ),
     Owner(
