@@ -29,6 +29,7 @@ from cluster.office.desk import now_us
 from cluster.office.protocol import NAMESPACE, OFFICE_NAME, OfficeHealth
 from cluster.ray_node import RayRun, end_run, processes_of, ray_environment, start_head
 from cluster.settings import Settings, install_environment, installed
+from model_core.errors import ProductError
 
 Say = Callable[[str], None]
 
@@ -237,7 +238,16 @@ def _driver(home: Home, address: str, *, own: bool) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise StartFailed("Ray lost a part while it was being started.", part="ray") from error
+        # A refusal of ours (a port that is taken) comes wrapped; its own sentence says what to do.
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, ProductError):
+            raise cause from None
+        raise StartFailed(
+            f"Ray lost a part while it was being started ({type(cause or error).__name__}). Try again; if it "
+            "stays, the files in the installation's logs folder say more.",
+            part="ray",
+            kind=type(cause or error).__name__,
+        ) from error
     finally:
         ray.shutdown()
 
@@ -300,7 +310,14 @@ def _ensure_gateway(settings: Settings) -> str:
     )
     # Deploying again replaces the replica and cuts its streams, so it is done only where there is none.
     running = APPLICATION in serve.status().applications
-    handle = serve.get_app_handle(APPLICATION) if running else deploy(settings)
+    try:
+        handle = serve.get_app_handle(APPLICATION) if running else deploy(settings)
+    except RuntimeError as error:  # Serve tells no more than that
+        raise StartFailed(
+            f"The gateway did not start. Most often its address {settings.http_host}:{settings.http_port} is "
+            "taken: choose another port with MARKETPLACE_HTTP_PORT. Else the installation's logs say more.",
+            part="gateway",
+        ) from error
     try:
         host, port = handle.address.remote().result(timeout_s=settings.start_timeout_s)
     except TimeoutError as error:
