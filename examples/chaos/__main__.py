@@ -8,6 +8,8 @@ last one. It exits 1 at the first seed after which a promise does not hold, and 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import secrets
 import shutil
 import socket
 import sys
@@ -50,11 +52,13 @@ def main() -> int:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at present."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that the kernel hands to nobody while the gateway is down."""
+    handed_out_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = 10_000 + secrets.randbelow(handed_out_from - 10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _options() -> argparse.Namespace:
