@@ -222,4 +222,5 @@ def _terms(owner: Owner, expert: dict[str, Any]) -> list[dict[str, Any]]:
 def _reason(decision: dict[str, Any]) -> str:
     if decision["verdict"] == "permit":
         return "consent, grant, license and rules all hold"
-    return "; ".join(str(reason["sentence"]) for reason in decision["reasons"][:2])
+    against = [reason for reason in decision["reasons"] if not reason["code"].endswith(("_holds", "_permits"))]
+    return " ".join(str(reason["sentence"]) for reason in against[:2])
