@@ -222,5 +222,6 @@ def _terms(owner: Owner, expert: dict[str, Any]) -> list[dict[str, Any]]:
 def _reason(decision: dict[str, Any]) -> str:
     if decision["verdict"] == "permit":
         return "consent, grant, license and rules all hold"
-    against = [reason for reason in decision["reasons"] if not reason["code"].endswith(("_holds", "_permits"))]
-    return " ".join(str(reason["sentence"]) for reason in against[:2])
+    said = decision["reasons"]
+    against = [str(one["sentence"]) for one in said if not one["code"].endswith(("_holds", "_permits"))]
+    return " ".join(against[:2])
