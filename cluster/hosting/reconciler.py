@@ -21,6 +21,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from cluster.bootstrap import read_settings
+from cluster.gateway.deploy import APPLICATION as GATEWAY
 from cluster.gateway.deploy import host_application as application_name
 from cluster.home import Home
 from cluster.hosting.host import host_application
@@ -60,8 +61,13 @@ def compare(needed: frozenset[str], running: Mapping[str, str]) -> Difference:
 
     Args:
         needed: base digests.
-        running: application name to Serve's status; names of others are left alone.
+        running: application name to Serve's status; names of others are left alone. Without the gateway
+            nothing changes: Serve is not up yet.
     """
+    if GATEWAY not in running:
+        # Serve is started by `up` alone. Started from here it would open an HTTP proxy of its own, and two
+        # that start it at the same time would fail each other.
+        return Difference()
     names = {application_name(base): base for base in needed}
     hosts = {name: state for name, state in running.items() if name.startswith(_PREFIX)}
     return Difference(

@@ -30,4 +30,13 @@ def test_needed_hosts_run_unneeded_ones_stop_healthy_ones_are_left_alone(
 
 def test_nothing_to_do_is_nothing() -> None:
     """A marketplace at rest stays at rest."""
-    assert compare(frozenset(BASES[:1]), {application_name(BASES[0]): "RUNNING"}) == Difference()
+    assert compare(frozenset(BASES[:1]), {"gateway": "RUNNING", application_name(BASES[0]): "RUNNING"}) == (
+        Difference()
+    )
+
+
+def test_nothing_is_started_before_the_gateway() -> None:
+    """The reconciler never starts Serve itself: it would come up with an HTTP proxy that nobody asked for."""
+    assert compare(frozenset(BASES), {}) == Difference()
+    assert compare(frozenset(BASES), {"somebody-elses": "RUNNING"}) == Difference()
+    assert compare(frozenset(BASES), {"gateway": "DEPLOYING"}).start == tuple(sorted(BASES))
