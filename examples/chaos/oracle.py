@@ -15,6 +15,7 @@ from cluster.operations.staging import documents_path
 from examples.chaos import evidence
 from examples.chaos.client_log import Call, Told, read_log
 from examples.chaos.evidence import Rows, Usage
+from examples.chaos.processes import family
 from examples.chaos.stage import ENDPOINT, Stage
 from model_core.errors import ProductError
 from model_core.packing.canonical import digest_file
@@ -59,6 +60,7 @@ class Oracle:
         """
         told, rows = read_log(self._stage.log.path), Rows(self._stage.home)
         parts = [
+            self._processes(),
             self._accounts(told),
             self._datasets(told),
             self._jobs(told, rows),
@@ -71,6 +73,16 @@ class Oracle:
         return ", ".join(parts)
 
     # -- who and what ---------------------------------------------------------------------------------
+
+    def _processes(self) -> str:
+        """What came up is what went down: no server that nobody asked for, and nothing twice."""
+        names = [" ".join(process.cmdline()) for process in family(self._stage.home)]
+        proxies = [name for name in names if "Proxy" in name]
+        _hold(not proxies, f"an HTTP proxy runs that nobody asked for: {proxies}")
+        for part in ("OfficeActor", "Foreman", "Reconciler", "cluster.ray_head"):
+            count = sum(part in name for name in names)
+            _hold(count == 1, f"{part} runs {count} times")
+        return f"{len(names)} processes"
 
     def _accounts(self, told: Told) -> str:
         tenants = {row["slug"]: row for row in self._stage.every("operator", "tenants.list")}
