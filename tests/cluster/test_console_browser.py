@@ -65,6 +65,7 @@ def test_withdrawing_is_one_key_on_one_button(town: Any, page: Page) -> None:
     page.goto(f"{town.url}/console/sign-in")
     page.fill("#key", town.keys["ada"])
     page.keyboard.press("Enter")
+    page.wait_for_url(f"{town.url}/console/")
     page.goto(f"{town.url}/console/consents")
     page.get_by_role("button", name="Withdraw consent for north/notes v1").focus()
     page.keyboard.press("Enter")
