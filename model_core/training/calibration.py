@@ -2,9 +2,9 @@
 """Calibration of one expert against the public one alone, on public text that travels with the base.
 
 An expert that is good on its owner's text must not take public text from the public expert. Its gates are
-lowered, step by step, until the two-expert model is within a tolerance of the base on public calibration
-text; its router rows are bounded in norm. Nothing here looks at any other expert, so a later removal of one
-changes no calibration of another.
+lowered, step by step, as far as its own text bears, and on until the two-expert model is within a tolerance
+of the base on public calibration text; its router rows are bounded in norm. Nothing here looks at any other
+expert, so a later removal of one changes no calibration of another.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class CalibrationReport:
     Attributes:
         public_excess: bits per byte of the calibrated pair over the base on public text, less 1.
         public_share: the expert's mean routing weight there.
+        own_loss: bits per byte of the pair on own text against unshifted gates, less 1.
         gate_shift: what was added to every gate's bias (0 or below).
         rows_clipped: router rows that were longer than the bound.
         row_logit_bound: the bound: the largest logit that a row can give a residual of typical length.
@@ -38,6 +39,7 @@ class CalibrationReport:
 
     public_excess: float
     public_share: float
+    own_loss: float
     gate_shift: float
     rows_clipped: int
     row_logit_bound: float
@@ -84,45 +86,69 @@ def calibrate(
     decoder: Decoder,
     expert: Expert,
     public: Sequence[Document],
+    own: Sequence[Document],
     tokenizer: TextTokenizer,
     *,
     tolerance: float,
+    own_slack: float,
     max_tokens: int = 1024,
-    shifts: Sequence[float] = (0.0, -0.5, -1.0, -2.0, -3.0, -4.0, -6.0, -9.0),
+    shifts: Sequence[float] = (0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0),
 ) -> CalibrationReport:
-    """Lowers the gates no further than needed for public text to stay with the public expert.
+    """Lowers the gates as far as costs the owner next to nothing, and further if public text needs it.
+
+    A gate that is only as open as its owner's text needs is shut earliest elsewhere: on public text, and on
+    the texts of other owners, which nobody may look at here. So the first bound is the owner's own: the
+    lowest shift at which its text loses no more than ``own_slack``. Then public text has the last word.
 
     Args:
         decoder: the base.
         expert: has gates; their biases are changed in place.
         public: calibration documents, not those that the gates were fitted on.
+        own: documents of the owner.
         tokenizer: the base's.
-        tolerance: largest relative excess of bits per byte over the base, such as 0.003.
+        tolerance: largest relative excess of bits per byte over the base on public text, such as 0.003.
+        own_slack: largest relative loss of bits per byte on own text against unshifted gates.
         max_tokens: evaluation window.
-        shifts: what is tried, in falling order; the first that holds is kept, else the last.
+        shifts: what is tried, falling from 0.
 
     Returns:
         The report; ``rows_clipped`` and ``row_logit_bound`` are 0 here and filled by the caller.
     """
-    gates = [expert.layer(index).gate for index in range(decoder.shape.n_layers)]
-    before = [gate.bias.detach().clone() for gate in gates if gate is not None]
-    base = bits_per_byte(bits_per_document(decoder, public, tokenizer, window_tokens=max_tokens))
-    excess, shift = float("inf"), 0.0
-    for shift in shifts:
+    gates = [
+        gate for index in range(decoder.shape.n_layers) if (gate := expert.layer(index).gate) is not None
+    ]
+    before = [gate.bias.detach().clone() for gate in gates]
+
+    def shifted(shift: float, documents: Sequence[Document]) -> float:
         with torch.no_grad():
-            for gate, bias in zip((gate for gate in gates if gate is not None), before, strict=True):
+            for gate, bias in zip(gates, before, strict=True):
                 gate.bias.copy_(bias + shift)
         scores = bits_per_document(
-            decoder, public, tokenizer, experts=(expert,), top_k=2, window_tokens=max_tokens
+            decoder, documents, tokenizer, experts=(expert,), top_k=2, window_tokens=max_tokens
         )
-        excess = bits_per_byte(scores) / base - 1
-        if excess <= tolerance:
+        return bits_per_byte(scores)
+
+    open_bits = shifted(shifts[0], own)
+    place, own_loss = 0, 0.0
+    for candidate in range(1, len(shifts)):
+        loss = shifted(shifts[candidate], own) / open_bits - 1
+        if loss > own_slack:
             break
+        place, own_loss = candidate, loss
+    base = bits_per_byte(bits_per_document(decoder, public, tokenizer, window_tokens=max_tokens))
+    within_slack = place
+    excess = shifted(shifts[place], public) / base - 1
+    while excess > tolerance and place + 1 < len(shifts):
+        place += 1
+        excess = shifted(shifts[place], public) / base - 1
+    if place != within_slack:
+        own_loss = shifted(shifts[place], own) / open_bits - 1
     shares_LE = routing_shares(decoder, (expert,), public[:12], tokenizer, top_k=2, max_tokens=max_tokens)
     return CalibrationReport(
         public_excess=excess,
         public_share=float(shares_LE[:, 1].mean()),
-        gate_shift=shift,
+        own_loss=own_loss,
+        gate_shift=shifts[place],
         rows_clipped=0,
         row_logit_bound=0.0,
         held=excess <= tolerance,

@@ -54,6 +54,7 @@ class ExpertRecipe(TrainingRecipe):
         gates_in_training: whether gates are fitted once before training too, so that the expert learns under
             the shares that it will be served with.
         public_tolerance: relative excess of bits per byte on public text that calibration allows the pair.
+        own_slack: relative loss on own text that calibration accepts to have the gates shut elsewhere.
         row_logit_bound: largest logit that a router row may give a residual of typical length.
         calibration_documents: public documents that calibration scores, none of them used for fitting.
         heldout_share: share of the owner's documents kept out of training for the job's own figures.
@@ -68,9 +69,10 @@ class ExpertRecipe(TrainingRecipe):
     fit_documents: int = Field(default=48, ge=2, le=4096)
     fit_tokens: int = Field(default=256, ge=8, le=8192)
     gate_positions: int = Field(default=24, ge=1, le=1024)
-    gate_ridge: float = Field(default=1e-2, ge=1e-8, le=100)
+    gate_ridge: float = Field(default=2e-3, ge=1e-8, le=100)
     gates_in_training: bool = False
-    public_tolerance: float = Field(default=0.003, ge=0, le=1)
+    public_tolerance: float = Field(default=0.0015, ge=0, le=1)
+    own_slack: float = Field(default=0.015, ge=0, le=1)
     row_logit_bound: float = Field(default=20.0, gt=0, le=100)
     calibration_documents: int = Field(default=24, ge=1, le=4096)
     heldout_share: float = Field(default=0.06, gt=0, lt=1)
@@ -192,7 +194,15 @@ def train_expert(
     clipped = bound_router_rows(expert, norms, logit_bound=recipe.row_logit_bound)
     fits = _fit_gates(decoder, expert, materials, recipe)
     on_phase("calibrate")
-    report = calibrate(decoder, expert, materials.calibration, tokenizer, tolerance=recipe.public_tolerance)
+    report = calibrate(
+        decoder,
+        expert,
+        materials.calibration,
+        materials.own_sample,
+        tokenizer,
+        tolerance=recipe.public_tolerance,
+        own_slack=recipe.own_slack,
+    )
     report = replace(report, rows_clipped=clipped, row_logit_bound=recipe.row_logit_bound)
     return replace(result, expert=expert, gates=tuple(fits), calibration=report)
 
@@ -206,12 +216,14 @@ class _Materials:
         own_rows: beginnings of own documents, which rows and gates are fitted on.
         public_rows: the same of public documents.
         calibration: other public documents, which the expert is calibrated on.
+        own_sample: beginnings of own documents, on which calibration looks what a shift costs.
     """
 
     packed: PackedText
     own_rows: list[Tensor]
     public_rows: list[Tensor]
     calibration: tuple[Document, ...]
+    own_sample: tuple[Document, ...]
 
 
 def _prepare(
@@ -228,6 +240,7 @@ def _prepare(
         own_rows=token_rows(spread, tokenizer, max_tokens=recipe.fit_tokens),
         public_rows=token_rows(fit[: recipe.fit_documents], tokenizer, max_tokens=recipe.fit_tokens),
         calibration=cut_documents(calibration[: recipe.calibration_documents], recipe.heldout_characters),
+        own_sample=cut_documents(spread[:: max(1, len(spread) // 16)][:16], recipe.heldout_characters),
     )
 
 

@@ -119,7 +119,7 @@ def fit_gates(
     public_rows: Sequence[Tensor],
     *,
     positions: int = 24,
-    ridge: float = 1e-2,
+    ridge: float = 2e-3,
 ) -> list[GateFit]:
     """Fits every layer's gate on the residual of the owner's two-expert model with its gates open.
 
