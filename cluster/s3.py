@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import boto3
 from boto3.exceptions import Boto3Error
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from model_core.errors import (
     ArtifactConflict,
@@ -270,8 +270,12 @@ def server_errors() -> Iterator[None]:
         yield
     except (ClientError, BotoCoreError, Boto3Error) as error:
         reason = _code(error) if isinstance(error, ClientError) else type(error).__name__
+        remedy = "check its address and rights and try again"
+        if isinstance(error, NoCredentialsError):
+            # Not from the environment: every process of the cluster would inherit it.
+            remedy = "put the keys into ~/.aws/credentials (mode 0600), or give the machine a role"
         raise StoreUnavailable(
-            f"The artifact store's server failed ({reason}); check its address and rights and try again.",
+            f"The artifact store's server failed ({reason}); {remedy}.",
             reason=reason,
         ) from error
 

@@ -63,7 +63,7 @@ class Door:
 
     def _running_url(self) -> str:
         run = self.home.read_run()
-        if run is None or "url" not in run:
+        if run is None or not run.get("url"):
             raise NotRunning(
                 "No marketplace runs from this home. Start one with `marketplace up`, or name one with --url."
             )

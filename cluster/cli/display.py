@@ -99,6 +99,8 @@ def _fitting(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
 
 def _cell(name: str, value: Any) -> str:
     text = _whole(name, value)
+    if text.startswith("sha256:"):
+        return text[:19] + "…"
     return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
 
 
@@ -106,7 +108,7 @@ def _whole(name: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return _number(name, value)
     if isinstance(value, str):
-        return value[:19] + "…" if value.startswith("sha256:") else value
+        return value
     if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
         return ", ".join(_whole("", part) for part in value)
     return "" if value is None else json.dumps(value, ensure_ascii=False, sort_keys=True)
