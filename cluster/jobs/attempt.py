@@ -221,6 +221,8 @@ class Attempt:
             recipe=claim.recipe,
             threads=self._threads,
             created_at_us=self._started_at_us(),
+            data_license=claim.data_license,
+            data_description=claim.data_description,
         )
         order = ChildOrder(
             command=self._command,

@@ -51,6 +51,8 @@ def claim_job(desk: Desk, foreman_id: str, max_running_per_tenant: int) -> JobCl
         recipe=job.recipe,
         work_folder=str(folder),
         signing_key_path=str(key_path),
+        data_license=dataset.license,
+        data_description=dataset.card.description,
     )
 
 

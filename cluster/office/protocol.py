@@ -143,6 +143,8 @@ class JobClaim(Message):
         recipe: the job's training options.
         work_folder: folder of this job, private to it; kept between attempts so that training resumes.
         signing_key_path: the owner's Ed25519 key; signs the bundle outside the training child.
+        data_license: SPDX expression of the documents, for the expert's data card.
+        data_description: the owner's words about them, for the data card.
     """
 
     job_id: str
@@ -157,6 +159,8 @@ class JobClaim(Message):
     recipe: dict[str, Any]
     work_folder: str
     signing_key_path: str
+    data_license: str = "LicenseRef-unstated"
+    data_description: str = ""
 
 
 class JobDirection(Message):

@@ -129,6 +129,13 @@ def test_every_block_of_the_readme_runs(session: tuple[list[str], list[Path]]) -
     assert len(printed) == len(blocks())
 
 
+def test_the_data_card_carries_the_license_of_the_documents(session: tuple[list[str], list[Path]]) -> None:
+    """What the owner said of the documents stands on the expert's card."""
+    printed, _ = session
+    training = next(text for (_, block), text in zip(blocks(), printed, strict=True) if "job submit" in block)
+    assert '"license": "CC-BY-4.0"' in training
+
+
 def test_the_reason_is_shown_after_the_withdrawal(session: tuple[list[str], list[Path]]) -> None:
     """The deployment says that the expert is out because consent was withdrawn."""
     printed, _ = session
