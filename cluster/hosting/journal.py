@@ -293,10 +293,28 @@ def former_journals(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
 
 
+def read_journals(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """The bytes of every journal of a folder by server, open and closed ones, each once.
+
+    A journal may be closed, that is moved, while this runs. So open ones are read first, wherever they
+    have got to, and the closed ones are listed after that.
+    """
+    seen = set()
+    for path in former_journals(folder):
+        seen.add(path.name)
+        try:
+            yield path.stem, path.read_bytes()
+        except FileNotFoundError:
+            yield path.stem, (folder / _CLOSED / path.name).read_bytes()
+    for path in former_journals(folder / _CLOSED):
+        if path.name not in seen:
+            yield path.stem, path.read_bytes()
+
+
 def journal_records(folder: Path) -> Iterator[UsageRecord]:
     """Every record that was journaled in a folder, open and closed journals alike (for auditing)."""
-    for path in [*former_journals(folder / _CLOSED), *former_journals(folder)]:
-        for line, _ in _lines(path.read_bytes()):
+    for _, data in read_journals(folder):
+        for line, _ in _lines(data):
             body = decode_line(line)
             if body is not None and body.get("k") == "use":
                 for entry in body["r"]:

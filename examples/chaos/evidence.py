@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.home import Home
-from cluster.hosting.journal import decode_line
+from cluster.hosting.journal import decode_line, read_journals
 
 
 @dataclass(kw_only=True)
@@ -86,8 +86,8 @@ def batches(home: Home) -> Counter[str]:
 
 
 def _journal_lines(home: Home) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted([*home.journals.glob("*.jsonl"), *home.journals.glob("closed/*.jsonl")]):
-        for line in path.read_bytes().splitlines(keepends=True):
+    for server, data in read_journals(home.journals):
+        for line in data.splitlines(keepends=True):
             body = decode_line(line)
             if body is not None:
-                yield path.stem, body
+                yield server, body

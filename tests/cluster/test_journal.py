@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 
 from cluster.errors import OfficeUnavailable
 from cluster.hosting.errors import JournalDamaged
-from cluster.hosting.journal import UsageJournal, former_journals, journal_records, merge_records
+from cluster.hosting.journal import (
+    UsageJournal,
+    former_journals,
+    journal_records,
+    merge_records,
+    read_journals,
+)
 from cluster.hosting.uploader import Uploader, recover, upload
 from cluster.office.protocol import UsageRecord
 
@@ -254,3 +260,17 @@ def test_uploader_carries_records_while_the_server_runs(tmp_path: Path) -> None:
     asyncio.run(story())
     assert former_journals(tmp_path) == []
     assert (tmp_path / "closed" / "srv_1.jsonl").exists()
+
+
+def test_a_journal_that_is_closed_while_it_is_read_is_read_once(tmp_path: Path) -> None:
+    """Closing moves the file; whoever reads all journals meanwhile sees each of them exactly once."""
+    for name in ("srv_a", "srv_b"):
+        UsageJournal.create(tmp_path, name).abandon()
+    names = []
+    for server, _ in read_journals(tmp_path):
+        names.append(server)
+        left = tmp_path / "srv_b.jsonl"
+        if left.exists():
+            (tmp_path / "closed").mkdir(exist_ok=True)
+            left.rename(tmp_path / "closed" / left.name)
+    assert sorted(names) == ["srv_a", "srv_b"]
