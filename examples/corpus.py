@@ -257,10 +257,11 @@ def _public_mix() -> Iterator[Document]:
         except importlib.metadata.PackageNotFoundError:
             continue
         yield Document(id=f"{package}/description", text=str(description))
-        yield from _docstrings(package, _site_packages() / folder)
+        yield from docstrings(package, _site_packages() / folder)
 
 
-def _docstrings(package: str, root: Path) -> Iterator[Document]:
+def docstrings(package: str, root: Path) -> Iterator[Document]:
+    """Documentation strings of a package's modules, a dozen to a document."""
     paths = [
         path for path in root.rglob("*.py") if not _SKIPPED_PARTS & set(path.relative_to(root).parts[:-1])
     ]

@@ -4,15 +4,14 @@
 Run ``python -m examples.make_base`` (or ``make base``). It trains on the public mix alone: no private-domain
 text and no held-out document. The shipped settings read 1.6 million tokens, some ten minutes of one core
 with bf16 instructions, and an interrupted run goes on where it was. Packages of other versions give other
-text, so the result is a base of the same kind, not the same bytes; of the shipped one it is known that its
-learning-rate schedule was shortened once while it ran.
+text, so the result is a base of the same kind, not the same bytes; the learning-rate schedule of the shipped
+one was shortened while it ran, from 2400 steps to 800.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import shutil
 import sys
@@ -22,8 +21,11 @@ from pathlib import Path
 import torch
 
 from examples import corpus
+from examples.calibration_text import own_documents, sampled_documents
+from model_core.network.checkpoint import load_base_folder
+from model_core.network.decoder import Decoder
 from model_core.packing.keys import generate_key
-from model_core.packing.manifest import ModelShape
+from model_core.packing.manifest import TOKENIZER_FILE, ModelShape
 from model_core.text.documents import Document, read_documents
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.base import pretrain, write_base
@@ -57,13 +59,15 @@ RECIPE = TrainingRecipe(
 )
 
 
-def calibration_sample(documents: tuple[Document, ...]) -> list[Document]:
-    """A part of the calibration split that may travel with the base: the beginnings of many documents."""
+def calibration_documents(decoder: Decoder, tokenizer: TextTokenizer) -> list[Document]:
+    """Beginnings of the product's own pages and of the base's own samples, within the size that travels."""
+    root = Path(__file__).resolve().parent.parent
     chosen: list[Document] = []
-    left = MAX_CALIBRATION_BYTES - 20_000
-    for document in sorted(documents, key=lambda item: hashlib.sha256(item.id.encode()).digest()):
-        short = Document(id=document.id, text=document.text[:4_000].rsplit("\n", 1)[0] + "\n")
-        left -= len(json.dumps({"id": short.id, "text": short.text}, ensure_ascii=False).encode())
+    left = MAX_CALIBRATION_BYTES
+    both = [*own_documents(root), *sampled_documents(decoder, tokenizer, seed=SEED)]
+    for document in sorted(both, key=lambda item: hashlib.sha256(item.id.encode()).digest()):
+        short = Document(id=document.id, text=document.text[:2_400])
+        left -= len(json.dumps({"id": short.id, "text": short.text}, ensure_ascii=False).encode()) + 1
         if left < 0:
             break
         chosen.append(short)
@@ -71,20 +75,11 @@ def calibration_sample(documents: tuple[Document, ...]) -> list[Document]:
 
 
 def notices() -> bytes:
-    """Names, versions, licenses and license texts of the packages whose documentation was used."""
-    found = []
-    for package, version, license_ in corpus.sources():
-        texts = []
-        if package != "python":
-            for file in importlib.metadata.files(package) or []:
-                name = file.name.lower()
-                inside = ".dist-info" in file.parts[0]
-                if inside and name.startswith(("license", "copying", "notice")) and "bundled" not in name:
-                    text = file.locate().read_text(encoding="utf-8", errors="replace")  # type: ignore[attr-defined]
-                    texts.append(text[:20_000])
-        found.append(
-            {"package": package, "version": version, "license": license_, "license_texts": texts[:2]}
-        )
+    """Names, versions and licenses of the packages whose documentation the weights were trained on."""
+    found = [
+        {"package": package, "version": version, "license": license_}
+        for package, version, license_ in corpus.sources()
+    ]
     return json.dumps({"sources": found}, indent=1, ensure_ascii=False).encode()
 
 
@@ -102,17 +97,32 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=STARTER, help="folder of the bundle; replaced when done")
     parser.add_argument("--work", type=Path, default=Path("build/base"), help="checkpoints and scratch")
+    parser.add_argument(
+        "--keep-weights", action="store_true", help="renew only what travels with the weights"
+    )
     parser.add_argument("--steps", type=int, default=RECIPE.steps)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    public = corpus.build(chosen.work / "corpus")[corpus.PUBLIC]
-    documents = read_documents(public.files["train"])
-    tokenizer = TextTokenizer.train((document.text for document in documents), vocab_size=VOCABULARY)
-    recipe = RECIPE.model_copy(update={"steps": chosen.steps})
-    decoder, outcome = pretrain(
-        SHAPE, documents, tokenizer, recipe, seed=SEED, work_folder=chosen.work / "run", on_step=_print_step
-    )
+    if chosen.keep_weights:
+        _, decoder = load_base_folder(chosen.out)
+        tokenizer = TextTokenizer.load(chosen.out / TOKENIZER_FILE)
+        said = "weights kept"
+    else:
+        public = corpus.build(chosen.work / "corpus")[corpus.PUBLIC]
+        documents = read_documents(public.files["train"])
+        tokenizer = TextTokenizer.train((document.text for document in documents), vocab_size=VOCABULARY)
+        recipe = RECIPE.model_copy(update={"steps": chosen.steps})
+        decoder, outcome = pretrain(
+            SHAPE,
+            documents,
+            tokenizer,
+            recipe,
+            seed=SEED,
+            work_folder=chosen.work / "run",
+            on_step=_print_step,
+        )
+        said = f"{outcome.steps_done} steps, final loss {outcome.final_loss:.3f} nats a token"
     names = ", ".join(f"{package} {version}" for package, version, _license in corpus.sources())
     draft = chosen.work / "bundle"
     shutil.rmtree(draft, ignore_errors=True)
@@ -120,7 +130,7 @@ def main(arguments: list[str]) -> int:
         draft,
         decoder,
         tokenizer,
-        calibration_sample(read_documents(public.files["calibration"])),
+        calibration_documents(decoder, tokenizer),
         name="starter",
         license="Apache-2.0",
         trained_on=f"Documentation strings and descriptions of open packages: {names}.",
@@ -132,7 +142,7 @@ def main(arguments: list[str]) -> int:
     )
     shutil.rmtree(chosen.out, ignore_errors=True)
     shutil.copytree(draft, chosen.out)
-    print(f"{bundle.digest}: {outcome.steps_done} steps, final loss {outcome.final_loss:.3f} nats a token")
+    print(f"{bundle.digest}: {said}")
     return 0
 
 
