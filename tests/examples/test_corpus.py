@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The demo's corpus leaks nothing, and the starter base is what it says."""
+
 from __future__ import annotations
 
 import random
@@ -8,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from examples import corpus, make_base
+from examples.calibration_text import PACKAGES
+from model_core.packing.bundle import check_bundle
+from model_core.packing.manifest import CALIBRATION_FILE
 from model_core.text.documents import Document, drop_near_duplicates, read_documents
 
 
@@ -58,10 +63,17 @@ def test_no_document_or_near_duplicate_stands_twice(small: None, tmp_path: Path)
 
 
 def test_the_public_mix_names_its_licenses() -> None:
-    """No package of the public mix is copyleft, and the shipped sample is bounded."""
+    """No package of the public mix is copyleft."""
     assert all(license_ for _, _, license_ in corpus.sources())
     assert not any("GPL" in license_ or "MPL" in license_ for _, _, license_ in corpus.sources())
-    long = tuple(Document(id=str(index), text=_words(index, 3000)) for index in range(100))
-    sample = make_base.calibration_sample(long)
-    assert 10 < len(sample) < 100
-    assert sum(document.size_bytes for document in sample) < make_base.MAX_CALIBRATION_BYTES
+
+
+def test_the_starter_base_is_whole_and_travels_with_no_words_of_others() -> None:
+    """Its digests and seal hold, it is within 25 MB, and its text is the product's own or the base's own."""
+    checked = check_bundle(make_base.STARTER)
+    assert checked.manifest.kind == "base"
+    assert sum(path.stat().st_size for path in make_base.STARTER.iterdir()) <= 25_000_000
+    texts = read_documents(make_base.STARTER / CALIBRATION_FILE)
+    origins = {document.id.partition("/")[0] for document in texts}
+    assert origins == {"pages", "base", *PACKAGES}
+    assert sum(document.size_bytes for document in texts) <= make_base.MAX_CALIBRATION_BYTES
