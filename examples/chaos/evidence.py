@@ -55,16 +55,20 @@ class Rows:
         return self.all(query, *values)[0][0]
 
     def usage(self) -> Usage:
-        """Metered tokens."""
+        """Metered tokens, all read at one moment: hosts upload while this runs."""
         found: Usage = {}
-        for server, request, tokens in self.all(
-            "SELECT server_id, request_id, sum(completion_tokens) FROM usage_records GROUP BY 1, 2"
-        ):
+        with closing(sqlite3.connect(self._uri, uri=True, timeout=30, isolation_level=None)) as connection:
+            connection.execute("BEGIN")
+            totals = connection.execute(
+                "SELECT server_id, request_id, sum(completion_tokens) FROM usage_records GROUP BY 1, 2"
+            ).fetchall()
+            shares = connection.execute(
+                "SELECT r.server_id, r.request_id, s.bundle, sum(s.ppm_tokens) FROM usage_records r "
+                "JOIN usage_shares s USING (server_id, sequence, n) GROUP BY 1, 2, 3"
+            ).fetchall()
+        for server, request, tokens in totals:
             found[server, request] = Tokens(completion=int(tokens))
-        for server, request, bundle, ppm in self.all(
-            "SELECT r.server_id, r.request_id, s.bundle, sum(s.ppm_tokens) FROM usage_records r "
-            "JOIN usage_shares s USING (server_id, sequence, n) GROUP BY 1, 2, 3"
-        ):
+        for server, request, bundle, ppm in shares:
             found[server, request].experts[bundle] = int(ppm)
         return found
 
