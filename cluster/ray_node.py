@@ -25,6 +25,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 import cluster
+from cluster.certificates import node_certificate
 from cluster.errors import StartFailed
 from cluster.home import Home
 from cluster.settings import Settings, clean_environment
@@ -103,8 +104,13 @@ def ray_environment(home: Home) -> dict[str, str]:
     Ray caches mode and token at import, so a driver must install these before it imports Ray.
     """
     home.ray_token_text()
+    files = node_certificate(home)
     return {
         "RAY_AUTH_MODE": "token",
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(files.certificate),
+        "RAY_TLS_SERVER_KEY": str(files.key),
+        "RAY_TLS_CA_CERT": str(files.authority),
         "RAY_AUTH_TOKEN_PATH": str(home.ray_token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.doors import HARMLESS_METHODS, OpenDoor, knock, open_doors
+from cluster.doors import Answer, OpenDoor, knock, open_doors
 from cluster.ray_node import processes_of
 
 pytestmark = pytest.mark.cluster
@@ -23,27 +25,26 @@ def doors(marketplace: Any) -> list[OpenDoor]:
     return list(open_doors(marketplace.run_id))
 
 
+@pytest.fixture(scope="module")
+def answers(doors: list[OpenDoor]) -> dict[OpenDoor, list[Answer]]:
+    """What each door says to somebody without credentials."""
+    return {door: knock(door, timeout_s=1.5) for door in doors}
+
+
 def test_everything_listens_on_loopback(doors: list[OpenDoor]) -> None:
     """No process of the marketplace can be reached from another machine."""
     assert {door.process for door in doors} >= {"gcs_server", "raylet"}
     assert [door for door in doors if not door.on_loopback] == []
 
 
-def test_nothing_answers_without_a_key(doors: list[OpenDoor], marketplace: Any) -> None:
-    """Without a key the gateway gives health and the sign-in page, Ray refuses, and nothing else answers.
-
-    Ray's gRPC servers answer two standard services to anybody on this machine, and no setting closes them:
-    "serving", and the list of Ray's own service names.
-    """
+def test_nothing_answers_without_a_key(answers: dict[OpenDoor, list[Answer]], marketplace: Any) -> None:
+    """Without a key the gateway gives health and the sign-in page, Ray's agent refuses, others are silent."""
     port = int(marketplace.url.rpartition(":")[2])
-    for door in doors:
-        answers = knock(door)
-        assert answers, f"{door} says nothing that we understand"
-        for answer in answers:
-            if answer.protocol == "grpc":
-                harmless = answer.question in HARMLESS_METHODS and len(answer.body) < 16
-                assert harmless or answer.code in {"UNAUTHENTICATED", "UNIMPLEMENTED"}, (door, answer)
-            elif door.port != port:
+    assert any(door.port == port and said for door, said in answers.items())
+    for door, said in answers.items():
+        for answer in said:
+            assert answer.protocol == "http", (door, answer)
+            if door.port != port:
                 assert answer.code == "401", (door, answer)
             elif answer.question == "GET /healthz":
                 assert answer.code == "200"
@@ -53,12 +54,28 @@ def test_nothing_answers_without_a_key(doors: list[OpenDoor], marketplace: Any) 
                 assert refused or to_sign_in, (door, answer)
 
 
-def test_every_service_of_ray_was_asked(doors: list[OpenDoor]) -> None:
-    """Each gRPC door refused at least one method for want of a token: it is Ray's, and it is locked."""
-    for door in doors:
-        answers = knock(door)
-        if answers[0].protocol == "grpc":
-            assert any(answer.code == "UNAUTHENTICATED" for answer in answers), door
+def test_silent_doors_want_a_certificate(answers: dict[OpenDoor, list[Answer]]) -> None:
+    """Every door that says nothing in clear speaks TLS, and hangs up on a client without a certificate."""
+    silent = [door for door, said in answers.items() if not said]
+    assert {"gcs_server", "raylet"} <= {door.process for door in silent}
+    for door in silent:
+        assert _said_over_tls(door) is None, door
+
+
+def _said_over_tls(door: OpenDoor) -> bytes | None:
+    """What a door says to a stranger over TLS; None if it ends the handshake for want of a certificate."""
+    stranger = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+    stranger.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", door.port), timeout=5) as plain,
+            stranger.wrap_socket(plain) as secured,
+        ):
+            secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            return secured.recv(100) or None
+    except (ssl.SSLError, ConnectionError):
+        return None
 
 
 def test_unknown_and_wrong_keys_are_refused(marketplace: Any) -> None:
