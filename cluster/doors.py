@@ -33,8 +33,8 @@ RAY_METHODS = (
     "/ray.rpc.CoreWorkerService/Exit",
     "/ray.serve.ASGIService/HandleRequest",
 )
-#: Standard services without data: "I am alive", and the names of Ray's own services.
-HARMLESS_METHODS = (
+#: Standard services that a gRPC server may answer without any key: health, and the names of its services.
+STANDARD_METHODS = (
     "/grpc.health.v1.Health/Check",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
@@ -135,7 +135,7 @@ def _ask_grpc(target: str, timeout_s: float) -> list[Answer]:
             grpc.channel_ready_future(channel).result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
             return []
-        for method in (*RAY_METHODS, *HARMLESS_METHODS):
+        for method in (*RAY_METHODS, *STANDARD_METHODS):
             try:
                 body = channel.unary_unary(method)(b"", timeout=timeout_s)
                 answers.append(Answer(protocol="grpc", question=method, code="OK", body=bytes(body)[:200]))
