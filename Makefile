@@ -4,14 +4,15 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DATA ?= ../shared/data
 export OMP_NUM_THREADS ?= 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types imports dead docs chaos base lock clean
+.PHONY: help setup demo test check format lint types imports dead docs chaos bench bench-training bench-composition base lock clean
 
 help: ## print this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (needs only Python >= 3.11 and pip; downloads once)"
@@ -54,6 +55,14 @@ docs: $(VENV)/.dev
 
 chaos: $(VENV)/.dev ## kill every process with SIGKILL, 20 seeds over three phases, and bring it up again
 	@$(BIN)/python -m examples.chaos --seeds 20
+
+bench: bench-training bench-composition ## every benchmark against its peers; rows in build/bench-NAME.json
+
+bench-training: $(VENV)/.dev ## tokens per second of expert training against Hugging Face Trainer
+	@$(BIN)/python -m benchmarks.training $(BENCH)
+
+bench-composition: $(VENV)/.dev ## what merging costs each owner, under rows, tuned router and gates (DATA=folder of texts)
+	@$(BIN)/python -m benchmarks.composition --data "$(DATA)" $(BENCH)
 
 base: $(VENV)/.dev ## rebuild the starter base from text that every installation has
 	@$(BIN)/python -m examples.make_base
