@@ -41,6 +41,11 @@ class PackedText:
         """Digest of the rows: equal digests mean equal training text in equal order."""
         return digest_bytes(np.ascontiguousarray(self.rows_NS1.astype("<i4")).tobytes())
 
+    def batch(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Inputs and targets ``[B, S]`` of the given rows, int64."""
+        rows_BS1 = torch.from_numpy(self.rows_NS1[rows_B].astype(np.int64))
+        return rows_BS1[:, :-1].contiguous(), rows_BS1[:, 1:].contiguous()
+
 
 def encode_documents(documents: Sequence[Document], tokenizer: TextTokenizer) -> list[np.ndarray]:
     """Token ids of every document, opened by the end-of-text token, int32."""
@@ -110,8 +115,7 @@ class BatchOrder:
 
     def batch(self, packed: PackedText, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets ``[B, S]`` of a step, int64."""
-        rows_BS1 = torch.from_numpy(packed.rows_NS1[self.indices(step)].astype(np.int64))
-        return rows_BS1[:, :-1].contiguous(), rows_BS1[:, 1:].contiguous()
+        return packed.batch(self.indices(step))
 
 
 def describe(

@@ -29,6 +29,7 @@ from model_core.training.checkpoint import (
     restore_optimizer,
     write_checkpoint,
 )
+from model_core.training.gradients import Batch, GradientRule, MeanGradients, RowOrder, ShuffledRows
 from model_core.training.objective import Objective
 from model_core.training.precision import choose_precision
 from model_core.training.recipe import TrainingRecipe
@@ -121,6 +122,8 @@ class TrainingRun:
         seed: of the data order and of torch's generator.
         folder: for checkpoints and ``metrics.jsonl``; None keeps nothing.
         identity: further digests that a checkpoint must share to be resumed (base, starting weights).
+        rule: turns a step's rows into its gradient; the clipped mean unless given.
+        rows: which rows a step learns from; every row once an epoch unless given.
     """
 
     def __init__(
@@ -132,9 +135,13 @@ class TrainingRun:
         seed: int,
         folder: Path | None = None,
         identity: Mapping[str, str] | None = None,
+        rule: GradientRule | None = None,
+        rows: RowOrder | None = None,
     ) -> None:
         self.recipe = recipe
-        self.order = BatchOrder(rows=len(packed.rows_NS1), batch_rows=recipe.batch_rows, seed=seed)
+        order = BatchOrder(rows=len(packed.rows_NS1), batch_rows=recipe.batch_rows, seed=seed)
+        self.rows = rows or ShuffledRows(order=order, accumulation=recipe.accumulation)
+        self.rule = rule or MeanGradients(clip_norm=recipe.clip_norm)
         self.packed = packed
         self.folder = folder
         self.seed = seed
@@ -220,24 +227,21 @@ class TrainingRun:
         rate = self.recipe.learning_rate_at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses, norm = [], 0.0
-        for part in range(self.recipe.accumulation):
-            ids_BS, targets_BS = self.order.batch(self.packed, step * self.recipe.accumulation + part)
-            with accelerator.accumulate(model):
-                loss, plain = model(ids_BS.to(accelerator.device), targets_BS.to(accelerator.device))
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    norm = float(accelerator.clip_grad_norm_(self._names.values(), self.recipe.clip_norm))
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(float(plain))
+        loss = self.rule.accumulate(accelerator, model, self._batches(step))
+        norm = self.rule.finish(accelerator, self._names)
+        optimizer.step()
+        optimizer.zero_grad()
         return StepMetric(
             step=step + 1,
-            loss=sum(losses) / len(losses),
+            loss=loss,
             learning_rate=rate,
             gradient_norm=norm,
             tokens=(step + 1) * self.recipe.step_tokens,
         )
+
+    def _batches(self, step: int) -> list[Batch]:
+        rows, size = self.rows.step_rows(step), self.recipe.batch_rows
+        return [self.packed.batch(rows[first : first + size]) for first in range(0, len(rows), size)]
 
     def _restore(self, found: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
         if found.tensors.keys() != self._names.keys():
