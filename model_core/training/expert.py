@@ -22,7 +22,7 @@ from model_core.errors import DatasetRefused, TrainingError
 from model_core.evaluation.bits import cut_documents
 from model_core.network.decoder import Decoder, upcycle
 from model_core.network.expert import Expert
-from model_core.text.batches import PackedText, pack
+from model_core.text.batches import pack
 from model_core.text.documents import Document, split_of
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.calibration import (
@@ -51,6 +51,7 @@ class ExpertRecipe(TrainingRecipe):
         fit_tokens: longest beginning of each that is read.
         gate_positions: positions of each that a gate sees.
         gate_ridge: weight of a gate's squared norm.
+        gated: whether the expert gets domain gates and is calibrated; without them it is the paper's expert.
         gates_in_training: whether gates are fitted once before training too, so that the expert learns under
             the shares that it will be served with.
         public_tolerance: relative excess of bits per byte on public text that calibration allows the pair.
@@ -70,6 +71,7 @@ class ExpertRecipe(TrainingRecipe):
     fit_tokens: int = Field(default=256, ge=8, le=8192)
     gate_positions: int = Field(default=24, ge=1, le=1024)
     gate_ridge: float = Field(default=2e-3, ge=1e-8, le=100)
+    gated: bool = True
     gates_in_training: bool = False
     public_tolerance: float = Field(default=0.0015, ge=0, le=1)
     own_slack: float = Field(default=0.015, ge=0, le=1)
@@ -87,8 +89,8 @@ class ExpertResult:
     Attributes:
         expert: its weights; None if the run was asked to stop.
         outcome: how the optimisation went.
-        gates: one fit per layer.
-        calibration: against public text.
+        gates: one fit per layer; none if the recipe wants no gates.
+        calibration: against public text; None without gates.
         packed_tokens: tokens of the training text.
         data_digest: digest of the packed rows.
         base_tensors_digest: digest of every base tensor, equal before and after.
@@ -164,8 +166,8 @@ def train_expert(
     """
     frozen = tensors_digest(decoder)
     on_phase("tokenise")
-    materials = _prepare(tokenizer, documents, public, recipe, seed)
-    packed = materials.packed
+    materials = _fitting_texts(tokenizer, documents, public, recipe)
+    packed = pack(documents, tokenizer, sequence_tokens=recipe.sequence_tokens, seed=seed)
     expert = _start(decoder, materials, recipe)
     on_phase("train")
     objective = PairObjective(
@@ -189,54 +191,96 @@ def train_expert(
     if not outcome.finished:
         return result
     expert = expert.requires_grad_(False).eval()
+    if not recipe.gated:
+        norms = residual_norms(decoder, materials.public_rows)
+        bound_router_rows(expert, norms, logit_bound=recipe.row_logit_bound)
+        return replace(result, expert=expert)
+    fits, report = _finish(decoder, tokenizer, expert, materials, recipe, on_phase)
+    return replace(result, expert=expert, gates=tuple(fits), calibration=report)
+
+
+def gate_expert(
+    decoder: Decoder,
+    tokenizer: TextTokenizer,
+    expert: Expert,
+    documents: Sequence[Document],
+    public: Sequence[Document],
+    recipe: ExpertRecipe,
+    *,
+    on_phase: Callable[[str], None] = lambda _name: None,
+) -> tuple[tuple[GateFit, ...], CalibrationReport]:
+    """Bounds, gates and calibrates an expert that is already trained; with other settings, anew.
+
+    Args:
+        decoder: the base.
+        tokenizer: the base's.
+        expert: its router rows are bounded in place, its gates replaced.
+        documents: the owner's training text.
+        public: the calibration text that travels with the base.
+        recipe: settings; those of the optimisation are not read.
+        on_phase: told the phase that begins.
+
+    Returns:
+        One fit per layer, and what calibration found.
+
+    Raises:
+        DatasetRefused: too little text.
+    """
+    materials = _fitting_texts(tokenizer, documents, public, recipe)
+    return _finish(decoder, tokenizer, expert, materials, recipe, on_phase)
+
+
+def _finish(
+    decoder: Decoder,
+    tokenizer: TextTokenizer,
+    expert: Expert,
+    texts: _FittingTexts,
+    recipe: ExpertRecipe,
+    on_phase: Callable[[str], None],
+) -> tuple[tuple[GateFit, ...], CalibrationReport]:
     on_phase("gates")
-    norms = residual_norms(decoder, materials.public_rows)
+    norms = residual_norms(decoder, texts.public_rows)
     clipped = bound_router_rows(expert, norms, logit_bound=recipe.row_logit_bound)
-    fits = _fit_gates(decoder, expert, materials, recipe)
+    fits = _fit_gates(decoder, expert, texts, recipe)
     on_phase("calibrate")
     report = calibrate(
         decoder,
         expert,
-        materials.calibration,
-        materials.own_sample,
+        texts.calibration,
+        texts.own_sample,
         tokenizer,
         tolerance=recipe.public_tolerance,
         own_slack=recipe.own_slack,
     )
-    report = replace(report, rows_clipped=clipped, row_logit_bound=recipe.row_logit_bound)
-    return replace(result, expert=expert, gates=tuple(fits), calibration=report)
+    return tuple(fits), replace(report, rows_clipped=clipped, row_logit_bound=recipe.row_logit_bound)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Materials:
-    """Text as a run uses it.
+class _FittingTexts:
+    """Text that rows, gates and calibration look at.
 
     Attributes:
-        packed: training rows.
         own_rows: beginnings of own documents, which rows and gates are fitted on.
         public_rows: the same of public documents.
         calibration: other public documents, which the expert is calibrated on.
         own_sample: beginnings of own documents, on which calibration looks what a shift costs.
     """
 
-    packed: PackedText
     own_rows: list[Tensor]
     public_rows: list[Tensor]
     calibration: tuple[Document, ...]
     own_sample: tuple[Document, ...]
 
 
-def _prepare(
+def _fitting_texts(
     tokenizer: TextTokenizer,
     documents: Sequence[Document],
     public: Sequence[Document],
     recipe: ExpertRecipe,
-    seed: int,
-) -> _Materials:
+) -> _FittingTexts:
     fit, calibration = public_halves(public)
     spread = documents[:: max(1, len(documents) // recipe.fit_documents)][: recipe.fit_documents]
-    return _Materials(
-        packed=pack(documents, tokenizer, sequence_tokens=recipe.sequence_tokens, seed=seed),
+    return _FittingTexts(
         own_rows=token_rows(spread, tokenizer, max_tokens=recipe.fit_tokens),
         public_rows=token_rows(fit[: recipe.fit_documents], tokenizer, max_tokens=recipe.fit_tokens),
         calibration=cut_documents(calibration[: recipe.calibration_documents], recipe.heldout_characters),
@@ -244,19 +288,19 @@ def _prepare(
     )
 
 
-def _start(decoder: Decoder, materials: _Materials, recipe: ExpertRecipe) -> Expert:
+def _start(decoder: Decoder, materials: _FittingTexts, recipe: ExpertRecipe) -> Expert:
     """A copy of the public expert with router rows that already tell the owner's text from public text."""
     expert = upcycle(decoder)
     own_LD = residual_means(decoder, materials.own_rows)
     public_LD = residual_means(decoder, materials.public_rows)
     set_router_rows(expert, own_LD, public_LD, lift=recipe.row_lift)
-    if recipe.gates_in_training:
+    if recipe.gated and recipe.gates_in_training:
         _fit_gates(decoder, expert, materials, recipe)
     return expert
 
 
 def _fit_gates(
-    decoder: Decoder, expert: Expert, materials: _Materials, recipe: ExpertRecipe
+    decoder: Decoder, expert: Expert, materials: _FittingTexts, recipe: ExpertRecipe
 ) -> list[GateFit]:
     fits = fit_gates(
         decoder,
