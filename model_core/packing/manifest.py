@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from model_core.errors import InvalidDigest, InvalidName, ManifestInvalid, NotCanonical
 from model_core.packing.canonical import canonical_bytes, check_digest, digest_bytes, parse_canonical
+from model_core.packing.forms import EXACT_DTYPES, MAX_PIECES, ExpertKind, FfnForm, TensorSpec, ffn_specs
 from model_core.packing.ids import check_file_name, check_name
 
 MANIFEST_FILE = "manifest.json"
@@ -53,6 +54,9 @@ Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
+Family = Literal["olmo2", "llama", "olmoe"]
+
+
 class _Document(BaseModel):
     """A frozen value that crosses processes and years."""
 
@@ -60,9 +64,11 @@ class _Document(BaseModel):
 
 
 class ModelShape(_Document):
-    """The sizes of a decoder of the OLMo-2 family, all in elements (not bytes).
+    """The family and the sizes of a decoder, all in elements (not bytes).
 
     Attributes:
+        family: ``olmo2`` (norms after attention and FFN, full-width QK norms; FlexOlmo too), ``llama`` (norms
+            before, no QK norm) or ``olmoe`` (norms before, full-width QK norms).
         n_layers: decoder layers.
         d_model: width of the residual stream (D).
         n_heads: query heads (H).
@@ -73,9 +79,12 @@ class ModelShape(_Document):
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square in RMS norms.
         tie_embeddings: whether the output layer is the embedding.
+        d_head: width of one attention head where it is not ``d_model / n_heads``.
+        renormalise: whether the weights of the experts that a token takes are divided by their sum.
+        clip_qkv: bound on the absolute value of queries, keys and values (``olmoe`` only).
     """
 
-    family: Literal["olmo2"] = "olmo2"
+    family: Family = "olmo2"
     n_layers: int = Field(ge=1, le=512)
     d_model: int = Field(ge=2, le=65_536)
     n_heads: int = Field(ge=1, le=1024)
@@ -86,19 +95,36 @@ class ModelShape(_Document):
     rope_theta: float = Field(gt=0, allow_inf_nan=False)
     norm_eps: float = Field(gt=0, lt=1, allow_inf_nan=False)
     tie_embeddings: bool = False
+    d_head: int | None = Field(default=None, ge=2, le=65_536)
+    renormalise: bool = False
+    clip_qkv: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.d_model % (2 * self.n_heads):
+        if self.d_head is None and self.d_model % (2 * self.n_heads):
             raise ValueError("d_model must be a multiple of 2 * n_heads (rotary pairs)")
+        if self.d_head is not None and (self.d_head % 2 or self.d_head * self.n_heads == self.d_model):
+            raise ValueError("d_head must be even, and is given only where it is not d_model / n_heads")
         if self.n_heads % self.n_kv_heads:
             raise ValueError("n_heads must be a multiple of n_kv_heads")
+        if self.clip_qkv is not None and self.family != "olmoe":
+            raise ValueError("clip_qkv is known of the olmoe family only")
         return self
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.d_model // self.n_heads
+        return self.d_model // self.n_heads if self.d_head is None else self.d_head
+
+    @property
+    def norm_before(self) -> bool:
+        """Whether attention and mixture read a normed residual (else their outputs are normed)."""
+        return self.family != "olmo2"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normed over their full projected width."""
+        return self.family != "llama"
 
 
 class DataCard(_Document):
@@ -227,8 +253,11 @@ class ExpertManifest(_Manifest):
         tenant: the owner's slug.
         base_digest: the base that it was trained against and only fits.
         tokenizer_digest: of that base's tokenizer.
-        expert_kind: ``full``: FFNs of the base's depth and width, with their own inner width.
+        expert_kind: form of its networks (``model_core.packing.forms``).
         d_ffn: inner width of the expert's SwiGLU (F).
+        rank: of a low-rank expert's factors.
+        pieces: of a split expert.
+        gated: whether it brings domain gates; without them its bundle holds no gate tensors.
         n_layers: as the base.
         d_model: as the base (D).
         recipe: training settings, flat.
@@ -247,8 +276,11 @@ class ExpertManifest(_Manifest):
     tenant: Name
     base_digest: Digest
     tokenizer_digest: Digest
-    expert_kind: Literal["full"] = "full"
+    expert_kind: ExpertKind = "full"
     d_ffn: int = Field(ge=1, le=1_048_576)
+    rank: int | None = Field(default=None, ge=1, le=1_048_576)
+    pieces: int | None = Field(default=None, ge=1, le=MAX_PIECES)
+    gated: bool = True
     n_layers: int = Field(ge=1, le=512)
     d_model: int = Field(ge=2, le=65_536)
     recipe: dict[str, bool | SafeInt | FiniteFloat | str]
@@ -262,6 +294,17 @@ class ExpertManifest(_Manifest):
     def required_files(self) -> frozenset[str]:
         """Weights and the metrics of the run."""
         return frozenset({EXPERT_WEIGHTS_FILE, METRICS_FILE})
+
+    @property
+    def form(self) -> FfnForm:
+        """How the expert's networks are stored."""
+        return FfnForm(kind=self.expert_kind, d_ffn=self.d_ffn, rank=self.rank, pieces=self.pieces)
+
+    @model_validator(mode="after")
+    def _form_is_possible(self) -> Self:
+        if problem := self.form.problem(self.d_model):
+            raise ValueError(problem)
+        return self
 
 
 Manifest = BaseManifest | ExpertManifest
@@ -334,10 +377,10 @@ def _validate(kind: type[_AnyManifest], data: bytes) -> _AnyManifest:
 def base_tensor_shapes(manifest: BaseManifest) -> dict[str, tuple[int, ...]]:
     """Every tensor of ``base.safetensors`` with its exact shape (linear layers are out x in).
 
-    QK norms span the full width of queries and of keys, as in OLMo 2.
+    QK norms, where the family has them, span the full width of queries and of keys, as in OLMo 2.
     """
     shape = manifest.shape
-    d_model, d_kv = shape.d_model, shape.n_kv_heads * shape.head_dim
+    d_model, d_q, d_kv = shape.d_model, shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "embed.weight": (shape.vocab_size, d_model),
         "norm.weight": (d_model,),
@@ -346,12 +389,13 @@ def base_tensor_shapes(manifest: BaseManifest) -> dict[str, tuple[int, ...]]:
         shapes["lm_head.weight"] = (shape.vocab_size, d_model)
     for layer in range(shape.n_layers):
         at = f"layers.{layer}"
-        shapes[f"{at}.attn.q.weight"] = (d_model, d_model)
+        shapes[f"{at}.attn.q.weight"] = (d_q, d_model)
         shapes[f"{at}.attn.k.weight"] = (d_kv, d_model)
         shapes[f"{at}.attn.v.weight"] = (d_kv, d_model)
-        shapes[f"{at}.attn.o.weight"] = (d_model, d_model)
-        shapes[f"{at}.attn.q_norm.weight"] = (d_model,)
-        shapes[f"{at}.attn.k_norm.weight"] = (d_kv,)
+        shapes[f"{at}.attn.o.weight"] = (d_model, d_q)
+        if shape.qk_norm:
+            shapes[f"{at}.attn.q_norm.weight"] = (d_q,)
+            shapes[f"{at}.attn.k_norm.weight"] = (d_kv,)
         shapes[f"{at}.attn_norm.weight"] = (d_model,)
         shapes |= _ffn_shapes(at, d_model, shape.d_ffn)
         shapes[f"{at}.ffn_norm.weight"] = (d_model,)
@@ -359,24 +403,33 @@ def base_tensor_shapes(manifest: BaseManifest) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def expert_tensor_shapes(manifest: ExpertManifest) -> dict[str, tuple[int, ...]]:
-    """Every tensor of ``expert.safetensors`` with its exact shape (linear layers are out x in).
+def expert_tensors(manifest: ExpertManifest) -> dict[str, TensorSpec]:
+    """Every tensor of ``expert.safetensors`` with its exact shape and the dtypes that it may have.
 
-    Per layer: the SwiGLU, the router's row and bias, and the domain gate, a logistic regression on the
-    standardised running mean of the residual (weight, bias, mean, scale).
+    Per layer: the network in the form of its kind, the router's row and bias, and the domain gate if it has
+    one, a logistic regression on the standardised running mean of the residual (weight, bias, mean, scale).
     """
-    d_model = manifest.d_model
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(manifest.n_layers):
-        at = f"layers.{layer}"
-        shapes |= _ffn_shapes(at, d_model, manifest.d_ffn)
-        shapes[f"{at}.router.row"] = (d_model,)
-        shapes[f"{at}.router.bias"] = ()
-        shapes[f"{at}.gate.weight"] = (d_model,)
-        shapes[f"{at}.gate.bias"] = ()
-        shapes[f"{at}.gate.mean"] = (d_model,)
-        shapes[f"{at}.gate.scale"] = (d_model,)
-    return shapes
+    vector = TensorSpec(shape=(manifest.d_model,), dtypes=EXACT_DTYPES)
+    scalar = TensorSpec(shape=(), dtypes=EXACT_DTYPES)
+    routing = {"router.row": vector, "router.bias": scalar}
+    if manifest.gated:
+        routing |= {
+            "gate.weight": vector,
+            "gate.bias": scalar,
+            "gate.mean": vector,
+            "gate.scale": vector,
+        }
+    part = {f"ffn.{name}": spec for name, spec in ffn_specs(manifest.form, manifest.d_model).items()}
+    return {
+        f"layers.{layer}.{name}": spec
+        for layer in range(manifest.n_layers)
+        for name, spec in (part | routing).items()
+    }
+
+
+def expert_tensor_shapes(manifest: ExpertManifest) -> dict[str, tuple[int, ...]]:
+    """Every tensor of ``expert.safetensors`` with its exact shape (linear layers are out x in)."""
+    return {name: spec.shape for name, spec in expert_tensors(manifest).items()}
 
 
 def _ffn_shapes(at: str, d_model: int, d_ffn: int) -> dict[str, tuple[int, ...]]:
