@@ -9,7 +9,7 @@ behind it. Problem documents come back as the errors that the server raised.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -98,6 +98,31 @@ class MarketplaceClient:
                         return
                     yield _event(line.removeprefix("data: "))
         except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def download(
+        self, path: str, into: Path, on_bytes: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> None:
+        """Posts to a path whose answer is a file, and writes it; a refusal leaves no file behind.
+
+        Args:
+            path: outside the table.
+            into: the file to write.
+            on_bytes: told bytes received and bytes in all (0 if the server does not say).
+        """
+        try:
+            with self._http.stream("POST", path, json={}) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _refusal(response)
+                total, done = int(response.headers.get("Content-Length", 0)), 0
+                with into.open("wb") as file:
+                    for part in response.iter_bytes(1 << 20):
+                        file.write(part)
+                        done += len(part)
+                        on_bytes(done, total)
+        except httpx.TransportError as error:
+            into.unlink(missing_ok=True)
             raise self._unreachable(error) from error
 
     def _row(self, operation: str) -> Operation:

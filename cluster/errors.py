@@ -76,6 +76,12 @@ class UnsupportedBody(RequestRefused):
     code = "unsupported_body"
 
 
+class ExportRefused(ClusterError):
+    """The register does not let this composition leave as weights; ``facts["codes"]`` says why."""
+
+    code = "export_refused"
+
+
 class OfficeUnavailable(ClusterError):
     """The office did not answer; a write without an idempotency key may or may not have happened."""
 

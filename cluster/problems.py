@@ -80,6 +80,7 @@ CATALOGUE: Mapping[str, Row] = {
     "role_required": _row(403, "The role is missing"),
     "too_large": _row(413, "Too large"),
     "unsupported_body": _row(415, "Unsupported body"),
+    "export_refused": _row(403, "The composition may not leave"),
     "office_unavailable": _row(503, "The office does not answer"),
     "office_fault": _row(500, "Internal error in the office"),
     "host_unavailable": _row(503, "No model host answers"),

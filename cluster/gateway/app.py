@@ -23,6 +23,7 @@ from cluster.gateway.console.visit import Console
 from cluster.gateway.description import describe
 from cluster.gateway.door import Door, DoorLimits
 from cluster.gateway.errors import MalformedBody, WrongMethod
+from cluster.gateway.exports import add_exports
 from cluster.gateway.hosts import Hosts
 from cluster.gateway.management import PREFIX, add_management
 from cluster.gateway.openai import add_openai
@@ -33,6 +34,7 @@ from cluster.office.protocol import OfficeProtocol
 from cluster.operations.catalogue import OPERATIONS
 from cluster.operations.table import Operation
 from model_core.errors import ProductError
+from model_core.packing.store import ArtifactStore
 
 
 def build_app(
@@ -40,6 +42,7 @@ def build_app(
     hosts: Hosts,
     limits: DoorLimits,
     operations: Mapping[str, Operation] = OPERATIONS,
+    artifacts: ArtifactStore | None = None,
 ) -> FastAPI:
     """Builds the gateway.
 
@@ -48,6 +51,7 @@ def build_app(
         hosts: generates.
         limits: how much the door takes.
         operations: the table that routes are made of.
+        artifacts: where exported bundles are read; None exports nothing.
     """
     door = Door(office=office, hosts=hosts, limits=limits)
     app = FastAPI(
@@ -62,6 +66,7 @@ def build_app(
     add_management(app, door, operations)
     add_openai(app, door)
     add_proofs(app, door)
+    add_exports(app, door, artifacts)
     return app
 
 

@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from cluster.bootstrap import open_store
 from cluster.errors import HostUnavailable, StartFailed
 from cluster.gateway.app import build_app
 from cluster.gateway.door import DoorLimits
@@ -130,7 +131,8 @@ class Gateway:
             max_upload_bytes=settings.max_upload_bytes,
             max_tokens=settings.max_tokens,
         )
-        app = build_app(connect_office(), ServedHosts(), limits)
+        artifacts = await asyncio.to_thread(open_store, settings, Home(settings.home))
+        app = build_app(connect_office(), ServedHosts(), limits, artifacts=artifacts)
         listener = await bind(settings.http_host, settings.http_port)
         self._server = quiet_server(app)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))

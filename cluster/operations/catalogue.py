@@ -13,6 +13,7 @@ from cluster.operations import (
     consents,
     datasets,
     deployments,
+    exports,
     jobs,
     money,
     oversight,
@@ -20,7 +21,7 @@ from cluster.operations import (
 )
 from cluster.operations.table import Operation
 
-_ROOMS = (accounts, assets, datasets, jobs, terms, consents, changes, deployments, money, oversight)
+_ROOMS = (accounts, assets, datasets, jobs, terms, consents, changes, deployments, exports, money, oversight)
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {row.name: row for room in _ROOMS for row in room.ROWS}

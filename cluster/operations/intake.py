@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,9 +88,31 @@ def unpack_bundle(archive: Path, folder: Path) -> CheckedBundle:
 
 def pack_bundle(folder: Path, archive: Path) -> None:
     """Writes a bundle's files into a tar archive, as ``unpack_bundle`` takes it."""
-    with tarfile.open(archive, "w:", format=tarfile.USTAR_FORMAT) as packed:
-        for file in sorted(folder.iterdir()):
-            packed.add(file, arcname=file.name, recursive=False)
+    with archive.open("wb") as packed:
+        for part in tar_bytes(folder):
+            packed.write(part)
+
+
+def tar_bytes(folder: Path) -> Iterator[bytes]:
+    """The tar archive of a folder of plain files, piece by piece; equal files give equal bytes.
+
+    GNU headers, because weights may exceed the 8 GiB that older ones can count.
+    """
+    for file in sorted(folder.iterdir()):
+        member = tarfile.TarInfo(file.name)
+        member.size, member.mode = file.stat().st_size, 0o600
+        yield member.tobuf(format=tarfile.GNU_FORMAT)
+        with file.open("rb") as content:
+            while piece := content.read(_COPY_BYTES):
+                yield piece
+        yield bytes(-member.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def tar_size_bytes(folder: Path) -> int:
+    """Length of what ``tar_bytes`` yields."""
+    blocks = sum(1 + -(-file.stat().st_size // tarfile.BLOCKSIZE) for file in folder.iterdir())
+    return (blocks + 2) * tarfile.BLOCKSIZE
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.bootstrap import open_office
+from cluster.bootstrap import open_office, open_store
 from cluster.gateway.app import build_app
 from cluster.gateway.door import DoorLimits
 from cluster.gateway.server import bind, quiet_server
@@ -137,7 +137,8 @@ class Town:
             staging=self.home.uploads,
             **{"max_upload_bytes": MAX_UPLOAD_BYTES, "max_tokens": 64} | self._limits,
         )
-        app = build_app(self.office, self.hosts, limits)
+        store = open_store(self.settings, self.home)
+        app = build_app(self.office, self.hosts, limits, artifacts=store)
         listener = await bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = quiet_server(app)
