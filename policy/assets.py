@@ -47,7 +47,7 @@ class Assets:
             )
             self._session.add(row)
             self._session.flush()
-        elif row.manifest != document:
+        elif BaseManifest.model_validate_json(row.manifest) != manifest:  # fields added since have defaults
             raise AssetConflict("This digest is registered with another manifest.", base_digest=digest)
         return _base(row)
 

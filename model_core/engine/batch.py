@@ -99,13 +99,15 @@ def run_pieces(bank: ExpertBank, states: SequenceStates, pieces: Sequence[Piece]
     for index, panel in enumerate(panels):
         layer = decoder.layer(index)
         cache = (states.keys[index], states.values[index])
-        mixed_THd = _attend(layer.attn, layout, cache, layer.attn.project(x_TD, cos_Td, sin_Td))
+        projected = layer.attn.project(layer.attention_input(x_TD), cos_Td, sin_Td)
+        mixed_THd = _attend(layer.attn, layout, cache, projected)
         h_TD = layer.after_attention(x_TD, layer.attn.o(mixed_THd.flatten(-2)))
+        inner_TD = layer.mixture_input(h_TD)
         mean_TD = None
         if panel.gated:
-            mean_TD, sums_BD = _prefix(layout, states.sums_LND[index], h_TD)
+            mean_TD, sums_BD = _prefix(layout, states.sums_LND[index], inner_TD)
             sums.append(sums_BD)
-        out_TD, routing = mix(h_TD, mean_TD, panel, plan)
+        out_TD, routing = mix(inner_TD, mean_TD, panel, plan)
         if routing is None:
             shares_BE[:, 0] += 1.0
         else:
@@ -162,15 +164,15 @@ def _attend(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _prefix(layout: _Layout, sums_ND: Tensor, h_TD: Tensor) -> tuple[Tensor, Tensor]:
+def _prefix(layout: _Layout, sums_ND: Tensor, inner_TD: Tensor) -> tuple[Tensor, Tensor]:
     """Prefix means of all rows and the sums after each piece, both fp64; counted sums are not changed."""
     n_single = layout.n_single
-    parts = [sums_ND[layout.slots_B] + h_TD[:n_single].double()]
+    parts = [sums_ND[layout.slots_B] + inner_TD[:n_single].double()]
     row = n_single
     for piece in layout.chunks:
         length = len(piece.ids)
         carry_1D = sums_ND[piece.slot : piece.slot + 1]
-        parts.append(running_sum(h_TD[None, row : row + length], carry_1D)[0])
+        parts.append(running_sum(inner_TD[None, row : row + length], carry_1D)[0])
         row += length
     sums_TD = torch.cat(parts)
     return sums_TD / (layout.positions_T + 1).double()[:, None], sums_TD[layout.last_rows_B]

@@ -326,8 +326,11 @@ class Engine:
                 (columns[sequence.experts], sequence.top_k) for sequence, piece in work for _ in piece.ids
             ]
             device = self.bank.decoder.embed.weight.device
-            same = len(set(allowed)) == 1
-            plan = plan_uniform(*allowed[0], device) if same else plan_rows(allowed, device)
+            renormalise = self.bank.shape.renormalise
+            if len(set(allowed)) == 1:
+                plan = plan_uniform(*allowed[0], device, renormalise=renormalise)
+            else:
+                plan = plan_rows(allowed, device, renormalise=renormalise)
             self._plans = _PlanCache(signature=signature, plan=plan)
         assert self._plans.plan is not None  # noqa: S101  (set two lines above)
         return self._plans.plan

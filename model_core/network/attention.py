@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of the OLMo-2 family: full-width QK-norm, rotary positions, grouped keys and values.
+"""Attention of all families: rotary positions, grouped keys and values, full-width QK norm or none.
 
 Projects, attends within one call, and writes out. It knows nothing about caches: the engine keeps keys and
 values itself and calls ``project`` and ``o`` around its own attention.
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_core.network.norm import RMSNorm
+from model_core.network.norm import norm_of
 from model_core.packing.manifest import ModelShape
 
 
@@ -56,14 +56,15 @@ class Attention(nn.Module):
         self.v = nn.Linear(shape.d_model, kv_width, bias=False)
         self.o = nn.Linear(width, shape.d_model, bias=False)
         # The norm runs over the whole projected width, before heads are split and before rotation.
-        self.q_norm = RMSNorm(width, shape.norm_eps)
-        self.k_norm = RMSNorm(kv_width, shape.norm_eps)
+        self.q_norm = norm_of(shape, width) if shape.qk_norm else None
+        self.k_norm = norm_of(shape, kv_width) if shape.qk_norm else None
+        self.clip = shape.clip_qkv
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of rows.
 
         Args:
-            x: residual rows ``[..., D]``.
+            x: rows that enter the layer's attention ``[..., D]``.
             cos: cosines of the rows' positions ``[..., head_dim]``.
             sin: sines of the same shape.
 
@@ -71,9 +72,14 @@ class Attention(nn.Module):
             Queries ``[..., H, head_dim]``, keys and values ``[..., n_kv_heads, head_dim]``.
         """
         lead, cos, sin = x.shape[:-1], cos.unsqueeze(-2), sin.unsqueeze(-2)
-        q = self.q_norm(self.q(x)).view(*lead, self.n_heads, self.head_dim)
-        k = self.k_norm(self.k(x)).view(*lead, self.n_kv_heads, self.head_dim)
-        v = self.v(x).view(*lead, self.n_kv_heads, self.head_dim)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.clip is not None:
+            q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
+        q = q.view(*lead, self.n_heads, self.head_dim)
+        k = k.view(*lead, self.n_kv_heads, self.head_dim)
+        v = v.view(*lead, self.n_kv_heads, self.head_dim)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def forward(self, x_BSD: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:

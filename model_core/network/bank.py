@@ -237,7 +237,7 @@ def forward_logits(bank: ExpertBank, ids: Sequence[int], experts: Iterable[str],
     """
     columns = bank.columns(experts)
     ids_1S = torch.tensor([list(ids)], dtype=torch.long)
-    plan = plan_uniform(columns, top_k, ids_1S.device)
+    plan = plan_uniform(columns, top_k, ids_1S.device, renormalise=bank.shape.renormalise)
     return bank.decoder.logits(bank.decoder.run(ids_1S, bank.panels(), plan))[0]
 
 

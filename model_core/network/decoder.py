@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder of the OLMo-2 and FlexOlmo family, with a mixture in the place of each feed-forward network.
+"""The decoder of all families, with a mixture in the place of each feed-forward network.
 
-Norms stand after attention and after the mixture, never before::
+In OLMo-2 and FlexOlmo norms stand after attention and after the mixture, so that attention, router, gates
+and experts read the raw residual stream; in Llama and OLMoE they stand before, and all of these read the
+normed stream::
 
-    h = x + attn_norm(attn(x))
-    y = h + ffn_norm(mixture(h))
+    olmo2:         h = x + attn_norm(attn(x))        y = h + ffn_norm(mixture(h))
+    llama, olmoe:  h = x + attn(attn_norm(x))        y = h + mixture(ffn_norm(h))
 
-so attention, router and experts all read the raw residual stream. Without experts the decoder is the dense
-public model. The names of its ``state_dict`` are the tensor names of ``base.safetensors``. This file runs
-whole sequences (training, evaluation, proofs); the engine runs the same layers around its own cache.
+``DecoderLayer`` alone knows which. Without experts the decoder is the dense public model. The names of its
+``state_dict`` are the tensor names of ``base.safetensors``. This file runs whole sequences (training,
+evaluation, proofs); the engine runs the same layers around its own cache.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from model_core.network.attention import Attention, rotary_tables
 from model_core.network.expert import Expert, RouterRow, layer_experts
 from model_core.network.ffn import SwiGLU
 from model_core.network.mixture import LayerExperts, Plan, Routing, mix, plan_uniform
-from model_core.network.norm import RMSNorm
+from model_core.network.norm import norm_of
 from model_core.network.router import prefix_mean
 from model_core.packing.manifest import ModelShape
 
-# Called per layer with its index, the residual [B, S, D] that enters its mixture, and the routing (rows are
-# B * S; None where only the public expert is allowed).
+# Called per layer with its index, the stream [B, S, D] that enters its mixture (what router, gates and
+# experts read), and the routing (rows are B * S; None where only the public expert is allowed).
 Observer = Callable[[int, Tensor, Routing | None], None]
 
 
@@ -42,20 +44,31 @@ class DecoderLayer(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.attn = Attention(shape)
-        self.attn_norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.attn_norm = norm_of(shape, shape.d_model)
         self.ffn = SwiGLU(shape.d_model, shape.d_ffn)
-        self.ffn_norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.ffn_norm = norm_of(shape, shape.d_model)
         self.router = RouterRow(shape.d_model, biased=False)
+        self.norm_before = shape.norm_before
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        """What attention reads of the residual that enters the layer."""
+        normed: Tensor = self.attn_norm(x) if self.norm_before else x
+        return normed
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The residual that enters the mixture."""
-        normed: Tensor = self.attn_norm(attended)
-        return x + normed
+        """The residual between attention and mixture."""
+        added: Tensor = attended if self.norm_before else self.attn_norm(attended)
+        return x + added
+
+    def mixture_input(self, h: Tensor) -> Tensor:
+        """What router, gates and experts read of the residual after attention."""
+        normed: Tensor = self.ffn_norm(h) if self.norm_before else h
+        return normed
 
     def after_mixture(self, h: Tensor, mixed: Tensor) -> Tensor:
         """The residual that leaves the layer."""
-        normed: Tensor = self.ffn_norm(mixed)
-        return h + normed
+        added: Tensor = mixed if self.norm_before else self.ffn_norm(mixed)
+        return h + added
 
 
 class Decoder(nn.Module):
@@ -73,7 +86,7 @@ class Decoder(nn.Module):
         self.shape = shape
         self.embed = nn.Embedding(shape.vocab_size, shape.d_model)
         self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.n_layers))
-        self.norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.norm = norm_of(shape, shape.d_model)
         self.lm_head = (
             None if shape.tie_embeddings else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         )
@@ -111,12 +124,13 @@ class Decoder(nn.Module):
         experts: Sequence[Expert] = (),
         *,
         top_k: int | None = None,
-        renormalise: bool = False,
+        renormalise: bool | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
         """Hidden states after the final norm; arguments as in ``forward``. Returns ``[B, S, D]``."""
         panels = self.panels(experts)
         n_all = 1 + len(experts)
+        renormalise = self.shape.renormalise if renormalise is None else renormalise
         plan = plan_uniform(range(n_all), top_k or n_all, ids_BS.device, renormalise=renormalise)
         return self.run(ids_BS, panels, plan, observe=observe)
 
@@ -126,7 +140,7 @@ class Decoder(nn.Module):
         experts: Sequence[Expert] = (),
         *,
         top_k: int | None = None,
-        renormalise: bool = False,
+        renormalise: bool | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
         """Logits of whole sequences that start at position 0.
@@ -135,8 +149,8 @@ class Decoder(nn.Module):
             ids_BS: token ids.
             experts: experts beside the public one, in canonical order.
             top_k: experts per token, the public one counted; None means all.
-            renormalise: whether the chosen experts' weights are divided by their sum.
-            observe: called in every layer with its residual and routing.
+            renormalise: whether the chosen experts' weights are divided by their sum; None takes the shape's.
+            observe: called in every layer with what enters its mixture, and the routing.
 
         Returns:
             Logits ``[B, S, V]``.
@@ -163,12 +177,14 @@ class Decoder(nn.Module):
         x_BSD = self.embed(ids_BS)
         for index, panel in enumerate(panels):
             layer = self.layer(index)
-            h_BSD = layer.after_attention(x_BSD, layer.attn(x_BSD, cos_Sd, sin_Sd))
+            attended_BSD = layer.attn(layer.attention_input(x_BSD), cos_Sd, sin_Sd)
+            h_BSD = layer.after_attention(x_BSD, attended_BSD)
+            inner_BSD = layer.mixture_input(h_BSD)
             needs_mean = panel.gated and plan.used != (0,)
-            mean_TD = prefix_mean(h_BSD).flatten(0, 1) if needs_mean else None
-            mixed_TD, routing = mix(h_BSD.flatten(0, 1), mean_TD, panel, plan)
+            mean_TD = prefix_mean(inner_BSD).flatten(0, 1) if needs_mean else None
+            mixed_TD, routing = mix(inner_BSD.flatten(0, 1), mean_TD, panel, plan)
             if observe is not None:
-                observe(index, h_BSD, routing)
+                observe(index, inner_BSD, routing)
             x_BSD = layer.after_mixture(h_BSD, mixed_TD.view_as(h_BSD))
         normed: Tensor = self.norm(x_BSD)
         return normed

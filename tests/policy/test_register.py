@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from town import PURPOSE, REGION, Town, consent, deployment, digest, expert_manifest
+from town import PURPOSE, REGION, Town, base_manifest, consent, deployment, digest, expert_manifest
 
+from model_core.packing.canonical import canonical_bytes
 from policy.composition import compose
 from policy.errors import (
     AssetConflict,
@@ -22,6 +23,7 @@ from policy.errors import (
 from policy.items import ForbidRule, ForbidUse, GrantGive, ListingPut
 from policy.questions import Question
 from policy.snapshot import Snapshot
+from policy.tables import BaseRow
 from tenants.accounts.database import Database
 
 
@@ -168,6 +170,26 @@ def test_admission_is_idempotent_and_versions_count(town: Town) -> None:
         changed = register.base(town.base).manifest.model_copy(update={"name": "other"})
         with pytest.raises(AssetConflict):
             register.add_base(changed, town.base)
+
+
+def test_a_base_registered_before_fields_were_added_is_still_the_same_base(town: Town) -> None:
+    """An upgrade that adds manifest fields with defaults does not make a registered base a conflict."""
+    document = base_manifest().model_dump(mode="json")
+    for added in ("d_head", "renormalise", "clip_qkv"):
+        del document["shape"][added]
+    with town.database.unit_of_work() as session:
+        session.add(
+            BaseRow(
+                base_digest=digest("old"),
+                name="tiny",
+                license="CC0-1.0",
+                status="active",
+                manifest=canonical_bytes(document).decode(),
+                added_at_us=town.now,
+            )
+        )
+    with town.register() as register:
+        assert register.add_base(base_manifest(), digest("old")).manifest == base_manifest()
 
 
 def test_consent_ends_by_itself(town: Town) -> None:
