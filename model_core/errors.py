@@ -30,7 +30,13 @@ Tree::
         │   └── StoreUnavailable the store's disk or server refused to answer
         ├── NetworkError         tensors and the expert bank
         │   ├── TensorsNotFinite NaN or infinity where weights should be
-        │   └── ExpertNotResident  an expert that the bank does not hold, or no longer
+        │   ├── ExpertNotResident  an expert that the bank does not hold, or no longer
+        │   └── RouterNeedsRedo  router rows that were tuned for other members
+        ├── InteropError         models that come in from other layouts, or leave in them
+        │   ├── ConfigUnsupported  a config field with a value that this decoder does not compute
+        │   ├── ModelFolderRefused  a folder whose files or tensors are not those of its config
+        │   ├── SharedPartDiffers  a tensor or file of the folder is not that of the known base
+        │   └── ExportNotExact     what the plain layout cannot hold without loss
         └── EngineError          the serving engine
             ├── EngineFull       no room for another sequence now
             ├── RequestRefused   a request that this engine can never run
@@ -275,6 +281,42 @@ class ExpertNotResident(NetworkError):
     """The bank holds no expert of that digest, or holds it no longer."""
 
     code = "expert_not_resident"
+
+
+class RouterNeedsRedo(NetworkError):
+    """Router rows were tuned for other members than those of the composition."""
+
+    code = "router_needs_redo"
+
+
+class InteropError(ModelCoreError):
+    """Family of bringing models in from other layouts and taking compositions out in them."""
+
+    code = "interop"
+
+
+class ConfigUnsupported(InteropError):
+    """A model's config asks for what this decoder does not compute; ``facts`` name field and value."""
+
+    code = "config_unsupported"
+
+
+class ModelFolderRefused(InteropError):
+    """A model folder lacks files or tensors, holds unknown ones, or is no safetensors checkpoint."""
+
+    code = "model_folder_refused"
+
+
+class SharedPartDiffers(InteropError):
+    """A tensor or file that the folder shares with a known base is not the base's."""
+
+    code = "shared_part_differs"
+
+
+class ExportNotExact(InteropError):
+    """The plain layout cannot hold this composition exactly; ``facts["reasons"]`` say what it cannot."""
+
+    code = "export_not_exact"
 
 
 class EngineError(ModelCoreError):
