@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One owner's expert as modules: a feed-forward network, a router row and perhaps a domain gate per layer.
 
-The names of its ``state_dict`` are the tensor names of ``expert.safetensors``. It knows nothing of the base
-it was trained beside, except its sizes.
+The names of its ``state_dict`` are the tensor names of ``expert.safetensors``. Its networks are of one kind
+(``model_core.packing.forms``). It keeps nothing of the base it was trained beside, except its sizes: the
+public network that some kinds lean on is passed in.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model_core.network.ffn import SwiGLU
+from model_core.network.ffn import DenseWeights, RowFunction, SwiGLU
+from model_core.network.kinds import make_ffn
 from model_core.network.mixture import LayerExperts
 from model_core.network.router import RouterRows, fold_gate
+from model_core.packing.forms import ExpertKind, FfnForm
 
 
 class RouterRow(nn.Module):
@@ -57,15 +60,34 @@ class ExpertLayer(nn.Module):
 
     Args:
         d_model: width of the residual stream (D).
-        d_ffn: inner width of this expert's network; may differ from the public one's.
+        form: of this expert's network.
         gated: whether the expert has domain gates.
     """
 
-    def __init__(self, d_model: int, d_ffn: int, *, gated: bool) -> None:
+    def __init__(self, d_model: int, form: FfnForm, *, gated: bool) -> None:
         super().__init__()
-        self.ffn = SwiGLU(d_model, d_ffn)
+        self.ffn = make_ffn(form, d_model)
         self.router = RouterRow(d_model, biased=True)
         self.gate = DomainGate(d_model) if gated else None
+
+    def row_function(self, public_ffn: SwiGLU) -> RowFunction:
+        """The expert's network as a function ``[R, D] -> [R, D]`` whose rows stand alone.
+
+        Args:
+            public_ffn: the public network of the same layer; neither changed nor copied.
+        """
+        return self.ffn.beside(public_ffn)
+
+    def dense_ffn(self, public_ffn: SwiGLU) -> DenseWeights:
+        """The plain SwiGLU that computes the same: ``(gate_FD, up_FD, down_DF)``.
+
+        Low-rank and int8 networks are widened into new tensors of the public network's dtype; the others
+        may share memory with the expert.
+
+        Args:
+            public_ffn: the public network of the same layer.
+        """
+        return self.ffn.dense(public_ffn)
 
 
 class Expert(nn.Module):
@@ -76,11 +98,59 @@ class Expert(nn.Module):
         d_model: width of the base's residual stream.
         d_ffn: inner width of the expert's networks.
         gated: whether it has domain gates.
+        kind: of its networks.
+        rank: of the factors, for ``low_rank``.
+        pieces: how many, for ``split``.
+
+    Raises:
+        ValueError: a rank or a number of pieces that the kind or the sizes do not allow.
     """
 
-    def __init__(self, *, n_layers: int, d_model: int, d_ffn: int, gated: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        d_model: int,
+        d_ffn: int,
+        gated: bool = False,
+        kind: ExpertKind = "full",
+        rank: int | None = None,
+        pieces: int | None = None,
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(ExpertLayer(d_model, d_ffn, gated=gated) for _ in range(n_layers))
+        self.form = FfnForm(kind=kind, d_ffn=d_ffn, rank=rank, pieces=pieces)
+        if problem := self.form.problem(d_model):
+            raise ValueError(problem)
+        self.layers = nn.ModuleList(ExpertLayer(d_model, self.form, gated=gated) for _ in range(n_layers))
+
+    @classmethod
+    def of_form(cls, form: FfnForm, *, n_layers: int, d_model: int, gated: bool = False) -> Expert:
+        """An expert whose networks are of a form; arguments as for the class."""
+        return cls(
+            n_layers=n_layers,
+            d_model=d_model,
+            d_ffn=form.d_ffn,
+            gated=gated,
+            kind=form.kind,
+            rank=form.rank,
+            pieces=form.pieces,
+        )
+
+    @property
+    def kind(self) -> ExpertKind:
+        """The kind of its networks."""
+        return self.form.kind
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its tensors: what it costs in a file and in memory."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Dtype of its networks' weights; None for integers, which fit a base of any dtype."""
+        weights = (tensor for tensor in self.layer(0).ffn.parameters())
+        return next((tensor.dtype for tensor in weights), None)
 
     def layer(self, index: int) -> ExpertLayer:
         """The part that belongs to one layer."""
@@ -95,7 +165,7 @@ class Expert(nn.Module):
             part.gate = DomainGate(part.router.row.shape[0]).to(part.router.row.device)
 
 
-def layer_experts(public_row_D: Tensor, public_ffn: nn.Module, others: Sequence[ExpertLayer]) -> LayerExperts:
+def layer_experts(public_row_D: Tensor, public_ffn: SwiGLU, others: Sequence[ExpertLayer]) -> LayerExperts:
     """Puts the public expert and others side by side for one layer.
 
     Gradients flow through the stacked rows to the experts' own. The order given is the canonical one.
@@ -127,6 +197,6 @@ def layer_experts(public_row_D: Tensor, public_ffn: nn.Module, others: Sequence[
             gate_rows_ED=torch.stack(gate_rows),
             gate_biases_E=torch.stack(gate_biases),
         ),
-        ffns=(public_ffn, *(part.ffn for part in others)),
+        ffns=(public_ffn, *(part.row_function(public_ffn) for part in others)),
         gated=any(part.gate is not None for part in others),
     )

@@ -9,15 +9,14 @@ does not know how rows came to be allowed which experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from model_core.network.ffn import RowFunction
 from model_core.network.router import Group, RouterRows, group_rows, keep_top, router_logits, softmax
-
-RowFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
