@@ -28,8 +28,12 @@ Tree::
         │   │   └── BundleTooLarge BundleWrongShape  BundleNotSafetensors  BundleWrongBase
         │   ├── ArtifactNotFound the store holds no bundle of that digest
         │   └── StoreUnavailable the store's disk or server refused to answer
+        ├── AdmissionRefused     what only a forward pass shows of a stranger's expert
+        │   ├── RouterRowTooLong ExpertTooLoud  ExpertOverflows  ShareAboveCalibration
+        │   └── PublicTextWorse  ReportInvalid
         ├── NetworkError         tensors and the expert bank
         │   ├── TensorsNotFinite NaN or infinity where weights should be
+        │   ├── TensorsOutOfRange  a scale of integer weights that is not above 0
         │   ├── ExpertNotResident  an expert that the bank does not hold, or no longer
         │   └── RouterNeedsRedo  router rows that were tuned for other members
         ├── InteropError         models that come in from other layouts, or leave in them
@@ -265,6 +269,48 @@ class CheckpointInvalid(TrainingError):
     code = "checkpoint_invalid"
 
 
+class AdmissionRefused(ModelCoreError):
+    """An expert does to public text what admission does not allow (family of the reasons why)."""
+
+    code = "admission_refused"
+
+
+class RouterRowTooLong(AdmissionRefused):
+    """A router row can give text of typical length a logit above the bound; ``facts`` name the layer."""
+
+    code = "router_row_too_long"
+
+
+class ExpertTooLoud(AdmissionRefused):
+    """An expert puts out so much more than the public one that a small routing weight does not bound it."""
+
+    code = "expert_too_loud"
+
+
+class ExpertOverflows(AdmissionRefused):
+    """Finite weights compute something that is no number."""
+
+    code = "expert_overflows"
+
+
+class ShareAboveCalibration(AdmissionRefused):
+    """An expert takes more of public text than its manifest declares, or than anybody may."""
+
+    code = "share_above_calibration"
+
+
+class PublicTextWorse(AdmissionRefused):
+    """Beside the expert the base predicts public text worse than is admitted."""
+
+    code = "public_text_worse"
+
+
+class ReportInvalid(AdmissionRefused):
+    """The report of a weighing cannot be read, or holds impossible figures."""
+
+    code = "weighing_report_invalid"
+
+
 class NetworkError(ModelCoreError):
     """Family of tensors and of the expert bank."""
 
@@ -275,6 +321,12 @@ class TensorsNotFinite(NetworkError):
     """A weights file holds NaN or infinity; ``facts["tensors"]`` names where."""
 
     code = "tensors_not_finite"
+
+
+class TensorsOutOfRange(NetworkError):
+    """A scale that multiplies integer weights is zero or negative; ``facts["tensors"]`` names where."""
+
+    code = "tensors_out_of_range"
 
 
 class ExpertNotResident(NetworkError):

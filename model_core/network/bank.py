@@ -126,7 +126,7 @@ class ExpertBank:
 
     @torch.no_grad()
     def poison(self, digest: str) -> None:
-        """Fills every tensor of an expert with NaN and keeps it resident, unusable.
+        """Fills every floating tensor of an expert with NaN and keeps it resident, unusable.
 
         Only this process's private mapping changes. Any later computation that touched the expert would
         show NaN: a standing proof that none does.
@@ -136,7 +136,8 @@ class ExpertBank:
         """
         expert = self._resident(digest)
         for tensor in expert.state_dict().values():
-            tensor.fill_(float("nan"))
+            # Integers know no NaN; the scales that multiply them do.
+            tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
         self._poisoned.add(digest)
         self._panels = None
 
@@ -207,8 +208,10 @@ class ExpertBank:
         widths = {expert.layer(i).router.row.shape[0] for i in range(len(expert.layers))}
         if len(expert.layers) != self.shape.n_layers or widths != {self.shape.d_model}:
             raise BundleWrongShape("The expert's depth or width is not that of the base.", tensors=[])
-        if expert.layer(0).ffn.gate.weight.dtype != self.dtype:
+        if expert.dtype not in (None, self.dtype):
             raise BundleWrongShape("The expert's dtype is not that of the base.", tensors=[])
+        if misfit := expert.form.misfit(self.shape.d_ffn):
+            raise BundleWrongShape(f"The expert does not fit the base: {misfit}.", tensors=[])
         rotten = sorted(name for name, t in expert.state_dict().items() if not torch.isfinite(t).all())
         if rotten:
             raise TensorsNotFinite(

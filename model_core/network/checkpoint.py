@@ -17,10 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model_core.errors import BundleNotSafetensors, BundleWrongBase, BundleWrongShape, TensorsNotFinite
+from model_core.errors import (
+    BundleNotSafetensors,
+    BundleWrongBase,
+    BundleWrongShape,
+    TensorsNotFinite,
+    TensorsOutOfRange,
+)
 from model_core.network.attention import rotary_tables
 from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
+from model_core.packing.forms import FfnForm
 from model_core.packing.manifest import (
     BASE_WEIGHTS_FILE,
     EXPERT_WEIGHTS_FILE,
@@ -32,9 +39,8 @@ from model_core.packing.manifest import (
     parse_expert_manifest,
 )
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# Routing decides between experts, so its numbers keep fp32 in every bundle.
-_ALWAYS_FP32 = (".router.row", ".router.bias", ".gate.weight", ".gate.bias", ".gate.mean", ".gate.scale")
+_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_FP32 = frozenset({torch.float32})
 
 
 def load_decoder(file: Path, shape: ModelShape) -> Decoder:
@@ -56,37 +62,62 @@ def load_decoder(file: Path, shape: ModelShape) -> Decoder:
     return decoder.requires_grad_(False).eval()
 
 
-def load_expert(file: Path, shape: ModelShape, *, d_ffn: int | None = None) -> Expert:
+def load_expert(file: Path, shape: ModelShape, *, form: FfnForm | None = None) -> Expert:
     """Maps ``expert.safetensors`` into an expert whose parameters do not require gradients.
 
     Args:
         file: the weights, already verified.
         shape: sizes of the base that the expert must fit.
-        d_ffn: inner width that the manifest states; None reads it from the tensors.
+        form: how the manifest says that its networks are stored; None reads it from the tensors.
 
     Raises:
         BundleNotSafetensors: the file cannot be read.
         BundleWrongShape: a tensor is missing, unknown, or of another shape or dtype.
         TensorsNotFinite: NaN or infinity.
+        TensorsOutOfRange: a scale that divides or multiplies is not above 0.
     """
     tensors = _mapped(file)
-    first = tensors.get("layers.0.ffn.gate.weight")
-    if d_ffn is None:
-        d_ffn = first.shape[0] if first is not None and first.dim() == 2 else shape.d_ffn
+    form = form or form_of_tensors(tensors, shape)
+    problem = form.problem(shape.d_model) or form.misfit(shape.d_ffn)
+    if problem:
+        raise BundleWrongShape(f"The expert does not fit its base: {problem}.", tensors=[])
     gated = any(name.endswith(".gate.bias") for name in tensors)
     with torch.device("meta"):
-        expert = Expert(n_layers=shape.n_layers, d_model=shape.d_model, d_ffn=d_ffn, gated=gated)
+        expert = Expert.of_form(form, n_layers=shape.n_layers, d_model=shape.d_model, gated=gated)
     if gated:
         # A gate that does not standardise leaves mean and scale out of its file.
         for layer in range(shape.n_layers):
             tensors.setdefault(f"layers.{layer}.gate.mean", torch.zeros(shape.d_model))
             tensors.setdefault(f"layers.{layer}.gate.scale", torch.ones(shape.d_model))
-    _fill(expert, tensors)
-    scales = {name: tensor for name, tensor in tensors.items() if name.endswith(".gate.scale")}
-    flat = [name for name, scale in scales.items() if (scale == 0).any()]
-    if flat:
-        raise TensorsNotFinite("A gate divides by a scale of zero; train the gates again.", tensors=flat[:8])
+    _fill(expert, tensors, one_dtype=True)
+    _check_scales(tensors)
     return expert.requires_grad_(False).eval()
+
+
+def form_of_tensors(tensors: Mapping[str, Tensor], shape: ModelShape) -> FfnForm:
+    """What form the networks of a weights file have, by the tensors of its first layer.
+
+    Loading compares every tensor with that form afterwards, so a mixture of forms in one file is refused.
+
+    Args:
+        tensors: all tensors of the file.
+        shape: sizes of the base; what cannot be told from the tensors is taken from it.
+    """
+    part = {
+        name.removeprefix("layers.0.ffn."): one for name, one in tensors.items() if "layers.0.ffn." in name
+    }
+    factor, weight = part.get("gate.b"), part.get("gate.weight")
+    if factor is not None and factor.dim() == 2:
+        return FfnForm(kind="low_rank", d_ffn=factor.shape[0], rank=factor.shape[1])
+    first = part.get("pieces.0.gate.weight")
+    if first is not None and first.dim() == 2:
+        pieces = len({name.split(".")[1] for name in part if name.startswith("pieces.")})
+        return FfnForm(kind="split", d_ffn=pieces * first.shape[0], pieces=pieces)
+    if weight is None or weight.dim() != 2:
+        return FfnForm(d_ffn=shape.d_ffn)
+    if weight.dtype == torch.int8:
+        return FfnForm(kind="int8", d_ffn=weight.shape[0])
+    return FfnForm(kind="narrow" if weight.shape[0] < shape.d_ffn else "full", d_ffn=weight.shape[0])
 
 
 def load_base_folder(folder: Path) -> tuple[BaseManifest, Decoder]:
@@ -100,7 +131,7 @@ def load_expert_folder(folder: Path, base_digest: str, shape: ModelShape) -> tup
 
     Raises:
         BundleWrongBase: the expert was trained against another base.
-        BundleNotSafetensors, BundleWrongShape, TensorsNotFinite: as ``load_expert``.
+        BundleNotSafetensors, BundleWrongShape, TensorsNotFinite, TensorsOutOfRange: as ``load_expert``.
     """
     manifest = parse_expert_manifest((folder / MANIFEST_FILE).read_bytes())
     if manifest.base_digest != base_digest:
@@ -109,7 +140,7 @@ def load_expert_folder(folder: Path, base_digest: str, shape: ModelShape) -> tup
             expert_base=manifest.base_digest,
             base=base_digest,
         )
-    return manifest, load_expert(folder / EXPERT_WEIGHTS_FILE, shape, d_ffn=manifest.d_ffn)
+    return manifest, load_expert(folder / EXPERT_WEIGHTS_FILE, shape, form=manifest.form)
 
 
 def save_decoder(decoder: Decoder, file: Path) -> None:
@@ -125,7 +156,7 @@ def save_expert(expert: Expert, file: Path) -> None:
 def _save(module: nn.Module, file: Path) -> None:
     tensors = {}
     for name, tensor in module.state_dict().items():
-        dtype = torch.float32 if name.endswith(_ALWAYS_FP32) else tensor.dtype
+        dtype = torch.float32 if _is_exact(name) else tensor.dtype
         tensors[name] = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
     save_file(tensors, file)
 
@@ -139,13 +170,32 @@ def _mapped(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Puts mapped tensors in the place of a module's (meta) parameters, refusing what does not fit."""
+def _is_exact(name: str) -> bool:
+    """Whether a tensor decides between experts or scales integers: fp32 in every bundle, never rounded."""
+    if ".ffn." in name:
+        return name.endswith(".scale")
+    return ".router." in name or ".gate." in name
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], *, one_dtype: bool = False) -> None:
+    """Puts mapped tensors in the place of a module's (meta) parameters, refusing what does not fit.
+
+    Args:
+        module: what is filled.
+        tensors: exactly its tensors.
+        one_dtype: whether all weights must be of one dtype.
+    """
     wanted = module.state_dict()
     wrong = sorted(wanted.keys() ^ tensors.keys())
-    for name in wanted.keys() & tensors.keys():
-        dtypes = (torch.float32,) if name.endswith(_ALWAYS_FP32) else _FLOATS
-        if tensors[name].shape != wanted[name].shape or tensors[name].dtype not in dtypes:
+    seen: set[torch.dtype] = set()
+    for name in sorted(wanted.keys() & tensors.keys()):
+        dtypes = _FP32 if _is_exact(name) else _FLOATS
+        if wanted[name].dtype == torch.int8:
+            dtypes = frozenset({torch.int8})
+        elif not _is_exact(name):
+            seen.add(tensors[name].dtype)
+        mixed = one_dtype and len(seen) > 1
+        if tensors[name].shape != wanted[name].shape or tensors[name].dtype not in dtypes or mixed:
             wrong.append(name)
     if wrong:
         raise BundleWrongShape(
@@ -159,3 +209,14 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             tensors=rotten[:16],
         )
     module.load_state_dict(dict(tensors), assign=True)
+
+
+def _check_scales(tensors: Mapping[str, Tensor]) -> None:
+    scales = {name: tensor for name, tensor in tensors.items() if name.endswith(".scale")}
+    if flat := [name for name, scale in scales.items() if ".ffn." not in name and (scale == 0).any()]:
+        raise TensorsNotFinite("A gate divides by a scale of zero; train the gates again.", tensors=flat[:8])
+    if low := [name for name, scale in scales.items() if ".ffn." in name and (scale <= 0).any()]:
+        raise TensorsOutOfRange(
+            f"A scale of integer weights is not above 0 in {low[0]}; quantise the expert again.",
+            tensors=low[:8],
+        )

@@ -24,6 +24,7 @@ from model_core.errors import (
     DigestMismatch,
     SealMissing,
     TensorsNotFinite,
+    TensorsOutOfRange,
 )
 from model_core.packing.canonical import digest_bytes
 from model_core.packing.files import (
@@ -34,7 +35,8 @@ from model_core.packing.files import (
     sync_folder,
     write_new_file,
 )
-from model_core.packing.finite import rotten_tensors
+from model_core.packing.finite import rotten_tensors, tensors_not_above_zero
+from model_core.packing.forms import WEIGHT_DTYPES, TensorSpec
 from model_core.packing.ids import new_id
 from model_core.packing.keys import SigningKey
 from model_core.packing.manifest import (
@@ -47,7 +49,7 @@ from model_core.packing.manifest import (
     ExpertManifest,
     Manifest,
     base_tensor_shapes,
-    expert_tensor_shapes,
+    expert_tensors,
     parse_manifest,
 )
 from model_core.packing.safetensors_header import read_header
@@ -62,8 +64,6 @@ from model_core.packing.seal import (
 )
 
 _MAX_ENTRIES = 128
-_WEIGHT_DTYPES = frozenset({"F32", "BF16", "F16"})
-_EXACT_DTYPES = frozenset({"F32"})  # routers and gates decide; they are never rounded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,10 +212,11 @@ def countersign_bundle(folder: Path, admission_key: SigningKey) -> CheckedBundle
 
 
 def check_fits_base(expert: ExpertManifest, base: BaseManifest, base_digest: str) -> None:
-    """Checks that an expert was made for this very base.
+    """Checks that an expert was made for this very base and can stand beside its networks.
 
     Raises:
         BundleWrongBase: another base, tokenizer, depth or width.
+        BundleWrongShape: networks of a form that cannot stand beside the base's.
     """
     pairs = {
         "base_digest": (expert.base_digest, base_digest),
@@ -228,6 +229,8 @@ def check_fits_base(expert: ExpertManifest, base: BaseManifest, base_digest: str
             f"The expert was made for another base ({', '.join(wrong)} differ); train it against this one.",
             fields=wrong,
         )
+    if misfit := expert.form.misfit(base.shape.d_ffn):
+        raise BundleWrongShape(f"The expert's networks do not fit the base: {misfit}.", tensors=[])
 
 
 def _list_files(folder: Path) -> set[str]:
@@ -279,14 +282,16 @@ def _compare_names(present: set[str], expected: set[str]) -> None:
 
 
 def _check_tensors(stream: BinaryIO, size_bytes: int, manifest: Manifest) -> None:
-    """Compares the header of the weights with what the manifest implies."""
+    """Compares the weights with what the manifest implies: names, shapes, dtypes, and values at last."""
     header = read_header(stream, size_bytes)
-    if isinstance(manifest, BaseManifest):
-        expected, exact_too = base_tensor_shapes(manifest), False
-    else:
-        expected, exact_too = expert_tensor_shapes(manifest), True
+    is_base = isinstance(manifest, BaseManifest)
+    expected = _base_specs(manifest) if isinstance(manifest, BaseManifest) else expert_tensors(manifest)
     found = header.shapes()
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    wrong = sorted(
+        name
+        for name in found.keys() | expected.keys()
+        if name not in found or name not in expected or found[name] != expected[name].shape
+    )
     if wrong:
         raise BundleWrongShape(
             f"{len(wrong)} tensors are missing, unknown or of another shape than the manifest implies, first "
@@ -294,13 +299,29 @@ def _check_tensors(stream: BinaryIO, size_bytes: int, manifest: Manifest) -> Non
             tensors=[name[:80] for name in wrong[:16]],
         )
     for name, entry in header.tensors.items():
-        exact = exact_too and ".ffn." not in name
-        if entry.dtype not in (_EXACT_DTYPES if exact else _WEIGHT_DTYPES):
+        if entry.dtype not in expected[name].dtypes:
             raise BundleWrongShape(
                 f"{name} has dtype {entry.dtype}, which is not accepted for it.", tensors=[name]
             )
+    weights = {
+        entry.dtype for name, entry in header.tensors.items() if expected[name].dtypes == WEIGHT_DTYPES
+    }
+    if not is_base and len(weights) > 1:
+        raise BundleWrongShape(
+            f"The weights mix the dtypes {', '.join(sorted(weights))}; an expert has one.", tensors=[]
+        )
     if rotten := rotten_tensors(stream, header):
         raise TensorsNotFinite(
             f"The weights hold NaN or infinity, first in {rotten[0][:80]!r}. Train the expert again.",
             tensors=rotten[:16],
         )
+    positive = [name for name, spec in expected.items() if spec.positive]
+    if low := tensors_not_above_zero(stream, header, positive):
+        raise TensorsOutOfRange(
+            f"A scale of integer weights is not above 0, first in {low[0][:80]!r}. Quantise it again.",
+            tensors=low[:16],
+        )
+
+
+def _base_specs(manifest: BaseManifest) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(shape=shape) for name, shape in base_tensor_shapes(manifest).items()}

@@ -41,6 +41,7 @@ from model_core.network.checkpoint import (
     save_decoder,
     save_expert,
 )
+from model_core.packing.forms import FfnForm
 
 
 def test_round_trip_keeps_every_byte(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleWrongShape):
         load_expert(good, tiny_shape(d_model=16))
     with pytest.raises(BundleWrongShape):
-        load_expert(good, decoder.shape, d_ffn=8)
+        load_expert(good, decoder.shape, form=FfnForm(d_ffn=8))
     bank = ExpertBank(BASE, decoder)
     with pytest.raises(BundleWrongShape):
         bank.add(digest(1), random_expert(random_decoder(tiny_shape(n_layers=1), 1), 1))
