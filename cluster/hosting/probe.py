@@ -85,7 +85,7 @@ def main() -> int:
     tokenizer = TextTokenizer.load(folder / TOKENIZER_FILE)
     for digest in order["experts"]:
         bank.add_folder(digest, store.get_bundle(digest))
-    ids = [tokenizer.end_of_text_id, *tokenizer.encode(order["text"])]
+    ids = [tokenizer.begin_id, *tokenizer.encode(order["text"])]
     answer = probe(bank, ids, order["experts"], order["top_k"])
     sys.stdout.write(json.dumps(answer.model_dump(mode="json", exclude={"logits"})) + "\n")
     return 0

@@ -24,7 +24,7 @@ def prompt_ids_of(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple
             )
         return ids
     text = request.prompt if request.prompt is not None else render_turns(request.turns or ())
-    return (tokenizer.end_of_text_id, *tokenizer.encode(text))
+    return (tokenizer.begin_id, *tokenizer.encode(text))
 
 
 def sampling_of(

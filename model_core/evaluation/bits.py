@@ -91,7 +91,7 @@ def bits_per_document(
     windows = [
         window
         for index, ids in enumerate(encoded)
-        for window in _windows(index, [tokenizer.end_of_text_id, *ids], window_tokens, overlap_tokens)
+        for window in _windows(index, [tokenizer.begin_id, *ids], window_tokens, overlap_tokens)
     ]
     windows.sort(key=lambda window: (len(window.ids), window.document, window.first_target))
     nats = [0.0] * len(documents)

@@ -50,7 +50,7 @@ def routing_shares(
     limit = min(max_tokens, decoder.shape.max_positions)
     with torch.no_grad():
         for document in documents:
-            ids = [tokenizer.end_of_text_id, *tokenizer.encode(document.text)][:limit]
+            ids = [tokenizer.begin_id, *tokenizer.encode(document.text)][:limit]
             ids_1S = torch.tensor([ids], device=decoder.embed.weight.device)
             decoder.hidden(ids_1S, experts, top_k=top_k, observe=watch)
     return total_LE / total_LE.sum(-1, keepdim=True)

@@ -48,10 +48,14 @@ class PackedText:
 
 
 def encode_documents(documents: Sequence[Document], tokenizer: TextTokenizer) -> list[np.ndarray]:
-    """Token ids of every document, opened by the end-of-text token, int32."""
-    end = tokenizer.end_of_text_id
+    """Token ids of every document with its opening and closing tokens, int32.
+
+    The end-of-text token is left out where it also opens sequences: the next document then closes this one.
+    """
+    begin, end = tokenizer.begin_id, tokenizer.end_of_text_id
+    close = [] if begin == end else [end]
     encoded = tokenizer.encode_batch([document.text for document in documents])
-    return [np.array([end, *ids], np.int32) for ids in encoded]
+    return [np.array([begin, *ids, *close], np.int32) for ids in encoded]
 
 
 def pack(

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The byte-level BPE tokenizer: any bytes of text go in and come back out unchanged.
+"""Tokenizers: text to token ids and back.
 
-All 256 byte symbols are in the alphabet, so text from any domain can be encoded however little of it
-was seen in training, and bits per byte are exact. There is one special token, the end of a text, which
-also opens every sequence. No normaliser touches the text. This module does not know models.
+Those that are trained here are byte-level BPE: all 256 byte symbols are in the alphabet, so text from any
+domain can be encoded however little of it was seen in training, and bits per byte are exact. There is one
+special token, the end of a text, which also opens every sequence, and no normaliser touches the text.
+
+Those that come with an imported model are used as they are. What ends a text there, and what opens a
+sequence, stands in ``tokenizer_config.json`` beside ``tokenizer.json``. This module does not know models.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,26 +20,40 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from model_core.errors import TokenizerInvalid
 
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 
 class TextTokenizer:
-    """Encodes and decodes text with a trained byte-level BPE.
+    """Encodes and decodes text.
 
     Args:
-        tokenizer: the underlying tokenizer; must have the end-of-text token.
+        tokenizer: the underlying tokenizer.
+        end_of_text: the token that ends a text.
+        begin_of_text: the token that opens every sequence; None: the end-of-text token does.
+
+    Attributes:
+        end_of_text_id: id of the former.
+        begin_id: id of the latter.
 
     Raises:
-        TokenizerInvalid: the end-of-text token is missing.
+        TokenizerInvalid: one of them is missing.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        end = tokenizer.token_to_id(END_OF_TEXT)
-        if end is None:
-            raise TokenizerInvalid(
-                f"The tokenizer has no {END_OF_TEXT} token. Use the one of the base bundle."
-            )
+    def __init__(
+        self, tokenizer: Tokenizer, *, end_of_text: str = END_OF_TEXT, begin_of_text: str | None = None
+    ) -> None:
         self._tokenizer = tokenizer
-        self.end_of_text_id: int = end
+        self.end_of_text_id = self._special(end_of_text)
+        self.begin_id = self.end_of_text_id if begin_of_text is None else self._special(begin_of_text)
+
+    def _special(self, token: str) -> int:
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise TokenizerInvalid(
+                f"The tokenizer has no {token[:80]} token. Use the one of the base bundle, or name the token "
+                f"that ends a text as eos_token in a {TOKENIZER_CONFIG_FILE} beside it."
+            )
+        return int(number)
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
@@ -69,19 +87,26 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
-        """Reads ``tokenizer.json``.
+        """Reads ``tokenizer.json``, and ``tokenizer_config.json`` beside it where there is one.
+
+        ``eos_token`` there names the end of a text and ``bos_token`` what opens a sequence, as strings or as
+        objects with a ``content``. Without them both are ``<|endoftext|>``.
 
         Raises:
-            TokenizerInvalid: the file is missing or is no tokenizer.
+            TokenizerInvalid: a file is missing or unreadable, or a token that is named is not in it.
         """
+        named = _named_tokens(path.parent / TOKENIZER_CONFIG_FILE)
         try:
-            return cls(Tokenizer.from_file(str(path)))
-        except TokenizerInvalid:
-            raise
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every kind of bad file
             raise TokenizerInvalid(
                 "tokenizer.json cannot be read. Fetch the base bundle anew.", reason=type(error).__name__
             ) from error
+        return cls(
+            tokenizer,
+            end_of_text=named.get("eos_token", END_OF_TEXT),
+            begin_of_text=named.get("bos_token"),
+        )
 
     def save(self, path: Path) -> None:
         """Writes ``tokenizer.json``."""
@@ -92,6 +117,11 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         """How many tokens there are, the end of text included."""
         return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def highest_id(self) -> int:
+        """The largest token id; in vocabularies with gaps it exceeds their size."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the end of text; a marker spelled out in the text is plain text."""
@@ -107,3 +137,20 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; the end of text is left out, broken UTF-8 becomes U+FFFD."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _named_tokens(path: Path) -> dict[str, str]:
+    """The end and begin tokens that a tokenizer's config names."""
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerInvalid(f"{path.name} cannot be read. Fetch the base bundle anew.") from error
+    named = {}
+    for field in ("eos_token", "bos_token"):
+        value = fields.get(field) if isinstance(fields, dict) else None
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            named[field] = value
+    return named

@@ -40,9 +40,9 @@ class GateFit:
 
 
 def token_rows(documents: Sequence[Document], tokenizer: TextTokenizer, *, max_tokens: int) -> list[Tensor]:
-    """Every document from its beginning, opened by the end-of-text token and cut, ``[S]`` each."""
+    """Every document from its beginning, opened by the token that opens sequences and cut, ``[S]`` each."""
     encoded = tokenizer.encode_batch([document.text[: 16 * max_tokens] for document in documents])
-    return [torch.tensor([tokenizer.end_of_text_id, *ids][:max_tokens]) for ids in encoded if ids]
+    return [torch.tensor([tokenizer.begin_id, *ids][:max_tokens]) for ids in encoded if ids]
 
 
 def residual_means(decoder: Decoder, rows: Sequence[Tensor], experts: Sequence[Expert] = ()) -> Tensor:
