@@ -11,11 +11,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from cluster.client import MarketplaceClient
+from cluster.doors import Answer, OpenDoor, knock, open_doors
+from cluster.ray_node import processes_of
 from examples.chaos.tiny_base import make_base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,9 +69,28 @@ def blocks() -> list[tuple[str, str]]:
     return [(found["kind"], found["text"]) for found in BLOCK.finditer(text)]
 
 
+@dataclass
+class Session:
+    """What running the README showed.
+
+    Attributes:
+        printed: by each block.
+        leaks: files in which the canary was found.
+        doors: every listening socket while a model host was answering, with what it said to a stranger.
+        processes: command lines that ran then.
+        port: the gateway's.
+    """
+
+    printed: list[str] = field(default_factory=list)
+    leaks: list[Path] = field(default_factory=list)
+    doors: list[tuple[OpenDoor, list[Answer]]] = field(default_factory=list)
+    processes: list[str] = field(default_factory=list)
+    port: int = 0
+
+
 @pytest.fixture(scope="module")
-def session() -> Iterator[tuple[list[str], list[Path]]]:
-    """Runs every block; yields what each printed, and the files in which the canary was found."""
+def session() -> Iterator[Session]:
+    """Runs every block of the README, and looks around while its model host is live."""
     folder = Path(tempfile.mkdtemp(prefix="readme-"))  # short: Ray puts sockets below it
     make_base(folder / "base", folder / "scratch")
     notes = [{"id": f"note-{n}", "text": f"The patient of bed {n} slept well. " * 12} for n in range(40)]
@@ -83,18 +106,18 @@ def session() -> Iterator[tuple[list[str], list[Path]]]:
         "MARKETPLACE_STARTER_BASE": str(folder / "base"),
     }
     shell = Shell(folder, environment)
-    printed = []
-    leaks: list[Path] = []
+    seen = Session(port=port)
     try:
         for kind, text in blocks():
             if kind == "python":
                 (folder / "example.py").write_text(text)
-                printed.append(shell.run(f"MARKETPLACE_URL=http://127.0.0.1:{port} python example.py"))
+                seen.printed.append(shell.run(f"MARKETPLACE_URL=http://127.0.0.1:{port} python example.py"))
                 key = shell.run("echo $MARKETPLACE_KEY").strip()
-                leaks = ask_and_search(f"http://127.0.0.1:{port}", key, folder / "home")
+                seen.leaks = ask_and_search(f"http://127.0.0.1:{port}", key, folder / "home")
+                look_at_doors(seen, folder / "home")
             else:
-                printed.append(shell.run(text))
-        yield printed, leaks
+                seen.printed.append(shell.run(text))
+        yield seen
     finally:
         shell.close()
         subprocess.run(
@@ -103,6 +126,16 @@ def session() -> Iterator[tuple[list[str], list[Path]]]:
             capture_output=True,
             check=False,
         )
+
+
+def look_at_doors(seen: Session, home: Path) -> None:
+    """Knocks at every door of the running marketplace without a key."""
+    run_id = str(json.loads((home / "run.json").read_text())["ray"]["run_id"])
+    seen.processes = [" ".join(process.cmdline()) for process in processes_of(run_id)]
+    doors = list(open_doors(run_id))
+    with ThreadPoolExecutor(16) as hands:  # a silent door costs its patience; they are silent together
+        answers = hands.map(lambda door: knock(door, timeout_s=3.0), doors)
+        seen.doors = list(zip(doors, answers, strict=True))
 
 
 def ask_and_search(url: str, key: str, home: Path) -> list[Path]:
@@ -123,27 +156,38 @@ def ask_and_search(url: str, key: str, home: Path) -> list[Path]:
     ]
 
 
-def test_every_block_of_the_readme_runs(session: tuple[list[str], list[Path]]) -> None:
+def test_every_block_of_the_readme_runs(session: Session) -> None:
     """Every block of the README runs as it stands."""
-    printed, _ = session
-    assert len(printed) == len(blocks())
+    assert len(session.printed) == len(blocks())
 
 
-def test_the_data_card_carries_the_license_of_the_documents(session: tuple[list[str], list[Path]]) -> None:
+def test_the_data_card_carries_the_license_of_the_documents(session: Session) -> None:
     """What the owner said of the documents stands on the expert's card."""
-    printed, _ = session
-    training = next(text for (_, block), text in zip(blocks(), printed, strict=True) if "job submit" in block)
+    training = next(
+        text for (_, block), text in zip(blocks(), session.printed, strict=True) if "job submit" in block
+    )
     assert '"license": "CC-BY-4.0"' in training
 
 
-def test_the_reason_is_shown_after_the_withdrawal(session: tuple[list[str], list[Path]]) -> None:
+def test_the_reason_is_shown_after_the_withdrawal(session: Session) -> None:
     """The deployment says that the expert is out because consent was withdrawn."""
-    printed, _ = session
-    leaving = next(text for (_, block), text in zip(blocks(), printed, strict=True) if "withdraw" in block)
+    leaving = next(
+        text for (_, block), text in zip(blocks(), session.printed, strict=True) if "withdraw" in block
+    )
     assert "consent_withdrawn" in leaving or "withdr" in leaving
 
 
-def test_a_canary_prompt_is_found_nowhere(session: tuple[list[str], list[Path]]) -> None:
+def test_a_canary_prompt_is_found_nowhere(session: Session) -> None:
     """Prompts are on no disk: not in the database, the journals, the logs or Ray's folders (law 18)."""
-    _, leaks = session
-    assert leaks == []
+    assert session.leaks == []
+
+
+def test_nothing_answers_a_stranger_while_a_model_host_serves(session: Session) -> None:
+    """With a model host live, all listen on loopback, and only the gateway and Ray's refusals answer."""
+    assert any("ServeReplica" in line and "host" in line for line in session.processes)
+    assert len(session.doors) >= 8
+    for door, answers in session.doors:
+        assert door.on_loopback, door
+        for answer in answers:
+            assert answer.protocol == "http", (door, answer)
+            assert door.port == session.port or answer.code == "401", (door, answer)
