@@ -112,7 +112,12 @@ class _Papers:
 
 
 def write_bundle(
-    folder: Path, manifest: Manifest, files: Mapping[str, Path | bytes], owner_key: SigningKey
+    folder: Path,
+    manifest: Manifest,
+    files: Mapping[str, Path | bytes],
+    owner_key: SigningKey,
+    *,
+    take: bool = False,
 ) -> CheckedBundle:
     """Writes a bundle into a new folder, sealed by its owner, and checks what was written.
 
@@ -124,6 +129,7 @@ def write_bundle(
         manifest: the packing slip.
         files: file name → a file to copy or its bytes, for every name in ``manifest.files``.
         owner_key: the owner's pair.
+        take: move files instead of copying them; they must lie on the folder's own disk.
 
     Raises:
         BundleExtraFile: the folder is not empty, or ``files`` holds a name that the manifest does not.
@@ -142,6 +148,8 @@ def write_bundle(
     for name, source in files.items():
         if isinstance(source, bytes):
             write_new_file(folder / name, source)
+        elif take:
+            source.rename(folder / name)
         else:
             copy_plain_file(source, folder / name)
     write_new_file(folder / SEAL_FILE, seal.to_bytes())
