@@ -13,9 +13,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from model_core.errors import DatasetRefused, TrainingError
@@ -33,6 +34,8 @@ from model_core.training.calibration import (
 )
 from model_core.training.gates import GateFit, fit_gates, residual_means, set_router_rows, token_rows
 from model_core.training.objective import PairObjective
+from model_core.training.privacy import MAX_EPSILON, PrivacyPlan, PrivacySettings
+from model_core.training.private_expert import lower_bias, private_run, random_rows
 from model_core.training.recipe import TrainingRecipe
 from model_core.training.run import Progress, RunOutcome, TrainingRun
 
@@ -61,6 +64,11 @@ class ExpertRecipe(TrainingRecipe):
         heldout_share: share of the owner's documents kept out of training for the job's own figures.
         heldout_documents: most documents that those figures use.
         heldout_characters: beginning of each document that calibration and evaluation score.
+        dp_noise_multiplier: over 0 trains with differential privacy: standard deviation of the noise over
+            ``dp_clip_norm``. ``batch_rows * accumulation`` documents are then taken a step on average.
+        dp_target_epsilon: over 0 does so too, with the noise that costs at most this epsilon.
+        dp_clip_norm: largest length of one document's gradient; takes the place of ``clip_norm``.
+        dp_delta: probability with which the guarantee may fail; below one over the documents.
     """
 
     steps: int = Field(default=120, ge=1, le=10_000_000)
@@ -80,6 +88,30 @@ class ExpertRecipe(TrainingRecipe):
     heldout_share: float = Field(default=0.06, gt=0, lt=1)
     heldout_documents: int = Field(default=24, ge=1, le=10_000)
     heldout_characters: int = Field(default=1600, ge=64, le=1_000_000)
+    dp_noise_multiplier: float = Field(default=0.0, ge=0, le=10_000, allow_inf_nan=False)
+    dp_target_epsilon: float = Field(default=0.0, ge=0, le=MAX_EPSILON, allow_inf_nan=False)
+    dp_clip_norm: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    dp_delta: float = Field(default=1e-5, gt=0, le=0.01, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _privacy_is_whole(self) -> Self:
+        if self.dp_noise_multiplier and self.dp_target_epsilon:
+            raise ValueError("give dp_noise_multiplier or dp_target_epsilon, the other follows from it")
+        if self.privacy and self.gated:
+            raise ValueError("gates look at own text outside the noise: a private recipe needs gated=false")
+        return self
+
+    @property
+    def privacy(self) -> PrivacySettings | None:
+        """What the recipe asks of differential privacy; None: nothing."""
+        if not (self.dp_noise_multiplier or self.dp_target_epsilon):
+            return None
+        return PrivacySettings(
+            noise_multiplier=self.dp_noise_multiplier,
+            target_epsilon=self.dp_target_epsilon,
+            clip_norm=self.dp_clip_norm,
+            delta=self.dp_delta,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +126,7 @@ class ExpertResult:
         packed_tokens: tokens of the training text.
         data_digest: digest of the packed rows.
         base_tensors_digest: digest of every base tensor, equal before and after.
+        privacy: what a differentially private run did and cost; None for others.
     """
 
     expert: Expert | None
@@ -103,6 +136,7 @@ class ExpertResult:
     packed_tokens: int
     data_digest: str
     base_tensors_digest: str
+    privacy: PrivacyPlan | None = None
 
 
 def tensors_digest(module: nn.Module) -> str:
@@ -160,21 +194,45 @@ def train_expert(
 
     Raises:
         DatasetRefused: too little text.
+        RecipeRefused: privacy figures that protect nothing or cannot be reached with these documents.
         TrainingDiverged: the loss is not finite or has run away.
         CheckpointInvalid: the work folder belongs to another run.
         TrainingError: a tensor of the base changed (never expected).
     """
     frozen = tensors_digest(decoder)
     on_phase("tokenise")
-    materials = _fitting_texts(tokenizer, documents, public, recipe)
-    packed = pack(documents, tokenizer, sequence_tokens=recipe.sequence_tokens, seed=seed)
-    expert = _start(decoder, materials, recipe)
-    on_phase("train")
+    # Under privacy own text reaches the noised steps and nothing else, so it is not even handed on.
+    seen = () if recipe.privacy else documents
+    materials = _fitting_texts(tokenizer, seen, public, recipe)
+    expert = _start(decoder, materials, recipe, seed)
     objective = PairObjective(
         decoder, expert, logit_z_loss=recipe.logit_z_loss, router_z_loss=recipe.router_z_loss
     )
+    identity, private = {"base": base_digest}, None
+    if recipe.privacy is None:
+        packed = pack(documents, tokenizer, sequence_tokens=recipe.sequence_tokens, seed=seed)
+    else:
+        private = private_run(
+            objective,
+            documents,
+            materials.public,
+            tokenizer,
+            recipe,
+            recipe.privacy,
+            identity={**identity, "seed": str(seed)},
+            work_folder=work_folder,
+        )
+        packed, identity = private.rows.packed, private.identity
+    on_phase("train")
     run = TrainingRun(
-        objective, packed, recipe, seed=seed, folder=work_folder, identity={"base": base_digest}
+        objective,
+        packed,
+        recipe,
+        seed=seed,
+        folder=work_folder,
+        identity=identity,
+        rule=private and private.steps,
+        rows=private and private.steps,
     )
     outcome = run.train(on_step=on_step, stop=stop)
     if tensors_digest(decoder) != frozen:
@@ -187,6 +245,7 @@ def train_expert(
         packed_tokens=packed.tokens,
         data_digest=packed.digest,
         base_tensors_digest=frozen,
+        privacy=private and private.plan,
     )
     if not outcome.finished:
         return result
@@ -194,6 +253,9 @@ def train_expert(
     if not recipe.gated:
         norms = residual_norms(decoder, materials.public_rows)
         bound_router_rows(expert, norms, logit_bound=recipe.row_logit_bound)
+        if private:
+            on_phase("calibrate")
+            lower_bias(decoder, expert, materials.calibration, tokenizer, tolerance=recipe.public_tolerance)
         return replace(result, expert=expert)
     fits, report = _finish(decoder, tokenizer, expert, materials, recipe, on_phase)
     return replace(result, expert=expert, gates=tuple(fits), calibration=report)
@@ -262,12 +324,14 @@ class _FittingTexts:
     Attributes:
         own_rows: beginnings of own documents, which rows and gates are fitted on.
         public_rows: the same of public documents.
+        public: beginnings of the public documents of ``public_rows``.
         calibration: other public documents, which the expert is calibrated on.
         own_sample: beginnings of own documents, on which calibration looks what a shift costs.
     """
 
     own_rows: list[Tensor]
     public_rows: list[Tensor]
+    public: tuple[Document, ...]
     calibration: tuple[Document, ...]
     own_sample: tuple[Document, ...]
 
@@ -283,14 +347,21 @@ def _fitting_texts(
     return _FittingTexts(
         own_rows=token_rows(spread, tokenizer, max_tokens=recipe.fit_tokens),
         public_rows=token_rows(fit[: recipe.fit_documents], tokenizer, max_tokens=recipe.fit_tokens),
+        public=cut_documents(fit[: recipe.fit_documents], recipe.heldout_characters),
         calibration=cut_documents(calibration[: recipe.calibration_documents], recipe.heldout_characters),
         own_sample=cut_documents(spread[:: max(1, len(spread) // 16)][:16], recipe.heldout_characters),
     )
 
 
-def _start(decoder: Decoder, materials: _FittingTexts, recipe: ExpertRecipe) -> Expert:
-    """A copy of the public expert with router rows that already tell the owner's text from public text."""
+def _start(decoder: Decoder, materials: _FittingTexts, recipe: ExpertRecipe, seed: int) -> Expert:
+    """A copy of the public expert with router rows that already tell the owner's text from public text.
+
+    Under privacy own text may not be looked at here, and the rows are drawn at random.
+    """
     expert = upcycle(decoder)
+    if recipe.privacy:
+        random_rows(expert, seed=seed)
+        return expert
     own_LD = residual_means(decoder, materials.own_rows)
     public_LD = residual_means(decoder, materials.public_rows)
     set_router_rows(expert, own_LD, public_LD, lift=recipe.row_lift)
