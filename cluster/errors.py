@@ -15,6 +15,7 @@ Tree::
         │   └── UnsupportedBody         a media type or file format nobody reads here
         ├── OfficeUnavailable           the office does not answer; what was asked may not have happened
         ├── OfficeFault                 something unexpected happened in the office
+        ├── WeighingFailed              an expert could not be weighed here; it was not admitted
         ├── HostUnavailable             no model host answers for this base
         ├── InstallationRefused
         │   ├── HomeRefused             the home folder is not safe
@@ -92,6 +93,12 @@ class OfficeFault(ClusterError):
     """Something unexpected happened in the office; its log says more."""
 
     code = "office_fault"
+
+
+class WeighingFailed(ClusterError):
+    """An expert could not be weighed here (time, memory, a base that cannot be read); it was not admitted."""
+
+    code = "weighing_failed"
 
 
 class HostUnavailable(ClusterError):
