@@ -231,8 +231,8 @@ def train_expert(
         seed=seed,
         folder=work_folder,
         identity=identity,
-        rule=private and private.steps,
-        rows=private and private.steps,
+        rule=private.steps if private else None,
+        rows=private.steps if private else None,
     )
     outcome = run.train(on_step=on_step, stop=stop)
     if tensors_digest(decoder) != frozen:
@@ -245,7 +245,7 @@ def train_expert(
         packed_tokens=packed.tokens,
         data_digest=packed.digest,
         base_tensors_digest=frozen,
-        privacy=private and private.plan,
+        privacy=private.plan if private else None,
     )
     if not outcome.finished:
         return result

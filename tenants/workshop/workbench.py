@@ -191,22 +191,30 @@ def _read_materials(spec: JobSpec, recipe: ExpertRecipe) -> _Materials:
 def _evaluate(
     materials: _Materials, expert: Expert, result: ExpertResult, recipe: ExpertRecipe
 ) -> dict[str, float]:
-    """Bits per byte of base and pair on the job's own held-out documents and on public text."""
+    """Bits per byte of base and pair on the job's own held-out documents and on public text.
+
+    Under differential privacy figures on own text would tell of it outside the noise, so there are none.
+    """
     own = cut_documents(materials.heldout[: recipe.heldout_documents], recipe.heldout_characters)
     public = cut_documents(
         public_halves(materials.public)[1][: recipe.heldout_documents], recipe.heldout_characters
     )
     metrics: dict[str, float] = {}
-    for place, documents in (("heldout", own), ("public", public)):
+    places = {"public": public} if result.privacy else {"heldout": own, "public": public}
+    for place, documents in places.items():
         for who, experts in (("base", ()), ("pair", (expert,))):
             scores = bits_per_document(
                 materials.decoder, documents, materials.tokenizer, experts=experts, top_k=2
             )
             metrics[f"{place}_bits_per_byte_{who}"] = bits_per_byte(scores)
     if math.isfinite(result.outcome.final_loss):
-        metrics["train_loss_final"] = result.outcome.final_loss
-    metrics["gate_accuracy"] = sum(fit.accuracy for fit in result.gates) / len(result.gates)
+        name = "public_loss_final" if result.privacy else "train_loss_final"
+        metrics[name] = result.outcome.final_loss
+    if result.gates:
+        metrics["gate_accuracy"] = sum(fit.accuracy for fit in result.gates) / len(result.gates)
     metrics["train_tokens"] = float(recipe.steps * recipe.step_tokens)
+    if result.privacy:
+        metrics["dp_epsilon"] = result.privacy.epsilon
     return metrics
 
 
@@ -225,7 +233,6 @@ def _write_output(
     for name in (EXPERT_WEIGHTS_FILE, METRICS_FILE, MANIFEST_FILE):
         (output / name).unlink(missing_ok=True)  # what an attempt that was killed here had left
     assert result.expert is not None  # noqa: S101  (the run finished)
-    assert result.calibration is not None  # noqa: S101
     save_expert(result.expert, output / EXPERT_WEIGHTS_FILE)
     write_new_file(output / METRICS_FILE, training_metrics)
     shape = materials.base.shape
@@ -237,7 +244,11 @@ def _write_output(
         d_ffn=shape.d_ffn,
         n_layers=shape.n_layers,
         d_model=shape.d_model,
-        recipe={**recipe.model_dump(mode="json"), "precision_used": result.outcome.precision},
+        recipe={
+            **recipe.model_dump(mode="json"),
+            **(result.privacy.facts() if result.privacy else {}),
+            "precision_used": result.outcome.precision,
+        },
         seeds={"order": seed},
         data_card=describe(
             materials.train,
@@ -246,7 +257,9 @@ def _write_output(
             tokens=result.packed_tokens,
         ),
         metrics=metrics,
-        calibration={name: float(value) for name, value in asdict(result.calibration).items()},
+        calibration={name: float(value) for name, value in asdict(result.calibration).items()}
+        if result.calibration
+        else {},
         files={name: digest_file(output / name) for name in (EXPERT_WEIGHTS_FILE, METRICS_FILE)},
         created_at_us=spec.created_at_us,
         code_version=code_version(),
