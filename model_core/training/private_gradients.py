@@ -17,6 +17,7 @@ norm that of the noised gradient.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -218,7 +219,7 @@ class PrivateSteps:
             gradient.add_((scale * noise).view(gradient.shape).to(gradient))
             gradient.div_(self._plan.expected_documents)
             square += float(gradient.double().square().sum())
-        return square**0.5
+        return math.sqrt(square)
 
     def _trimmed(self, ids_S: Tensor, targets_S: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """One row up to the first end of text among its targets: what follows only fills it up."""

@@ -213,6 +213,9 @@ def _evaluate(
     if result.gates:
         metrics["gate_accuracy"] = sum(fit.accuracy for fit in result.gates) / len(result.gates)
     metrics["train_tokens"] = float(recipe.steps * recipe.step_tokens)
+    metrics["expert_bytes"] = float(expert.size_bytes)
+    if expert.kind == "low_rank":
+        metrics["kept_energy"] = result.kept_energy
     if result.privacy:
         metrics["dp_epsilon"] = result.privacy.epsilon
     return metrics
@@ -235,13 +238,17 @@ def _write_output(
     assert result.expert is not None  # noqa: S101  (the run finished)
     save_expert(result.expert, output / EXPERT_WEIGHTS_FILE)
     write_new_file(output / METRICS_FILE, training_metrics)
-    shape = materials.base.shape
+    shape, form = materials.base.shape, result.expert.form
     manifest = ExpertManifest(
         name=spec.name,
         tenant=spec.tenant,
         base_digest=materials.base_digest,
         tokenizer_digest=materials.base.tokenizer_digest,
-        d_ffn=shape.d_ffn,
+        expert_kind=form.kind,
+        d_ffn=form.d_ffn,
+        rank=form.rank,
+        pieces=form.pieces,
+        gated=result.expert.gated,
         n_layers=shape.n_layers,
         d_model=shape.d_model,
         recipe={
