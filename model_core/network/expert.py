@@ -142,6 +142,11 @@ class Expert(nn.Module):
         return self.form.kind
 
     @property
+    def gated(self) -> bool:
+        """Whether it has domain gates."""
+        return self.layer(0).gate is not None
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all its tensors: what it costs in a file and in memory."""
         return sum(tensor.nbytes for tensor in self.state_dict().values())

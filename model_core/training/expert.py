@@ -19,10 +19,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from model_core.errors import DatasetRefused, TrainingError
+from model_core.errors import DatasetRefused, RecipeRefused, TrainingError
 from model_core.evaluation.bits import cut_documents
-from model_core.network.decoder import Decoder, upcycle
+from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
+from model_core.packing.forms import MAX_PIECES, ExpertKind, FfnForm
+from model_core.packing.manifest import ModelShape
 from model_core.text.batches import pack
 from model_core.text.documents import Document, split_of
 from model_core.text.tokenizer import TextTokenizer
@@ -33,6 +35,7 @@ from model_core.training.calibration import (
     residual_norms,
 )
 from model_core.training.gates import GateFit, fit_gates, residual_means, set_router_rows, token_rows
+from model_core.training.kinds import convert, start_expert, wanted_form
 from model_core.training.objective import PairObjective
 from model_core.training.privacy import MAX_EPSILON, PrivacyPlan, PrivacySettings
 from model_core.training.private_expert import lower_bias, private_run, random_rows
@@ -69,6 +72,12 @@ class ExpertRecipe(TrainingRecipe):
         dp_target_epsilon: over 0 does so too, with the noise that costs at most this epsilon.
         dp_clip_norm: largest length of one document's gradient; takes the place of ``clip_norm``.
         dp_delta: probability with which the guarantee may fail; below one over the documents.
+        expert_kind: form of the expert's networks (``model_core.packing.forms``).
+        expert_width: inner neurons of a ``narrow`` expert; 0 for every other kind.
+        expert_rank: of a ``low_rank`` expert; 0 for every other kind.
+        expert_pieces: of a ``split`` expert; 0 for every other kind.
+        trained_as_kind: whether the expert is of its kind from the first step; else it is trained in full and
+            turned into its kind before gates and calibration, which see what will be served either way.
     """
 
     steps: int = Field(default=120, ge=1, le=10_000_000)
@@ -92,6 +101,11 @@ class ExpertRecipe(TrainingRecipe):
     dp_target_epsilon: float = Field(default=0.0, ge=0, le=MAX_EPSILON, allow_inf_nan=False)
     dp_clip_norm: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
     dp_delta: float = Field(default=1e-5, gt=0, le=0.01, allow_inf_nan=False)
+    expert_kind: ExpertKind = "full"
+    expert_width: int = Field(default=0, ge=0, le=1_048_576)
+    expert_rank: int = Field(default=0, ge=0, le=1_048_576)
+    expert_pieces: int = Field(default=0, ge=0, le=MAX_PIECES)
+    trained_as_kind: bool = False
 
     @model_validator(mode="after")
     def _privacy_is_whole(self) -> Self:
@@ -100,6 +114,24 @@ class ExpertRecipe(TrainingRecipe):
         if self.privacy and self.gated:
             raise ValueError("gates look at own text outside the noise: a private recipe needs gated=false")
         return self
+
+    def form(self, shape: ModelShape) -> FfnForm:
+        """The form of the expert's networks beside a base.
+
+        Raises:
+            RecipeRefused: sizes that the kind does not have, or that do not fit the base.
+        """
+        if self.trained_as_kind and self.expert_kind == "int8":
+            raise RecipeRefused(
+                "Integers cannot be trained; leave trained_as_kind off.", fields=["trained_as_kind"]
+            )
+        return wanted_form(
+            shape,
+            self.expert_kind,
+            width=self.expert_width,
+            rank=self.expert_rank,
+            pieces=self.expert_pieces,
+        )
 
     @property
     def privacy(self) -> PrivacySettings | None:
@@ -127,6 +159,8 @@ class ExpertResult:
         data_digest: digest of the packed rows.
         base_tensors_digest: digest of every base tensor, equal before and after.
         privacy: what a differentially private run did and cost; None for others.
+        kept_energy: share of the squared norm of what training changed that a conversion to ``low_rank``
+            kept; 1 for every other way.
     """
 
     expert: Expert | None
@@ -137,6 +171,7 @@ class ExpertResult:
     data_digest: str
     base_tensors_digest: str
     privacy: PrivacyPlan | None = None
+    kept_energy: float = 1.0
 
 
 def tensors_digest(module: nn.Module) -> str:
@@ -194,11 +229,13 @@ def train_expert(
 
     Raises:
         DatasetRefused: too little text.
-        RecipeRefused: privacy figures that protect nothing or cannot be reached with these documents.
+        RecipeRefused: privacy figures that protect nothing or cannot be reached with these documents, or a
+            form of expert that the base cannot have.
         TrainingDiverged: the loss is not finite or has run away.
         CheckpointInvalid: the work folder belongs to another run.
         TrainingError: a tensor of the base changed (never expected).
     """
+    form = recipe.form(decoder.shape)
     frozen = tensors_digest(decoder)
     on_phase("tokenise")
     # Under privacy own text reaches the noised steps and nothing else, so it is not even handed on.
@@ -249,7 +286,8 @@ def train_expert(
     )
     if not outcome.finished:
         return result
-    expert = expert.requires_grad_(False).eval()
+    expert, kept_energy = convert(decoder, expert.requires_grad_(False).eval(), form, materials.rows)
+    result = replace(result, kept_energy=kept_energy)
     if not recipe.gated:
         norms = residual_norms(decoder, materials.public_rows)
         bound_router_rows(expert, norms, logit_bound=recipe.row_logit_bound)
@@ -335,6 +373,11 @@ class _FittingTexts:
     calibration: tuple[Document, ...]
     own_sample: tuple[Document, ...]
 
+    @property
+    def rows(self) -> list[Tensor]:
+        """Text that inner neurons are told apart by: own text, under privacy public text."""
+        return self.own_rows or self.public_rows
+
 
 def _fitting_texts(
     tokenizer: TextTokenizer,
@@ -358,7 +401,8 @@ def _start(decoder: Decoder, materials: _FittingTexts, recipe: ExpertRecipe, see
 
     Under privacy own text may not be looked at here, and the rows are drawn at random.
     """
-    expert = upcycle(decoder)
+    form = recipe.form(decoder.shape) if recipe.trained_as_kind else FfnForm(d_ffn=decoder.shape.d_ffn)
+    expert = start_expert(decoder, form, materials.rows, seed=seed)
     if recipe.privacy:
         random_rows(expert, seed=seed)
         return expert

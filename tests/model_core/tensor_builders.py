@@ -14,7 +14,10 @@ from model_core.engine.requests import Sampling, SequenceRequest, TokenEvent
 from model_core.network.bank import ExpertBank
 from model_core.network.decoder import Decoder, upcycle
 from model_core.network.expert import Expert
+from model_core.packing.forms import ExpertKind, FfnForm
 from model_core.packing.manifest import ModelShape
+from model_core.training.conversions import to_int8, to_narrow, to_split
+from model_core.training.kinds import start_expert
 
 BASE = "sha256:" + "b" * 64
 VOCABULARY = 61
@@ -54,9 +57,19 @@ def random_decoder(shape: ModelShape, seed: int, std: float = 0.15) -> Decoder:
     return decoder
 
 
-def random_expert(decoder: Decoder, seed: int, *, gated: bool = True, noise: float = 0.1) -> Expert:
-    """A copy of the public expert, moved away from it at random."""
-    expert = upcycle(decoder, gated=gated)
+def random_expert(
+    decoder: Decoder, seed: int, *, gated: bool = True, noise: float = 0.1, kind: ExpertKind = "full"
+) -> Expert:
+    """A copy of the public expert, moved away from it at random, of any kind."""
+    expert, shape = upcycle(decoder, gated=gated), decoder.shape
+    if kind == "narrow":
+        width = max(1, shape.d_ffn - 1 - seed % 7)
+        expert = to_narrow(decoder, expert, width, [torch.tensor(prompt(seed, 9))])
+    elif kind == "low_rank":
+        rank = 1 + seed % min(5, shape.d_model, shape.d_ffn)
+        expert = start_expert(decoder, FfnForm(kind=kind, d_ffn=shape.d_ffn, rank=rank))
+    if kind == "low_rank" and gated:
+        expert.add_gates()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in expert.state_dict().items():
@@ -67,7 +80,9 @@ def random_expert(decoder: Decoder, seed: int, *, gated: bool = True, noise: flo
                 tensor.copy_(1.0 + step.abs())
             else:
                 tensor.add_(step)
-    return expert
+    if kind == "split":
+        return to_split(expert, next(n for n in (4, 3, 2, 1) if shape.d_ffn % n == 0))
+    return to_int8(expert) if kind == "int8" else expert
 
 
 def bank_of(decoder: Decoder, experts: dict[str, Expert]) -> ExpertBank:
@@ -81,10 +96,10 @@ def bank_of(decoder: Decoder, experts: dict[str, Expert]) -> ExpertBank:
 def copy_of(expert: Expert) -> Expert:
     """The same expert in memory of its own."""
     first = expert.layer(0)
-    twin = Expert(
+    twin = Expert.of_form(
+        expert.form,
         n_layers=len(expert.layers),
         d_model=first.router.row.shape[0],
-        d_ffn=first.ffn.gate.weight.shape[0],
         gated=first.gate is not None,
     )
     twin.load_state_dict({name: tensor.clone() for name, tensor in expert.state_dict().items()}, assign=True)
@@ -99,10 +114,15 @@ def in_bfloat16(module: torch.nn.Module) -> None:
                 parameter.data = parameter.data.bfloat16()
 
 
-def random_world(seed: int, n_experts: int, **shape: Any) -> tuple[Decoder, dict[str, Expert]]:
-    """A random decoder and experts by digest."""
+def random_world(
+    seed: int, n_experts: int, *, kinds: Sequence[ExpertKind] = ("full",), **shape: Any
+) -> tuple[Decoder, dict[str, Expert]]:
+    """A random decoder and experts by digest, of the given kinds in turn."""
     decoder = random_decoder(tiny_shape(**shape), seed)
-    experts = {digest(1000 * seed + i): random_expert(decoder, 1000 * seed + i) for i in range(n_experts)}
+    experts = {
+        digest(1000 * seed + i): random_expert(decoder, 1000 * seed + i, kind=kinds[i % len(kinds)])
+        for i in range(n_experts)
+    }
     return decoder, experts
 
 
