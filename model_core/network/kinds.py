@@ -145,7 +145,7 @@ class Int8Matrix(nn.Module):
     def forward(self, x_RI: Tensor) -> Tensor:
         """Rows times the matrix; numbers are widened to the rows' dtype, which holds them exactly."""
         rows_at_once = max(1, _WIDENED_AT_ONCE // self.weight.shape[1])
-        blocks = [F.linear(x_RI, block.to(x_RI.dtype)) for block in self.weight.split(rows_at_once)]
+        blocks = [F.linear(x_RI, block.to(x_RI.dtype)) for block in torch.split(self.weight, rows_at_once)]
         out_RO = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
         return (out_RO.float() * self.scale).to(x_RI.dtype)
 
