@@ -28,12 +28,12 @@ def ask(
     seed: int | None,
     stop: tuple[str, ...],
 ) -> None:
-    r"""Ask DEPLOYMENT to continue PROMPT, and stream what it says.
+    """Ask DEPLOYMENT to continue PROMPT, and stream what it says.
 
     \b
     Example:
       marketplace ask research-desk "def fibonacci(n):" --max-tokens 64
-    """
+    """  # noqa: D301  (\b is click's own mark for text to leave as it is)
     body: dict[str, Any] = {
         "model": deployment,
         "prompt": prompt,

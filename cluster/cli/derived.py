@@ -17,12 +17,17 @@ import click
 from pydantic.fields import FieldInfo
 
 from cluster.cli.context import Door
+from cluster.cli.models import import_base, import_expert
 from cluster.cli.watch import watch
 from cluster.operations.catalogue import OPERATIONS
 from cluster.operations.table import Operation
 
 #: Verbs that are more than one call.
-_BY_HAND: dict[str, tuple[click.Command, ...]] = {"job": (watch,)}
+_BY_HAND: dict[str, tuple[click.Command, ...]] = {
+    "job": (watch,),
+    "base": (import_base,),
+    "expert": (import_expert,),
+}
 
 
 class _Json(click.ParamType[Any]):

@@ -23,14 +23,14 @@ _LEAST_DISK_BYTES = 2 * 2**30
 @click.command()
 @click.pass_obj
 def up(door: Door) -> None:
-    r"""Start the marketplace, or bring it up again after a crash.
+    """Start the marketplace, or bring it up again after a crash.
 
     Nothing is lost by a crash: jobs resume, and usage that was journaled is counted once.
 
     \b
     Example:
       MARKETPLACE_HOME=~/market marketplace up
-    """
+    """  # noqa: D301  (\b is click's own mark for text to leave as it is)
     from cluster.up import bring_up
 
     running = bring_up(door.settings, _say(door))

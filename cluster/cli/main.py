@@ -95,14 +95,14 @@ class _Verbs(click.Group):
 )
 @click.pass_context
 def root(ctx: click.Context, url: str | None, key: str | None, as_json: bool, only: str | None) -> None:
-    r"""A marketplace of experts that organisations train alone, permit, meter and withdraw.
+    """A marketplace of experts that organisations train alone, permit, meter and withdraw.
 
     \b
     Example:
       marketplace up
       marketplace expert list
       marketplace ask research-desk "What is a monad?"
-    """
+    """  # noqa: D301  (\b is click's own mark for text to leave as it is)
     ctx.obj = Door(url=url, key=key, as_json=as_json, only=only)
 
 

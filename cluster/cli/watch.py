@@ -22,12 +22,12 @@ _POLL_S = 1.0
 @click.argument("job_id")
 @click.pass_obj
 def watch(door: Door, job_id: str) -> None:
-    r"""Follow a job until it ends; the exit code is 0 only if it succeeded.
+    """Follow a job until it ends; the exit code is 0 only if it succeeded.
 
     \b
     Example:
       marketplace job watch job_0198f0c2a1b37c4e8d5f60718293a4b5
-    """
+    """  # noqa: D301  (\b is click's own mark for text to leave as it is)
     quiet = door.as_json or door.only is not None
     columns = (
         TextColumn("{task.description}"),
