@@ -18,6 +18,7 @@ import migrations
 from cluster.home import Home
 from cluster.office.counter import Office
 from cluster.office.desk import Desk
+from cluster.office.scales import Scales
 from cluster.settings import Settings
 from cluster.telemetry import log_to
 from model_core.packing.bundle import CheckedBundle, check_bundle, countersign_bundle, write_bundle
@@ -113,7 +114,12 @@ def open_office(document: dict[str, Any]) -> Office:
         desk.repeats.forget_old()
     log.info("the office is open", extra={"schema": migrations.head()})
     return Office(
-        settings=settings, home=home, database=database, artifacts=store, schema_revision=migrations.head()
+        settings=settings,
+        home=home,
+        database=database,
+        artifacts=store,
+        schema_revision=migrations.head(),
+        scales=Scales(home, store, threads=settings.threads, limits=settings.admission),
     )
 
 

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model_core.packing.admission import AdmissionLimits
+
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -39,6 +41,7 @@ class Settings(BaseSettings):
         host_context: longest prompt plus answer in tokens; at most what the base allows.
         host_keeps_withdrawn: withdrawn experts stay in the host's memory, filled with NaN, as a standing
             proof that nothing multiplies them.
+        admission: the largest figures of an expert that is admitted, as JSON; the defaults are measured.
         max_upload_bytes: largest accepted request body.
         max_tokens: most completion tokens one request may ask for.
         start_timeout_s: how long ``up`` waits for each part before it gives up.
@@ -64,6 +67,7 @@ class Settings(BaseSettings):
     host_sequences: int = Field(default=32, ge=1, le=1024)
     host_context: int = Field(default=1024, ge=16)
     host_keeps_withdrawn: bool = False
+    admission: AdmissionLimits = Field(default_factory=AdmissionLimits)
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024)
     max_tokens: int = Field(default=4096, ge=1)
     start_timeout_s: float = Field(default=120.0, gt=0)

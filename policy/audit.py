@@ -67,6 +67,12 @@ class Audit:
         query = select(AuditRow).where(AuditRow.seq > after).order_by(AuditRow.seq).limit(limit)
         return [_record(row) for row in self._session.scalars(query)]
 
+    def last_of(self, object_: str, action: str) -> AuditRecord | None:
+        """The newest record of one action on one object, or None."""
+        query = select(AuditRow).where(AuditRow.object == object_, AuditRow.action == action)
+        row = self._session.scalars(query.order_by(AuditRow.seq.desc()).limit(1)).one_or_none()
+        return None if row is None else _record(row)
+
     def verify(
         self, checkpoints: Sequence[Checkpoint] = (), trusted: Collection[str] | None = None
     ) -> AuditReport:

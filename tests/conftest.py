@@ -109,9 +109,13 @@ class BundleMaker:
             "calibration.jsonl": b'{"text":"hello"}\n',
         }
 
-    def base(self, folder: Path, *, seed: int = 0, signed: bool = True) -> CheckedBundle:
-        """A sealed and, unless told otherwise, countersigned base."""
+    def base(
+        self, folder: Path, *, seed: int = 0, signed: bool = True, calibrated: bool = True
+    ) -> CheckedBundle:
+        """A sealed and, unless told otherwise, countersigned base; its tokenizer reads no text."""
         files = self.base_files(seed=seed)
+        if not calibrated:
+            del files["calibration.jsonl"]
         checked = write_bundle(folder, self.base_manifest(files), dict(files), self.platform)
         return countersign_bundle(folder, self.admission) if signed else checked
 

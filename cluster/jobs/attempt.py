@@ -30,9 +30,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-import model_core
-import tenants
 from cluster.jobs.errors import DatasetChanged, ForeignBundle, WorkFolderBusy
+from cluster.jobs.site import link_packages
 from cluster.office.protocol import JobClaim, MetricReading
 from model_core.errors import PackingError, ProductError
 from model_core.packing.bundle import check_bundle, write_bundle
@@ -202,7 +201,7 @@ class Attempt:
         base = self._store.get_bundle(claim.base_digest)
         run, site = self._folder / "run", self._folder / "site"
         run.mkdir(exist_ok=True, mode=0o700)
-        packages = self._link_packages(site)
+        packages = link_packages(site)
         uid = own_uid(claim.tenant, [*packages, Path(sys.executable), Path(sys.prefix), base, dataset, run])
         if uid is not None:
             for root, _, files in os.walk(run):
@@ -268,17 +267,6 @@ class Attempt:
         files: dict[str, Path | bytes] = {name: output / name for name in manifest.files}
         write_bundle(draft, manifest, files, load_key(Path(claim.signing_key_path)))
         draft.rename(self._sealed)
-
-    def _link_packages(self, site: Path) -> list[Path]:
-        """A folder that holds links to the two packages which the child imports, and nothing else."""
-        packages = [Path(str(package.__file__)).resolve().parent for package in (model_core, tenants)]
-        site.mkdir(exist_ok=True, mode=0o755)
-        for package in packages:
-            link = site / package.name
-            if not link.is_symlink() or link.resolve() != package:
-                link.unlink(missing_ok=True)
-                link.symlink_to(package, target_is_directory=True)
-        return packages
 
     def _started_at_us(self) -> int:
         path = self._folder / "started.json"

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cluster.errors import OfficeUnavailable
+from cluster.errors import OfficeUnavailable, WeighingFailed
 from cluster.jobs.attempt import AttemptReport
 from cluster.jobs.errors import WorkshopGone
 from cluster.office.protocol import JobClaim, JobDirection, JobOutcome, MetricReading
@@ -79,6 +79,7 @@ class _Followed:
     unsent: list[MetricReading] = field(default_factory=list)
     last: AttemptReport | None = None
     said: tuple[str, str] = ("", "")
+    closing: asyncio.Task[None] | None = None
 
 
 class JobFollower:
@@ -138,6 +139,8 @@ class JobFollower:
     async def stop(self) -> None:
         """Ends every workshop; their jobs are queued again by the next foreman."""
         for one in list(self._followed.values()):
+            if one.closing is not None:
+                one.closing.cancel()
             await one.workshop.end()
         self._followed.clear()
 
@@ -179,9 +182,10 @@ class JobFollower:
                 return
             one.last, one.placed_at = report, time.monotonic()
             one.unsent.extend(report.metrics)
-        await self._tell(one, one.last)
+        if one.closing is None:
+            await self._tell(one, one.last)
         if one.last.final and not one.unsent:
-            await self._close(one, one.last)
+            await self._end(one, one.last)
 
     async def _wait_for_place(self, one: _Followed) -> None:
         if one.last is None:
@@ -216,6 +220,15 @@ class JobFollower:
         one.reported, one.said = time.monotonic(), (state, message)
         return direction
 
+    async def _end(self, one: _Followed, report: AttemptReport) -> None:
+        """Closes an attempt beside the others: its admission weighs the expert, which takes its time."""
+        if one.closing is None:
+            one.closing = asyncio.create_task(self._close(one, report))
+        done, _ = await asyncio.wait({one.closing}, timeout=self._look_s)
+        if done:
+            task, one.closing = one.closing, None
+            task.result()
+
     async def _close(self, one: _Followed, report: AttemptReport) -> None:
         claim = one.claim
         if report.state == "sealed":
@@ -245,7 +258,8 @@ class JobFollower:
         if not isinstance(err, StaleAttempt):
             with contextlib.suppress(ProductError):
                 claim = one.claim
-                await self._office.fail_job(claim.job_id, claim.fence, err.code, err.sentence, retry=False)
+                retry = isinstance(err, WeighingFailed)  # nothing is known about the expert yet
+                await self._office.fail_job(claim.job_id, claim.fence, err.code, err.sentence, retry=retry)
         await self._drop(one)
 
     async def _drop(self, one: _Followed) -> None:

@@ -33,6 +33,9 @@ from cluster.office.protocol import (
     UsageRecord,
 )
 
+# Longer than the longest weighing of an expert (``cluster.office.scales``), which these answers wait for.
+WEIGHING_S = 660.0
+
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 
@@ -42,7 +45,7 @@ class OfficeClient:
 
     Args:
         reach: answers the actor's handle; raises ``ValueError`` while there is none.
-        answer_s: how long one answer may take.
+        answer_s: how long one answer may take; one that waits for a weighing takes longer.
         patience_s: how long a repeatable call is tried before it gives up.
     """
 
@@ -61,7 +64,10 @@ class OfficeClient:
 
         known = OPERATIONS.get(op)
         repeatable = idempotency_key is not None or known is None or known.method == "GET"
-        answer = await self._send(repeatable, "call", op, credential, payload, idempotency_key)
+        arguments = (op, credential, payload, idempotency_key)
+        weighs = known is not None and known.weighs is not None
+        answer_s = self._answer_s + WEIGHING_S if weighs else None
+        answer = await self._send(repeatable, "call", *arguments, answer_s=answer_s)
         return cast("dict[str, Any]", answer)
 
     async def identify(self, credential: str) -> Caller:
@@ -123,20 +129,24 @@ class OfficeClient:
 
     async def finish_job(self, job_id: str, fence: int, bundle_folder: str) -> JobOutcome:
         """Admits a finished job's bundle."""
-        return cast("JobOutcome", await self._send(True, "finish_job", job_id, fence, bundle_folder))
+        answer_s = self._answer_s + WEIGHING_S
+        answer = await self._send(True, "finish_job", job_id, fence, bundle_folder, answer_s=answer_s)
+        return cast("JobOutcome", answer)
 
     async def fail_job(self, job_id: str, fence: int, code: str, sentence: str, *, retry: bool) -> None:
         """Closes an attempt."""
         await self._send(True, "fail_job", job_id, fence, code, sentence, retry)
 
-    async def _send(self, repeatable: bool, method: str, *arguments: Any) -> Any:
+    async def _send(
+        self, repeatable: bool, method: str, *arguments: Any, answer_s: float | None = None
+    ) -> Any:
         if self._in_doubt and not repeatable:
             await self._send(True, "health")  # wait for the next incarnation before a call that goes once
         deadline = time.monotonic() + (self._patience_s if repeatable else 0.0)
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                answer = await self._send_once(method, arguments)
+                answer = await self._send_once(method, arguments, answer_s or self._answer_s)
             except OfficeUnavailable:
                 self._in_doubt = True
                 if time.monotonic() + pause_s > deadline:
@@ -147,11 +157,11 @@ class OfficeClient:
                 self._in_doubt = False
                 return answer
 
-    async def _send_once(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    async def _send_once(self, method: str, arguments: tuple[Any, ...], answer_s: float) -> Any:
         try:
             if self._handle is None:
                 self._handle = await asyncio.to_thread(self._reach)
-            reply: Reply = await asyncio.wait_for(self._handle.ask.remote(method, arguments), self._answer_s)
+            reply: Reply = await asyncio.wait_for(self._handle.ask.remote(method, arguments), answer_s)
         except RayTaskError as error:
             raise OfficeFault(
                 "Something unexpected happened in the office. Its log says more under the same time."

@@ -20,7 +20,14 @@ from typing import Any, TypeVar
 from cluster.errors import OfficeFault, UnknownOperation
 from cluster.home import Home
 from cluster.office.desk import Desk, now_us
-from cluster.office.jobs import admit_bundle, claim_job, open_case, report_progress, store_bundle
+from cluster.office.jobs import (
+    admit_bundle,
+    claim_job,
+    inspect_sealed,
+    open_case,
+    report_progress,
+    store_bundle,
+)
 from cluster.office.protocol import (
     Admission,
     Caller,
@@ -32,7 +39,8 @@ from cluster.office.protocol import (
     OfficeHealth,
     UsageRecord,
 )
-from cluster.office.requests import admit, answer_operation, record_batch
+from cluster.office.requests import admit, answer_operation, find_to_weigh, record_batch
+from cluster.office.scales import Scales
 from cluster.settings import Settings
 from model_core.errors import ProductError
 from model_core.packing.store import ArtifactStore
@@ -48,6 +56,8 @@ T = TypeVar("T")
 # is not answered in time loses its lease.
 _WRITERS = 6
 _READERS = 4
+# One at a time: a weighing takes a core for seconds and memory for two bundles.
+_WEIGHERS = 1
 
 
 class Office:
@@ -59,6 +69,7 @@ class Office:
         database: open and upgraded.
         artifacts: where bundles lie.
         schema_revision: what the database was upgraded to.
+        scales: weigh experts before they are admitted.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class Office:
         database: Database,
         artifacts: ArtifactStore,
         schema_revision: str,
+        scales: Scales,
     ) -> None:
         self._settings = settings
         self._home = home
@@ -78,6 +90,8 @@ class Office:
         self._started_at_us = now_us()
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="office-writes")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="office-reads")
+        self._weighers = ThreadPoolExecutor(_WEIGHERS, thread_name_prefix="office-weighs")
+        self._scales = scales
         self._generation = 0
         self._changed = asyncio.Condition()
         self._published: tuple[Snapshot, bytes] | None = None
@@ -94,7 +108,14 @@ class Office:
         if operation is None:
             raise UnknownOperation(f"There is no operation {op[:80]!r}. See the list in the documentation.")
 
+        weighed = None
+        if operation.weighs is not None:
+            bundle = await self._read(lambda desk: find_to_weigh(desk, operation, credential, payload))
+            if bundle is not None:
+                weighed = await self._in_pool(self._weighers, lambda: self._scales.weigh(bundle))
+
         def work(desk: Desk) -> dict[str, Any]:
+            desk.weighed = weighed
             return answer_operation(desk, operation, credential, payload, idempotency_key)
 
         if operation.rehearses:
@@ -204,9 +225,11 @@ class Office:
         """Admits a finished job's bundle."""
         case = await self._read(lambda desk: open_case(desk, job_id))
         checked = await self._in_pool(
-            self._writers, lambda: store_bundle(self._home, self._artifacts, case, Path(bundle_folder))
+            self._writers, lambda: inspect_sealed(self._home, case, Path(bundle_folder))
         )
-        return await self._write(lambda desk: admit_bundle(desk, case, fence, checked), wakes=False)
+        weighed = await self._in_pool(self._weighers, lambda: self._scales.weigh(checked))
+        await self._in_pool(self._writers, lambda: store_bundle(self._home, self._artifacts, checked))
+        return await self._write(lambda desk: admit_bundle(desk, case, fence, checked, weighed), wakes=False)
 
     async def fail_job(self, job_id: str, fence: int, code: str, sentence: str, *, retry: bool) -> None:
         """Closes an attempt."""
@@ -227,6 +250,7 @@ class Office:
         """Waits for running work and closes the database."""
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
+        self._weighers.shutdown(wait=True)
         self._database.close()
 
     async def _write(self, work: Callable[[Desk], T], *, wakes: bool = True) -> T:

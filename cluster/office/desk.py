@@ -17,6 +17,7 @@ from cluster.settings import Settings
 from model_core.packing.store import ArtifactStore
 
 if TYPE_CHECKING:
+    from cluster.office.scales import Weighed
     from policy.accounts_ledger import Ledger
     from policy.audit import Audit
     from policy.metering import Metering
@@ -41,6 +42,7 @@ class Desk:
         home: folders of the installation.
         artifacts: where bundles lie.
         settings: the operator's choices.
+        weighed: the expert that was weighed for this unit of work, if it admits one.
         now_us: the one time at which everything in this unit of work happens.
     """
 
@@ -48,6 +50,7 @@ class Desk:
     home: Home
     artifacts: ArtifactStore
     settings: Settings
+    weighed: Weighed | None = None
     now_us: int = field(default_factory=now_us)
 
     @cached_property

@@ -2,8 +2,8 @@
 """Work at the desk for the foreman: claims, reports, and the admission of what a job has sealed.
 
 Admission is where a bundle enters the marketplace: it is the owner's (tenant, key), it is what the job was
-asked for (base, datasets), and only then it is countersigned and stored. What is inside the weights file is
-bounded where tensors are known (hosts check again before loading); here every byte is checked by digest.
+asked for (base, datasets), it was weighed beside the public expert (``cluster.office.scales``), and only then
+it is countersigned and stored. Here every byte is checked by digest; no tensor is loaded in this process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cluster.home import Home
 from cluster.office.protocol import JobClaim, JobDirection, JobOutcome, MetricReading
+from cluster.office.scales import Weighed, keep_figures
 from cluster.operations.staging import documents_path
 from model_core.errors import BundleWrongBase, UntrustedKey
 from model_core.packing.bundle import CheckedBundle, check_bundle, check_fits_base, countersign_bundle
@@ -86,12 +87,10 @@ def open_case(desk: Desk, job_id: str) -> Admissible:
     return Admissible(job=job, base=desk.register.base(job.base_digest))
 
 
-def store_bundle(home: Home, artifacts: ArtifactStore, case: Admissible, folder: Path) -> CheckedBundle:
-    """Checks, countersigns and stores a job's bundle.
+def inspect_sealed(home: Home, case: Admissible, folder: Path) -> CheckedBundle:
+    """Checks that a folder holds what the job was asked for.
 
-    It runs outside any unit of work, since hashing a bundle would hold up everybody's writes. A stored bundle
-    that nobody registers is harmless and is found again by the next attempt; a registered bundle that was not
-    stored could never be served, hence this order.
+    It runs outside any unit of work, since hashing a bundle would hold up everybody's writes.
 
     Raises:
         PackingError: the folder is no bundle sealed by its owner.
@@ -109,13 +108,23 @@ def store_bundle(home: Home, artifacts: ArtifactStore, case: Admissible, folder:
         raise UntrustedKey(
             "The bundle is not sealed by the job's own tenant. Its attempt is given up.", job_id=job.id
         )
-    if not artifacts.has(checked.digest):
-        countersign_bundle(folder, load_or_create_key(home.admission_key))
-        artifacts.put_bundle(folder, checked.digest)
     return checked
 
 
-def admit_bundle(desk: Desk, case: Admissible, fence: int, checked: CheckedBundle) -> JobOutcome:
+def store_bundle(home: Home, artifacts: ArtifactStore, checked: CheckedBundle) -> None:
+    """Countersigns and stores a bundle that was inspected and weighed, outside any unit of work.
+
+    A stored bundle that nobody registers is harmless and is found again by the next attempt; a registered
+    bundle that was not stored could never be served, hence this order.
+    """
+    if not artifacts.has(checked.digest):
+        countersign_bundle(checked.folder, load_or_create_key(home.admission_key))
+        artifacts.put_bundle(checked.folder, checked.digest)
+
+
+def admit_bundle(
+    desk: Desk, case: Admissible, fence: int, checked: CheckedBundle, weighed: Weighed
+) -> JobOutcome:
     """Registers a stored bundle as an expert version and closes its job.
 
     Asked again after a lost answer it finds the job finished with the same bundle and answers the same.
@@ -131,6 +140,7 @@ def admit_bundle(desk: Desk, case: Admissible, fence: int, checked: CheckedBundl
     desk.jobs.finish(
         job.id, fence, checked.digest, {"expert_id": expert.expert_id, "version": expert.version}
     )
+    keep_figures(desk, expert.expert_id, weighed)
     if job.state is not JobState.SUCCEEDED:
         desk.audit.append(
             "platform",

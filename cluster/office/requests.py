@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cluster.office.protocol import Admission, UsageRecord
 from cluster.problems import invalid_request
@@ -14,6 +14,25 @@ from policy.records import UsageRecord as Metered
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
     from cluster.operations.table import Operation
+    from model_core.packing.bundle import CheckedBundle
+    from tenants.roles import Principal
+
+
+def find_to_weigh(
+    desk: Desk, operation: Operation, credential: str, payload: dict[str, Any]
+) -> CheckedBundle | None:
+    """What an operation wants weighed before it runs: who asks, may they, is it well formed, is it fit.
+
+    Returns:
+        The bundle, or None if the operation weighs nothing.
+
+    Raises:
+        ProductError: any refusal that needs no weighing.
+    """
+    if operation.weighs is None:
+        return None
+    principal, request = _open(desk, operation, credential, payload)
+    return operation.weighs(desk, principal, request)
 
 
 def answer_operation(
@@ -31,12 +50,7 @@ def answer_operation(
     Raises:
         ProductError: any refusal; the unit of work is then rolled back by whoever opened it.
     """
-    principal = desk.accounts.authenticate(credential)
-    operation.check_roles(principal.roles)
-    try:
-        request = operation.request.model_validate(payload)
-    except ValidationError as error:
-        raise invalid_request(error) from None
+    principal, request = _open(desk, operation, credential, payload)
     repeat = None
     if idempotency_key is not None and operation.method != "GET":
         repeat = desk.repeats.begin(principal.id, idempotency_key, operation.name, payload)
@@ -54,6 +68,17 @@ def answer_operation(
     if repeat is not None:
         desk.repeats.keep(repeat, None if operation.secret_answer else answer)
     return answer
+
+
+def _open(
+    desk: Desk, operation: Operation, credential: str, payload: dict[str, Any]
+) -> tuple[Principal, BaseModel]:
+    principal = desk.accounts.authenticate(credential)
+    operation.check_roles(principal.roles)
+    try:
+        return principal, operation.request.model_validate(payload)
+    except ValidationError as error:
+        raise invalid_request(error) from None
 
 
 def admit(desk: Desk, credential: str, deployment: str, max_tokens: int, n: int) -> Admission:

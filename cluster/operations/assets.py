@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from cluster.errors import WeighingFailed
+from cluster.office.scales import WEIGHED_ACTION, keep_figures
 from cluster.operations.changes import cut_change
 from cluster.operations.intake import TAR, inspect_bundle
 from cluster.operations.scope import check_own, cut, sees_everything, unknown
@@ -112,6 +114,7 @@ class ExpertView(Answer):
     recipe: dict[str, Any] | None = None
     metrics: dict[str, float] | None = None
     calibration: dict[str, float] | None = None
+    admission: dict[str, Any] | None = None
 
 
 class ExpertPage(Answer):
@@ -145,8 +148,8 @@ def show_base(desk: Desk, principal: Principal, request: BaseDigest) -> BaseView
     return _base_view(desk.register.base(request.base_digest))
 
 
-def import_expert(desk: Desk, principal: Principal, request: NewExpert) -> ExpertView:
-    """Admits a bundle that its owner signed: right tenant, right key, right base, known datasets."""
+def fit_expert(desk: Desk, principal: Principal, request: NewExpert) -> CheckedBundle:
+    """A bundle that its owner signed: right tenant, right key, right base, known datasets."""
     checked = _received(desk, request.upload)
     manifest = checked.manifest
     if not isinstance(manifest, ExpertManifest):
@@ -164,11 +167,21 @@ def import_expert(desk: Desk, principal: Principal, request: NewExpert) -> Exper
     check_fits_base(manifest, base.manifest, base.base_digest)
     for dataset_id in request.dataset_ids:
         check_own(principal, desk.datasets.get(dataset_id).tenant, what="dataset")
+    return checked
+
+
+def import_expert(desk: Desk, principal: Principal, request: NewExpert) -> ExpertView:
+    """Admits a bundle that is fit and was weighed."""
+    checked = fit_expert(desk, principal, request)
+    manifest, weighed = checked.manifest, desk.weighed
+    if not isinstance(manifest, ExpertManifest) or weighed is None or weighed.digest != checked.digest:
+        raise WeighingFailed("The expert was not weighed, so it was not admitted. Send it again.")
     _store(desk, checked)
     record = desk.register.admit_expert(
         manifest, checked.digest, request.dataset_ids, principal.tenant, job_id=None
     )
-    return expert_view(record, full=True)
+    keep_figures(desk, record.expert_id, weighed)
+    return expert_view(record, full=True, admission=_figures(desk, record))
 
 
 def list_experts(desk: Desk, principal: Principal, request: ExpertQuery) -> ExpertPage:
@@ -184,7 +197,10 @@ def list_experts(desk: Desk, principal: Principal, request: ExpertQuery) -> Expe
 
 def show_expert(desk: Desk, principal: Principal, request: ExpertId) -> ExpertView:
     """One expert as the caller may see it."""
-    return _seen_by(principal, visible_expert(desk, principal, request.expert_id))
+    record = visible_expert(desk, principal, request.expert_id)
+    if not _sees_all_of(principal, record):
+        return expert_view(record, full=False)
+    return expert_view(record, full=True, admission=_figures(desk, record))
 
 
 def suspend_expert(desk: Desk, principal: Principal, request: ExpertId) -> Publication:
@@ -215,8 +231,14 @@ def visible_expert(desk: Desk, principal: Principal, expert_id: str) -> ExpertRe
     return record
 
 
-def expert_view(record: ExpertRecord, *, full: bool) -> ExpertView:
-    """What of an expert is shown."""
+def expert_view(record: ExpertRecord, *, full: bool, admission: dict[str, Any] | None = None) -> ExpertView:
+    """What of an expert is shown.
+
+    Args:
+        record: the expert.
+        full: whether the viewer sees more than what is offered to everyone.
+        admission: figures of its admission, for whoever sees all.
+    """
     manifest = record.manifest
     inner = {
         "dataset_ids": record.dataset_ids,
@@ -224,6 +246,7 @@ def expert_view(record: ExpertRecord, *, full: bool) -> ExpertView:
         "recipe": dict(manifest.recipe),
         "metrics": dict(manifest.metrics),
         "calibration": dict(manifest.calibration),
+        "admission": admission,
     }
     return ExpertView(
         id=record.expert_id,
@@ -246,7 +269,17 @@ def _visible(principal: Principal, record: ExpertRecord) -> bool:
 
 
 def _seen_by(principal: Principal, record: ExpertRecord) -> ExpertView:
-    return expert_view(record, full=sees_everything(principal) or record.tenant == principal.tenant)
+    return expert_view(record, full=_sees_all_of(principal, record))
+
+
+def _sees_all_of(principal: Principal, record: ExpertRecord) -> bool:
+    return sees_everything(principal) or record.tenant == principal.tenant
+
+
+def _figures(desk: Desk, record: ExpertRecord) -> dict[str, Any] | None:
+    """What admission measured; None for experts of releases that did not weigh."""
+    kept = desk.audit.last_of(f"experts/{record.expert_id}", WEIGHED_ACTION)
+    return None if kept is None else kept.facts
 
 
 def _base_view(record: BaseRecord) -> BaseView:
@@ -337,6 +370,7 @@ ROWS = (
         summary="Admits an expert trained elsewhere: the body is a tar archive of its sealed bundle.",
         example={"dataset_ids": ["dat_0198f0c2a1b37c4e8d5f60718293a4b5"]},
         upload=Upload(media_type=TAR, inspect=inspect_bundle),
+        weighs=fit_expert,
     ),
     Operation(
         name="experts.list",

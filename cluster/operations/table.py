@@ -21,6 +21,7 @@ from tenants.roles import Role
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
+    from model_core.packing.bundle import CheckedBundle
     from tenants.roles import Principal
 
 Method = Literal["GET", "POST", "PUT", "DELETE"]
@@ -94,6 +95,9 @@ class Operation:
         unchained: a write that leaves no audit fact (a preview, a rehearsal).
         secret_answer: the answer holds a secret and must not be stored, not even to be repeated for an
             idempotency key.
+        weighs: set when the operation admits a bundle: finds in a reading unit of work what is to be weighed,
+            with every refusal that costs nothing. The office weighs it outside any unit of work and lays the
+            result on the desk (``Desk.weighed``) before ``run``.
         rehearses: reads by carrying out an edit and rolling it back, so it needs a unit of work that could
             write although it keeps nothing.
     """
@@ -111,6 +115,7 @@ class Operation:
     unaudited: frozenset[str] = frozenset()
     unchained: bool = False
     secret_answer: bool = False
+    weighs: Callable[[Desk, Principal, Any], CheckedBundle] | None = None
     rehearses: bool = False
 
     @property

@@ -198,8 +198,10 @@ def _readings(decoder: Decoder, expert: Expert, tally: _Tally) -> list[dict[str,
     means = {name: tally.mean(name) for name in tally.sums}
     readings = []
     for index, longest in enumerate(largest_inputs(decoder)):
-        rows = (part.router.row.detach().double() for part in (expert.layer(index), decoder.layer(index)))
-        length = float(torch.dist(*rows))
+        own_D, public_D = (
+            part.router.row.detach().double() for part in (expert.layer(index), decoder.layer(index))
+        )
+        length = float((own_D - public_D).norm())
         readings.append(
             {
                 "share": means["share"][index],

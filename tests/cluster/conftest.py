@@ -215,7 +215,7 @@ def _found(town: Town, bundles: Any, folder: Path) -> None:
         town.keys[person] = made["secret"]
         town.ids[f"key-{person}"] = made["id"]
     bundles.platform = load_or_create_key(town.home.owner_key("platform"))
-    base = bundles.base(folder / "base", signed=False)
+    base = bundles.base(folder / "base", signed=False, calibrated=False)
     town.ids["base"] = _good(send_bundle(town, "operator", "/bases", base.folder))["id"]
     sent = town.upload("ada", "/datasets", DOCUMENTS, "application/x-ndjson", name="notes", license="CC0-1.0")
     town.ids["dataset"] = _good(sent)["id"]
