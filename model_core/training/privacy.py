@@ -159,7 +159,7 @@ def noise_for(target_epsilon: float, *, rate: float, steps: int, delta: float) -
                 f"No noise reaches epsilon {target_epsilon} at delta {delta}. Raise dp_target_epsilon.",
                 fields=["dp_target_epsilon"],
             )
-    while high - low > 1e-3 * high:
+    while high - low > 0.01 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if spent(middle) > target_epsilon else (low, middle)
     return high

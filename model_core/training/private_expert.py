@@ -31,7 +31,8 @@ from model_core.training.private_gradients import (
 )
 from model_core.training.recipe import TrainingRecipe
 
-_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0)
+# The lowest outweighs the largest logit that a bounded router row gives a residual of typical length.
+_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0, -20.0, -40.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
