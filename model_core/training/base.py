@@ -74,7 +74,9 @@ def pretrain(
     packed = pack(documents, tokenizer, sequence_tokens=recipe.sequence_tokens, seed=seed)
     decoder = Decoder(shape)
     draw_weights(decoder, seed=seed)
-    objective = DenseObjective(decoder, logit_z_loss=recipe.logit_z_loss)
+    objective = DenseObjective(
+        decoder, logit_z_loss=recipe.logit_z_loss, recompute=recipe.recompute_activations
+    )
     identity = {"shape": shape.model_dump_json()}
     run = TrainingRun(objective, packed, recipe, seed=seed, folder=work_folder, identity=identity)
     outcome = run.train(on_step=on_step, stop=stop)

@@ -179,7 +179,7 @@ def tensors_digest(module: nn.Module) -> str:
     state = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        state.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return "sha256:" + state.hexdigest()
 
 
@@ -243,7 +243,11 @@ def train_expert(
     materials = _fitting_texts(tokenizer, seen, public, recipe)
     expert = _start(decoder, materials, recipe, seed)
     objective = PairObjective(
-        decoder, expert, logit_z_loss=recipe.logit_z_loss, router_z_loss=recipe.router_z_loss
+        decoder,
+        expert,
+        logit_z_loss=recipe.logit_z_loss,
+        router_z_loss=recipe.router_z_loss,
+        recompute=recipe.recompute_activations,
     )
     identity, private = {"base": base_digest}, None
     if recipe.privacy is None:

@@ -3,7 +3,7 @@
 
 ``RowOrder`` says which rows a step learns from, ``GradientRule`` turns them into gradients and finishes them
 (clipping, noise). The loop knows neither. Both must be functions of the step and of torch's CPU generator
-alone, whose state every checkpoint holds, so that a resumed run does what an uninterrupted one would have done.
+alone, whose state every checkpoint holds, so that a resumed run does what an uninterrupted one would.
 """
 
 from __future__ import annotations
