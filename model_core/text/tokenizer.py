@@ -123,6 +123,11 @@ class TextTokenizer:
         """The largest token id; in vocabularies with gaps it exceeds their size."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
+    def token(self, number: int) -> str | None:
+        """The token of an id, as it is spelled in the vocabulary; None where there is none."""
+        token: str | None = self._tokenizer.id_to_token(number)
+        return token
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the end of text; a marker spelled out in the text is plain text."""
         return self.encode_batch([text])[0]

@@ -14,7 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from model_core.interop.importing import ImportResult, ImportTerms, import_folder
 from model_core.network.bank import ExpertBank
+from model_core.network.checkpoint import save_decoder, save_expert
+from model_core.network.decoder import Decoder
+from model_core.network.expert import Expert
+from model_core.packing.bundle import CheckedBundle, write_bundle
+from model_core.packing.canonical import digest_file, merkle_root
 from model_core.packing.keys import generate_key
+from model_core.packing.manifest import BaseManifest, DataCard, ExpertManifest
 
 KEY = generate_key()
 VOCABULARY = 61
@@ -113,3 +119,58 @@ def imported_bank(result: ImportResult) -> ExpertBank:
 def bring_in(model: Any, folder: Path, **changes: Any) -> ImportResult:
     """Saves a model and imports its folder."""
     return import_folder(save_folder(model, folder / "theirs"), folder / "ours", terms(**changes))
+
+
+def seal_base(decoder: Decoder, folder: Path) -> CheckedBundle:
+    """A sealed base bundle of a decoder with the word tokenizer."""
+    folder.mkdir(parents=True)
+    save_decoder(decoder, folder / "base.safetensors")
+    word_tokenizer().save(str(folder / "tokenizer.json"))
+    files = {name: folder / name for name in ("base.safetensors", "tokenizer.json")}
+    digests = {name: digest_file(path) for name, path in files.items()}
+    manifest = BaseManifest(
+        name="ours",
+        shape=decoder.shape,
+        tokenizer_digest=digests["tokenizer.json"],
+        weights_digest=digests["base.safetensors"],
+        license="Apache-2.0",
+        trained_on="Nothing.",
+        created_at_us=1,
+        code_version="test",
+        files=digests,
+    )
+    return write_bundle(folder / "bundle", manifest, dict(files), KEY)
+
+
+def seal_expert(expert: Expert, base: CheckedBundle, name: str, folder: Path) -> CheckedBundle:
+    """A sealed bundle of an expert of any kind."""
+    folder.mkdir(parents=True)
+    path = folder / "expert.safetensors"
+    save_expert(expert, path)
+    form, manifest = expert.form, base.manifest
+    assert isinstance(manifest, BaseManifest)
+    (folder / "metrics.jsonl").write_bytes(b"")
+    files = {"expert.safetensors": path, "metrics.jsonl": folder / "metrics.jsonl"}
+    slip = ExpertManifest(
+        name=name,
+        tenant="acme",
+        base_digest=base.digest,
+        tokenizer_digest=manifest.tokenizer_digest,
+        expert_kind=form.kind,
+        d_ffn=form.d_ffn,
+        rank=form.rank,
+        pieces=form.pieces,
+        gated=expert.gated,
+        n_layers=manifest.shape.n_layers,
+        d_model=manifest.shape.d_model,
+        recipe={},
+        seeds={},
+        data_card=DataCard(documents=0, text_bytes=0, license="CC-BY-4.0", merkle_root=merkle_root([])),
+        metrics={},
+        files={name: digest_file(path) for name, path in files.items()},
+        created_at_us=1,
+        code_version="test",
+        torch_version="test",
+        threads=1,
+    )
+    return write_bundle(folder / "bundle", slip, dict(files), KEY)
