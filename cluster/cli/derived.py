@@ -17,6 +17,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from cluster.cli.context import Door
+from cluster.cli.export import export
 from cluster.cli.models import import_base, import_expert
 from cluster.cli.watch import watch
 from cluster.operations.catalogue import OPERATIONS
@@ -27,6 +28,7 @@ _BY_HAND: dict[str, tuple[click.Command, ...]] = {
     "job": (watch,),
     "base": (import_base,),
     "expert": (import_expert,),
+    "deployment": (export,),
 }
 
 

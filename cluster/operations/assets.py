@@ -19,13 +19,19 @@ from cluster.operations.scope import check_own, cut, sees_everything, unknown
 from cluster.operations.staging import staged_path, unpacked_folder
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request, Upload
 from model_core.errors import BundleWrongBase, UntrustedKey
-from model_core.packing.bundle import CheckedBundle, check_bundle, check_fits_base, countersign_bundle
+from model_core.packing.bundle import (
+    CheckedBundle,
+    check_bundle,
+    check_fits_base,
+    countersign_bundle,
+    reseal_bundle,
+)
 from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import BaseManifest, DataCard, ExpertManifest, ModelShape
 from policy.errors import NotFound
 from policy.items import ExpertResume
 from policy.records import BaseRecord, ChangeRecord, ExpertRecord, Publication
-from tenants.roles import Principal, Role
+from tenants.roles import PLATFORM_TENANT, Principal, Role
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
@@ -55,6 +61,10 @@ class NewExpert(Request):
     upload: ReceivedBundle = Field(description="the body of the request")
     dataset_ids: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
         min_length=1, max_length=64, description="your datasets that it was trained on"
+    )
+    seal: bool = Field(
+        default=False,
+        description="seal it with the key that the installation keeps for you (converted bundles)",
     )
 
 
@@ -131,7 +141,7 @@ def import_base(desk: Desk, principal: Principal, request: NewBase) -> BaseView:
     manifest = checked.manifest
     if not isinstance(manifest, BaseManifest):
         raise BundleWrongBase("This is the bundle of an expert. Import it with experts.import.")
-    _store(desk, checked)
+    _store(desk, checked, PLATFORM_TENANT)
     return _base_view(desk.register.add_base(manifest, checked.digest))
 
 
@@ -159,7 +169,8 @@ def fit_expert(desk: Desk, principal: Principal, request: NewExpert) -> CheckedB
             "The bundle names another tenant than yours. Seal it again with your own tenant's name and key.",
             tenant=principal.tenant,
         )
-    _check_owner_key(desk, checked, principal.tenant)
+    if not request.seal:
+        _check_owner_key(desk, checked, principal.tenant)
     try:
         base = desk.register.base(manifest.base_digest)
     except NotFound as error:
@@ -176,7 +187,7 @@ def import_expert(desk: Desk, principal: Principal, request: NewExpert) -> Exper
     manifest, weighed = checked.manifest, desk.weighed
     if not isinstance(manifest, ExpertManifest) or weighed is None or weighed.digest != checked.digest:
         raise WeighingFailed("The expert was not weighed, so it was not admitted. Send it again.")
-    _store(desk, checked)
+    _store(desk, checked, principal.tenant if request.seal else None)
     record = desk.register.admit_expert(
         manifest, checked.digest, request.dataset_ids, principal.tenant, job_id=None
     )
@@ -299,9 +310,15 @@ def _received(desk: Desk, upload: ReceivedBundle) -> CheckedBundle:
     return check_bundle(folder, expect_digest=upload.bundle_digest)
 
 
-def _store(desk: Desk, checked: CheckedBundle) -> None:
-    # The same bundle imported again keeps its first countersignature: a stored bundle never changes.
+def _store(desk: Desk, checked: CheckedBundle, seal_for: str | None) -> None:
+    """Countersigns and stores a bundle, sealed anew for a tenant if one is named.
+
+    Whoever calls has shown by an API key to speak for that tenant, which is what a job's seal rests on too.
+    """
+    # The same bundle imported again keeps its first seal: a stored bundle never changes.
     if not desk.artifacts.has(checked.digest):
+        if seal_for is not None:
+            reseal_bundle(checked.folder, load_or_create_key(desk.home.owner_key(seal_for)))
         countersign_bundle(checked.folder, load_or_create_key(desk.home.admission_key))
         desk.artifacts.put_bundle(checked.folder, checked.digest)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from cluster.errors import ExportRefused
 from cluster.operations.scope import check_own, unknown
 from cluster.operations.table import Answer, Operation, Request
-from policy.composition import Composition, compose
+from policy.composition import Composition, Member, compose
 from policy.decision import redacted
 from policy.questions import Question
 from policy.reasons import Obligation, is_denial
@@ -47,6 +47,7 @@ class ExportedMember(Answer):
     expert_id: str
     name: str
     tenant: str
+    license: str
 
 
 class ExportTicket(Answer):
@@ -95,13 +96,18 @@ def export(desk: Desk, principal: Principal, request: ExportRequest) -> ExportTi
         base_digest=answer.base_digest,
         composition_digest=answer.digest,
         top_k=answer.top_k,
-        members=tuple(ExportedMember.model_validate(member.model_dump()) for member in answer.members),
+        members=tuple(_member(desk, member) for member in answer.members),
         left_out=tuple(f"{member.tenant}/{member.name}" for member in kept),
         obligations=answer.obligations,
         decision_id=desk.register.record_decisions(answer, question),
         epoch=answer.epoch,
         at_us=answer.at_us,
     )
+
+
+def _member(desk: Desk, member: Member) -> ExportedMember:
+    license_ = desk.register.expert(member.expert_id).license
+    return ExportedMember.model_validate(member.model_dump() | {"license": license_})
 
 
 def _may_not_leave(answer: Composition, digest: str, count: int, principal: Principal) -> ExportRefused:

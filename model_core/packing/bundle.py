@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -201,6 +201,19 @@ def check_bundle(
     return CheckedBundle(folder=folder, digest=papers.digest, manifest=papers.manifest, seal=papers.seal)
 
 
+def reseal_bundle(folder: Path, owner_key: SigningKey) -> CheckedBundle:
+    """Checks a bundle and puts another owner's signature in the place of all that its seal bears.
+
+    For bundles whose sender proved by other means to speak for the owner. The manifest, and with it the
+    bundle's address, stay as they are.
+
+    Raises:
+        PackingError: as ``check_bundle``; the seal is then left as it was.
+    """
+    checked = check_bundle(folder)
+    return _replace_seal(checked, make_seal(checked.digest, checked.manifest.files, owner_key))
+
+
 def countersign_bundle(folder: Path, admission_key: SigningKey) -> CheckedBundle:
     """Checks a bundle and adds admission's signature to its seal; call it once admission is content.
 
@@ -208,7 +221,11 @@ def countersign_bundle(folder: Path, admission_key: SigningKey) -> CheckedBundle
         PackingError: as ``check_bundle``; the seal is then left as it was.
     """
     checked = check_bundle(folder)
-    seal = countersign(checked.seal, admission_key, checked.manifest)
+    return _replace_seal(checked, countersign(checked.seal, admission_key, checked.manifest))
+
+
+def _replace_seal(checked: CheckedBundle, seal: Seal) -> CheckedBundle:
+    folder = checked.folder
     draft = folder.parent / f".{new_id('seal')}"  # beside the folder: a crash leaves no extra file inside
     try:
         write_new_file(draft, seal.to_bytes())
@@ -216,7 +233,7 @@ def countersign_bundle(folder: Path, admission_key: SigningKey) -> CheckedBundle
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(folder)
-    return CheckedBundle(folder=folder, digest=checked.digest, manifest=checked.manifest, seal=seal)
+    return replace(checked, seal=seal)
 
 
 def check_fits_base(expert: ExpertManifest, base: BaseManifest, base_digest: str) -> None:
