@@ -7,8 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_builders import prompt, random_decoder, tiny_shape
+from worlds import shapes
 
 from model_core.network.decoder import upcycle
+from model_core.packing.forms import FfnForm
+from model_core.packing.manifest import ModelShape
+from model_core.training.conversions import to_split
+from model_core.training.kinds import start_expert
 
 
 @settings(max_examples=25, deadline=None)
@@ -77,3 +82,31 @@ def test_a_copy_in_training_starts_at_the_loss_of_the_base() -> None:
     ids = torch.tensor([prompt(5, 20), prompt(6, 20)])
     with torch.no_grad():
         assert torch.allclose(decoder(ids), decoder(ids, [upcycle(decoder)], top_k=2), atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 1000), data=st.data())
+def test_copies_of_any_exact_kind_leave_any_family_as_it_was(
+    shape: ModelShape, seed: int, data: st.DataObject
+) -> None:
+    """Full, split and fresh low-rank copies side by side, k = n or any k renormalised: the dense logits."""
+    decoder = random_decoder(shape, seed)
+    makers = {
+        "full": lambda: upcycle(decoder),
+        "split": lambda: to_split(upcycle(decoder), shape.d_ffn),
+        "low_rank": lambda: start_expert(decoder, FfnForm(kind="low_rank", d_ffn=shape.d_ffn, rank=2)),
+    }
+    chosen = data.draw(st.lists(st.sampled_from(sorted(makers)), min_size=1, max_size=6), label="kinds")
+    experts = [makers[kind]() for kind in chosen]
+    top_k = len(experts) + 1
+    if shape.renormalise:
+        top_k = data.draw(st.integers(1, top_k), label="k")
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.tensor([prompt(seed, 14)])
+    with torch.no_grad():
+        for expert in experts:
+            for layer in range(shape.n_layers):
+                expert.layer(layer).router.row.normal_(generator=generator)
+        dense = decoder(ids)
+        mixed = decoder(ids, experts, top_k=top_k)
+    assert (dense - mixed).abs().max() <= 2e-5 * max(1.0, float(dense.abs().max()))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_builders import BASE, bank_of, copy_of, drain, prompt, random_world, request
+from worlds import World, worlds
 
 from model_core.engine.engine import Engine
 from model_core.network.bank import ExpertBank, forward_logits
@@ -64,3 +65,30 @@ def test_equal_experts_tie_and_the_earlier_digest_is_taken() -> None:
     taken = {name for event in said for name in event.attribution_ppm}
     assert low in taken
     assert high not in taken
+
+
+@settings(max_examples=12, deadline=None)
+@given(world=worlds(min_experts=2), prefill=st.integers(1, 16), data=st.data())
+def test_in_any_world_the_order_of_loading_and_naming_changes_nothing(
+    world: World, prefill: int, data: st.DataObject
+) -> None:
+    """Any family and kinds: equal keys, equal logits, equal events of mixed batches."""
+    loading = data.draw(st.permutations(world.names), label="loading")
+    naming = data.draw(st.permutations(world.names), label="naming")
+    top_k = data.draw(st.integers(1, len(world.names) + 1), label="k")
+    plain, shuffled = bank_of(world.decoder, world.experts), ExpertBank(BASE, world.decoder)
+    for name in loading:
+        shuffled.add(name, copy_of(world.experts[name]))
+    ids = prompt(world.seed, 10)
+    assert torch.equal(
+        forward_logits(plain, ids, world.names, top_k), forward_logits(shuffled, ids, naming, top_k)
+    )
+    answers = []
+    for bank, order in ((plain, world.names), (shuffled, naming)):
+        engine = Engine(bank, max_sequences=2, max_context=32, prefill_tokens=prefill)
+        asked = [
+            request(bank, "one", prompt(0, 5), sorted(order)[:1], top_k, max_tokens=5),
+            request(bank, "all", prompt(1, 9), order, top_k, max_tokens=5),
+        ]
+        answers.append(drain(engine, asked))
+    assert answers[0] == answers[1]
