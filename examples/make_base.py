@@ -29,8 +29,8 @@ from model_core.packing.manifest import TOKENIZER_FILE, ModelShape
 from model_core.text.documents import Document, read_documents
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.base import pretrain, write_base
+from model_core.training.progress import Progress
 from model_core.training.recipe import TrainingRecipe
-from model_core.training.run import Progress
 from model_core.training.versions import code_version
 
 STARTER = Path(__file__).resolve().parent.parent / "model_core" / "starter"

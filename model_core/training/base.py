@@ -29,8 +29,9 @@ from model_core.text.batches import pack
 from model_core.text.documents import Document, write_documents
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.objective import DenseObjective
+from model_core.training.progress import Progress
 from model_core.training.recipe import TrainingRecipe
-from model_core.training.run import Progress, RunOutcome, TrainingRun
+from model_core.training.run import RunOutcome, TrainingRun
 
 
 def pretrain(

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from model_core.errors import CheckpointInvalid
 from model_core.packing.canonical import digest_file
+from model_core.training.distributed import placed_like, whole
 
 _KEPT = 2
 
@@ -39,6 +40,9 @@ class Checkpoint:
         tensors: trained parameters by name.
         optimizer: optimizer state, ``<parameter>/<slot>``.
         random_state: torch's CPU generator state, uint8.
+        data_order: digest of the rows that the steps so far have read, in their order.
+        machine: what the last bits of those steps depend on (see ``machine_of``).
+        strayed: names of what has changed of it since the run began.
     """
 
     step: int
@@ -48,6 +52,9 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     random_state: Tensor
+    data_order: str = ""
+    machine: dict[str, str] = field(default_factory=dict)
+    strayed: tuple[str, ...] = ()
 
 
 def capture_optimizer(
@@ -57,7 +64,7 @@ def capture_optimizer(
     flat: dict[str, Tensor] = {}
     for name, parameter in names.items():
         for slot, value in optimizer.state.get(parameter, {}).items():
-            flat[f"{name}/{slot}"] = torch.as_tensor(value).detach().clone().contiguous()
+            flat[f"{name}/{slot}"] = whole(torch.as_tensor(value))
     return flat
 
 
@@ -69,7 +76,9 @@ def restore_optimizer(
         name, slot = key.rsplit("/", 1)
         if name not in names:
             raise CheckpointInvalid("The checkpoint holds state of an unknown parameter.", parameter=name)
-        optimizer.state[names[name]][slot] = value.clone()
+        parameter = names[name]
+        # A step count has no shape and stays where the optimizer counts.
+        optimizer.state[parameter][slot] = placed_like(value, parameter) if value.dim() else value.clone()
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -93,6 +102,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "identity": checkpoint.identity,
         "precision": checkpoint.precision,
         "guard": checkpoint.guard,
+        "data_order": checkpoint.data_order,
+        "machine": checkpoint.machine,
+        "strayed": list(checkpoint.strayed),
         "files": files,
     }
     (staging / "state.json").write_text(json.dumps(state, sort_keys=True, indent=1))
@@ -133,6 +145,9 @@ def read_checkpoint(path: Path, identity: Mapping[str, str]) -> Checkpoint:
             tensors=tensors,
             random_state=optimizer.pop("random/state"),
             optimizer=optimizer,
+            data_order=str(state.get("data_order", "")),
+            machine=dict(state.get("machine", {})),
+            strayed=tuple(state.get("strayed", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointInvalid(

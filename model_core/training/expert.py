@@ -36,11 +36,13 @@ from model_core.training.calibration import (
 )
 from model_core.training.gates import GateFit, fit_gates, residual_means, set_router_rows, token_rows
 from model_core.training.kinds import convert, start_expert, wanted_form
+from model_core.training.machine import Notice
 from model_core.training.objective import PairObjective
 from model_core.training.privacy import MAX_EPSILON, PrivacyPlan, PrivacySettings
 from model_core.training.private_expert import lower_bias, private_run, random_rows
+from model_core.training.progress import Progress
 from model_core.training.recipe import TrainingRecipe
-from model_core.training.run import Progress, RunOutcome, TrainingRun
+from model_core.training.run import RunOutcome, TrainingRun
 
 
 class ExpertRecipe(TrainingRecipe):
@@ -207,6 +209,7 @@ def train_expert(
     work_folder: Path | None = None,
     on_phase: Callable[[str], None] = lambda _name: None,
     on_step: Callable[[Progress], None] = lambda _progress: None,
+    on_notice: Callable[[Notice], None] = lambda _notice: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ExpertResult:
     """Makes an expert from an owner's documents.
@@ -222,6 +225,7 @@ def train_expert(
         work_folder: for checkpoints and metrics; an interrupted run goes on from it.
         on_phase: told the phase that begins.
         on_step: called after every optimizer step.
+        on_notice: told what the run goes on in spite of, such as another machine.
         stop: True ends the attempt after a checkpoint.
 
     Returns:
@@ -275,7 +279,7 @@ def train_expert(
         rule=private.steps if private else None,
         rows=private.steps if private else None,
     )
-    outcome = run.train(on_step=on_step, stop=stop)
+    outcome = run.train(on_step=on_step, stop=stop, on_notice=on_notice)
     if tensors_digest(decoder) != frozen:
         raise TrainingError("A tensor of the base changed during training; the run is void.")
     result = ExpertResult(

@@ -3,24 +3,25 @@
 
 One loop serves bases and experts. accelerate places tensors, applies autocast, accumulates and clips. Which
 rows a step reads depends on (seed, step) alone, so a resumed run reads what an uninterrupted one would have
-read. On one CPU with one torch build and thread count the result is bit-equal.
+read, and every number of processes reads the same rows in the same step. On one CPU with one torch build and
+thread count the result is bit-equal; elsewhere a run goes on and says so (``machine``).
 """
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from model_core.errors import CheckpointInvalid, TrainingDiverged
+from model_core.errors import CheckpointInvalid
+from model_core.packing.canonical import digest_bytes
 from model_core.text.batches import BatchOrder, PackedText
 from model_core.training.checkpoint import (
     Checkpoint,
@@ -29,46 +30,13 @@ from model_core.training.checkpoint import (
     restore_optimizer,
     write_checkpoint,
 )
+from model_core.training.distributed import Sharding, fsdp_plugin, placed_like, share_of, whole
 from model_core.training.gradients import Batch, GradientRule, MeanGradients, RowOrder, ShuffledRows
+from model_core.training.machine import Notice, machine_of, moved
 from model_core.training.objective import Objective
 from model_core.training.precision import choose_precision
+from model_core.training.progress import Guard, MetricsLog, Progress, Speed, StepMetric
 from model_core.training.recipe import TrainingRecipe
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepMetric:
-    """One optimizer step.
-
-    Attributes:
-        step: counted from 1.
-        loss: cross-entropy, nats a token.
-        learning_rate: of this step.
-        gradient_norm: before clipping.
-        tokens: learned from since the start of the run.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far a run is, for people.
-
-    Attributes:
-        metric: the step just done.
-        steps: of the whole run.
-        tokens_per_s: over the last steps of this attempt.
-        eta_s: seconds to go at that speed.
-    """
-
-    metric: StepMetric
-    steps: int
-    tokens_per_s: float
-    eta_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +49,10 @@ class RunOutcome:
         precision: number format used.
         final_loss: mean cross-entropy of the last tenth of the steps, nats a token.
         resumed_from: step of the checkpoint that this attempt began at, 0 for none.
+        data_order: digest of the rows that the steps have read, in their order.
+        machine: what the last bits of the last attempt depended on.
+        strayed: names of what changed of it in the middle of the run; empty where the bits are those of an
+            uninterrupted run.
     """
 
     finished: bool
@@ -88,28 +60,24 @@ class RunOutcome:
     precision: str
     final_loss: float
     resumed_from: int
+    data_order: str
+    machine: Mapping[str, str]
+    strayed: tuple[str, ...]
 
 
-class _Guard:
-    """Stops a run whose loss is not finite or has run away from where it began."""
+@dataclass(kw_only=True, slots=True)
+class _Attempt:
+    """What one call of ``train`` works with."""
 
-    def __init__(self, figures: Mapping[str, float] | None = None) -> None:
-        self.figures = dict(figures or {})
-
-    def check(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"The loss is not finite at step {step}. Lower the learning rate or check the data.",
-                step=step,
-            )
-        smooth = 0.9 * self.figures.get("smooth", loss) + 0.1 * loss
-        first = self.figures.setdefault("first", loss)
-        self.figures["smooth"] = smooth
-        if smooth > 2 * first + 1:
-            raise TrainingDiverged(
-                f"The loss rose from {first:.2f} to {smooth:.2f} by step {step}. Lower the learning rate.",
-                step=step,
-            )
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    parameters: dict[str, nn.Parameter]
+    precision: str
+    guard: Guard
+    data_order: str
+    machine: dict[str, str]
+    strayed: tuple[str, ...]
 
 
 class TrainingRun:
@@ -120,10 +88,11 @@ class TrainingRun:
         packed: the text.
         recipe: settings; ``packed`` must have rows of ``recipe.sequence_tokens``.
         seed: of the data order and of torch's generator.
-        folder: for checkpoints and ``metrics.jsonl``; None keeps nothing.
+        folder: for checkpoints and ``metrics.jsonl``; None keeps nothing. Several processes share it.
         identity: further digests that a checkpoint must share to be resumed (base, starting weights).
         rule: turns a step's rows into its gradient; the clipped mean unless given.
         rows: which rows a step learns from; every row once an epoch unless given.
+        sharding: splits parameters over GPUs; None keeps them whole in every process.
     """
 
     def __init__(
@@ -137,6 +106,7 @@ class TrainingRun:
         identity: Mapping[str, str] | None = None,
         rule: GradientRule | None = None,
         rows: RowOrder | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.recipe = recipe
         order = BatchOrder(rows=len(packed.rows_NS1), batch_rows=recipe.batch_rows, seed=seed)
@@ -145,6 +115,7 @@ class TrainingRun:
         self.packed = packed
         self.folder = folder
         self.seed = seed
+        self.sharding = sharding
         self.identity = {
             "recipe": recipe.digest,
             "data": packed.digest,
@@ -152,153 +123,194 @@ class TrainingRun:
             **(identity or {}),
         }
         self._objective = objective
-        self._names: dict[str, nn.Parameter] = dict(objective.trainable())
-        self._metrics: list[StepMetric] = []
+        self._metrics = MetricsLog(folder / "metrics.jsonl" if folder is not None else None)
 
     def train(
         self,
         *,
         on_step: Callable[[Progress], None] = lambda _progress: None,
         stop: Callable[[], bool] = lambda: False,
+        on_notice: Callable[[Notice], None] = lambda _notice: None,
     ) -> RunOutcome:
         """Trains to the last step, or until asked to stop, going on from the folder's newest checkpoint.
 
         Args:
-            on_step: called after every optimizer step.
-            stop: asked after every step; True writes a checkpoint and ends the attempt.
+            on_step: called after every optimizer step, in the main process alone.
+            stop: asked after every step; True in any process writes a checkpoint and ends the attempt.
+            on_notice: told, in the main process, what the run goes on in spite of.
 
         Raises:
-            TrainingDiverged: the loss is not finite or has run away.
+            TrainingDiverged: the loss or a gradient is not finite, or the loss has run away.
             CheckpointInvalid: the folder holds a checkpoint of another run.
+            RecipeRefused: passes that the processes cannot share evenly, or sharding without GPUs.
         """
-        found = (
-            newest_checkpoint(self.folder / "checkpoints", self.identity) if self.folder is not None else None
+        folder = self.folder / "checkpoints" if self.folder is not None else None
+        found = newest_checkpoint(folder, self.identity) if folder is not None else None
+        attempt, notice = self._begin(found)
+        if notice is not None and attempt.accelerator.is_main_process:
+            on_notice(notice)
+        first = found.step if found else 0
+        stopped = False
+        speed = Speed(self.recipe.step_tokens)
+        for step in range(first, self.recipe.steps):
+            metric = self._step(attempt, step)
+            attempt.guard.check(metric.step, metric.loss)
+            self._metrics.append(metric, write=attempt.accelerator.is_main_process)
+            rate = speed.after_step()
+            left = (self.recipe.steps - metric.step) * self.recipe.step_tokens
+            if attempt.accelerator.is_main_process:
+                on_step(
+                    Progress(metric=metric, steps=self.recipe.steps, tokens_per_s=rate, eta_s=left / rate)
+                )
+            last = metric.step == self.recipe.steps
+            stopped = not last and _anywhere(attempt.accelerator, stop())
+            if last or stopped or metric.step % self.recipe.checkpoint_every == 0:
+                self._save(metric.step, attempt)
+            if stopped:
+                break
+        return RunOutcome(
+            finished=not stopped,
+            steps_done=self._metrics.steps[-1].step if self._metrics.steps else first,
+            precision=attempt.precision,
+            final_loss=self._metrics.tail_loss(self.recipe.steps),
+            resumed_from=first,
+            data_order=attempt.data_order,
+            machine=attempt.machine,
+            strayed=attempt.strayed,
         )
-        d_model = next(iter(self._names.values())).shape[-1]
+
+    def _begin(self, found: Checkpoint | None) -> tuple[_Attempt, Notice | None]:
+        names = dict(self._objective.trainable())
+        d_model = next(iter(names.values())).shape[-1]
         precision = found.precision if found else choose_precision(self.recipe.precision, d_model=d_model)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            gradient_accumulation_steps=self.recipe.accumulation,
-            cpu=not torch.cuda.is_available(),
-        )
+        accelerator = self._accelerator(precision)
+        share_of(self.recipe.batch_rows, 0, accelerator.num_processes)
         plain = torch.optim.AdamW(
-            self._names.values(),
+            names.values(),
             lr=self.recipe.learning_rate,
             betas=(self.recipe.beta1, self.recipe.beta2),
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        guard = _Guard(found.guard if found else None)
         torch.manual_seed(self.seed)
-        if found is not None:
-            self._restore(found, plain)
         model, optimizer = accelerator.prepare(self._objective, plain)
-        first = found.step if found else 0
-        self._open_metrics(first)
-        stopped = False
-        speed = _Speed(self.recipe.step_tokens)
-        for step in range(first, self.recipe.steps):
-            metric = self._step(accelerator, model, optimizer, step)
-            guard.check(metric.step, metric.loss)
-            self._record(metric)
-            rate = speed.after_step()
-            left = (self.recipe.steps - metric.step) * self.recipe.step_tokens
-            on_step(Progress(metric=metric, steps=self.recipe.steps, tokens_per_s=rate, eta_s=left / rate))
-            last = metric.step == self.recipe.steps
-            stopped = not last and stop()
-            if last or stopped or metric.step % self.recipe.checkpoint_every == 0:
-                self._save(metric.step, precision, guard, plain)
-            if stopped:
-                break
-        done = self._metrics[-1].step if self._metrics else first
-        tail = [metric.loss for metric in self._metrics if metric.step > 0.9 * self.recipe.steps]
-        return RunOutcome(
-            finished=not stopped,
-            steps_done=done,
+        # Sharding puts other parameters in the place of the first ones.
+        parameters = dict(accelerator.unwrap_model(model).trainable())
+        machine = machine_of(accelerator.device, accelerator.num_processes)
+        notice: Notice | None = None
+        strayed: tuple[str, ...] = ()
+        if found is not None:
+            self._restore(found, parameters, optimizer)
+            notice = moved(found.machine, machine, step=found.step)
+            strayed = tuple(sorted({*found.strayed, *(notice.different if notice else ())}))
+        self._metrics.read(found.step if found else 0)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self._metrics.rewrite()
+        attempt = _Attempt(
+            accelerator=accelerator,
+            model=model,
+            optimizer=optimizer,
+            parameters=parameters,
             precision=precision,
-            final_loss=sum(tail) / len(tail) if tail else math.nan,
-            resumed_from=first,
+            guard=Guard(found.guard if found else None),
+            data_order=found.data_order if found else "",
+            machine=machine,
+            strayed=strayed,
+        )
+        return attempt, notice
+
+    def _accelerator(self, precision: str) -> Accelerator:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        gpu = torch.cuda.is_available()
+        plugin = None
+        if self.sharding is not None:
+            plugin = fsdp_plugin(self.sharding, torch.device("cuda" if gpu else "cpu"))
+            self._objective.use_modules()
+        return Accelerator(
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            gradient_accumulation_steps=self.recipe.accumulation,
+            cpu=not gpu,
+            fsdp_plugin=plugin,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
         )
 
-    def _step(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
-    ) -> StepMetric:
+    def _step(self, attempt: _Attempt, step: int) -> StepMetric:
         rate = self.recipe.learning_rate_at(step)
-        for group in optimizer.param_groups:
+        for group in attempt.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.rule.accumulate(accelerator, model, self._batches(step))
-        norm = self.rule.finish(accelerator, self._names)
-        optimizer.step()
-        optimizer.zero_grad()
+        rows = self.rows.step_rows(step)
+        accelerator = attempt.accelerator
+        loss = self.rule.accumulate(accelerator, attempt.model, self._batches(rows, accelerator))
+        norm = self.rule.finish(accelerator, attempt.parameters)
+        attempt.guard.check_gradient(step + 1, norm)
+        attempt.optimizer.step()
+        attempt.optimizer.zero_grad()
+        attempt.data_order = digest_bytes(attempt.data_order.encode() + rows.astype("<i8").tobytes())
         return StepMetric(
             step=step + 1,
-            loss=loss,
+            loss=_mean(accelerator, loss),
             learning_rate=rate,
             gradient_norm=norm,
             tokens=(step + 1) * self.recipe.step_tokens,
         )
 
-    def _batches(self, step: int) -> list[Batch]:
-        rows, size = self.rows.step_rows(step), self.recipe.batch_rows
-        return [self.packed.batch(rows[first : first + size]) for first in range(0, len(rows), size)]
+    def _batches(self, rows: np.ndarray, accelerator: Accelerator) -> list[Batch]:
+        """This process's share of every pass of a step."""
+        size, batches = self.recipe.batch_rows, []
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            if accelerator.num_processes > 1:
+                part = part[share_of(len(part), accelerator.process_index, accelerator.num_processes)]
+            batches.append(self.packed.batch(part))
+        return batches
 
-    def _restore(self, found: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-        if found.tensors.keys() != self._names.keys():
+    def _restore(
+        self, found: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
+        if found.tensors.keys() != parameters.keys():
             raise CheckpointInvalid(
                 "The checkpoint's tensors are not those of this run. Use a fresh work folder."
             )
         with torch.no_grad():
-            for name, parameter in self._names.items():
-                parameter.copy_(found.tensors[name])
-        restore_optimizer(optimizer, self._names, found.optimizer)
+            for name, parameter in parameters.items():
+                parameter.copy_(placed_like(found.tensors[name], parameter))
+        restore_optimizer(optimizer, parameters, found.optimizer)
         torch.set_rng_state(found.random_state)
 
-    def _save(self, step: int, precision: str, guard: _Guard, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, step: int, attempt: _Attempt) -> None:
+        """Gathers everything in every process; the main one writes it."""
         if self.folder is None:
             return
         checkpoint = Checkpoint(
             step=step,
             identity=self.identity,
-            precision=precision,
-            guard=guard.figures,
-            tensors={name: value.detach().cpu().clone().contiguous() for name, value in self._names.items()},
-            optimizer=capture_optimizer(optimizer, self._names),
+            precision=attempt.precision,
+            guard=attempt.guard.figures,
+            tensors={name: whole(value) for name, value in attempt.parameters.items()},
+            optimizer=capture_optimizer(attempt.optimizer, attempt.parameters),
             random_state=torch.get_rng_state(),
+            data_order=attempt.data_order,
+            machine=attempt.machine,
+            strayed=attempt.strayed,
         )
-        write_checkpoint(self.folder / "checkpoints", checkpoint)
-
-    def _open_metrics(self, done: int) -> None:
-        """Keeps the metrics of steps that the checkpoint holds; later lines will be written again."""
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    metric = StepMetric(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue  # the line that a kill cut short
-                if metric.step <= done:
-                    self._metrics.append(metric)
-        path.write_text("".join(json.dumps(asdict(metric)) + "\n" for metric in self._metrics))
-
-    def _record(self, metric: StepMetric) -> None:
-        self._metrics.append(metric)
-        if self.folder is not None:
-            with (self.folder / "metrics.jsonl").open("a") as stream:
-                stream.write(json.dumps(asdict(metric)) + "\n")
+        if attempt.accelerator.is_main_process:
+            write_checkpoint(self.folder / "checkpoints", checkpoint)
+        attempt.accelerator.wait_for_everyone()
 
 
-class _Speed:
-    """Tokens per second over the last steps."""
+def _mean(accelerator: Accelerator, value: float) -> float:
+    """The mean of a number over all processes, the same in each."""
+    if accelerator.num_processes == 1:
+        return value
+    numbers: torch.Tensor = accelerator.gather(
+        torch.tensor([value], dtype=torch.float64, device=accelerator.device)
+    )
+    return float(numbers.sum()) / accelerator.num_processes
 
-    def __init__(self, step_tokens: int) -> None:
-        self._tokens = step_tokens
-        self._times = [time.monotonic()]
 
-    def after_step(self) -> float:
-        self._times = [*self._times[-20:], time.monotonic()]
-        passed = max(1e-9, self._times[-1] - self._times[0])
-        return (len(self._times) - 1) * self._tokens / passed
+def _anywhere(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether a flag is set in any process; all of them ask, and hear the same."""
+    return _mean(accelerator, float(flag)) > 0

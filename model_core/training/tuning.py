@@ -28,8 +28,9 @@ from model_core.text.batches import PackedText, describe, pack
 from model_core.text.documents import Document
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.objective import Objective
+from model_core.training.progress import Progress
 from model_core.training.recipe import TrainingRecipe
-from model_core.training.run import Progress, TrainingRun
+from model_core.training.run import TrainingRun
 
 __all__ = [
     "RouterObjective",

@@ -37,7 +37,7 @@ from model_core.text.batches import describe
 from model_core.text.documents import Document, read_documents, split_documents
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.expert import ExpertRecipe, ExpertResult, public_halves, train_expert
-from model_core.training.run import Progress
+from model_core.training.progress import Progress
 from model_core.training.versions import code_version, torch_version
 from tenants.workshop.protocol import (
     ChildEvent,
@@ -117,6 +117,7 @@ def run_job(
         work_folder=work,
         on_phase=lambda name: emit(PhaseEvent(name=name)),
         on_step=voice.step,
+        on_notice=lambda notice: emit(PhaseEvent(name="train", message=notice.sentence[:500])),
         stop=stop,
     )
     if result.expert is None:
@@ -255,6 +256,10 @@ def _write_output(
             **recipe.model_dump(mode="json"),
             **(result.privacy.facts() if result.privacy else {}),
             "precision_used": result.outcome.precision,
+            # Which documents a private run sampled is what its noise hides; not even a digest of it leaves.
+            "data_order": "" if result.privacy else result.outcome.data_order,
+            "strayed": ",".join(result.outcome.strayed),
+            **{f"ran_on_{name}": value for name, value in result.outcome.machine.items()},
         },
         seeds={"order": seed},
         data_card=describe(

@@ -18,8 +18,9 @@ from model_core.text.batches import pack
 from model_core.training.base import pretrain
 from model_core.training.checkpoint import checkpoints
 from model_core.training.objective import DenseObjective
+from model_core.training.progress import Progress
 from model_core.training.recipe import TrainingRecipe
-from model_core.training.run import Progress, RunOutcome, TrainingRun
+from model_core.training.run import RunOutcome, TrainingRun
 
 _RECIPE = TrainingRecipe(
     steps=12, batch_rows=2, sequence_tokens=16, accumulation=2, checkpoint_every=5, precision="fp32"
