@@ -18,6 +18,7 @@ from tensor_builders import (
     bank_of,
     copy_of,
     digest,
+    in_bfloat16,
     prompt,
     random_decoder,
     random_expert,
@@ -41,7 +42,7 @@ from model_core.network.checkpoint import (
     save_decoder,
     save_expert,
 )
-from model_core.packing.forms import FfnForm
+from model_core.packing.forms import EXPERT_KINDS, ExpertKind, FfnForm
 
 
 def test_round_trip_keeps_every_byte(tmp_path: Path) -> None:
@@ -62,6 +63,28 @@ def test_round_trip_keeps_every_byte(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(decoder(ids, [expert]), mapped(ids, [guest]))
     assert not any(p.requires_grad for module in (mapped, guest) for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", EXPERT_KINDS)
+def test_bfloat16_weights_come_back_in_bfloat16_and_routers_in_fp32(tmp_path: Path, kind: ExpertKind) -> None:
+    """Matrices, the inner gate's too, keep the base's dtype in files; rows, gates and scales stay fp32."""
+    decoder, experts = random_world(7, 1, kinds=(kind,))
+    (name, expert), *_ = experts.items()
+    in_bfloat16(decoder)
+    in_bfloat16(expert)
+    save_decoder(decoder, tmp_path / "base.safetensors")
+    save_expert(expert, tmp_path / "expert.safetensors")
+    for part, tensor in load_file(tmp_path / "expert.safetensors").items():
+        if ".ffn." not in part or part.endswith(".scale"):
+            assert tensor.dtype == torch.float32
+        else:
+            assert tensor.dtype == (torch.int8 if kind == "int8" else torch.bfloat16)
+    assert load_file(tmp_path / "base.safetensors")["layers.1.ffn.gate.weight"].dtype == torch.bfloat16
+    bank = ExpertBank(BASE, load_decoder(tmp_path / "base.safetensors", decoder.shape))
+    bank.add(name, load_expert(tmp_path / "expert.safetensors", decoder.shape))
+    logits = forward_logits(bank, prompt(7, 6), [name], 2)
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(logits, forward_logits(bank_of(decoder, experts), prompt(7, 6), [name], 2))
 
 
 def test_poison_stays_in_this_process(tmp_path: Path) -> None:
