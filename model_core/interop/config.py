@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from model_core.errors import BundleRefused, ConfigUnsupported, ModelFolderRefused
-from model_core.packing.files import read_file
+from model_core.errors import ConfigUnsupported, ModelFolderRefused
+from model_core.interop.folders import read_side_file
 from model_core.packing.manifest import Family, ModelShape
 
 CONFIG_FILE = "config.json"
@@ -251,21 +251,10 @@ def write_config(
     return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
 
-def token_ids(folder: Path) -> dict[str, int | None]:
-    """Begin, end and padding token ids that a folder's config names (one each, or None)."""
-    fields = _load(folder)
-    ids: dict[str, int | None] = {}
-    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = fields.get(field)
-        value = value[0] if isinstance(value, list) and value else value
-        ids[field] = value if type(value) is int else None
-    return ids
-
-
 def _load(folder: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(read_file(folder / CONFIG_FILE, _MAX_CONFIG_BYTES))
-    except (BundleRefused, ValueError, RecursionError) as error:
+        fields = json.loads(read_side_file(folder, CONFIG_FILE, _MAX_CONFIG_BYTES) or b"")
+    except (ValueError, RecursionError) as error:
         raise ModelFolderRefused(
             f"The folder has no readable {CONFIG_FILE}; pass the folder that a model was saved into.",
             file=CONFIG_FILE,

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from model_core.errors import ModelFolderRefused, SharedPartDiffers
 from model_core.interop.config import Layout, read_config
+from model_core.interop.folders import read_side_file
 from model_core.interop.progress import Meter, OnProgress
-from model_core.interop.reader import open_file, read_side_file
+from model_core.interop.reader import open_file
 from model_core.interop.splitting import Source
 from model_core.interop.writer import Part, write_safetensors
 from model_core.packing.bundle import CheckedBundle, check_bundle, write_bundle

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 
 from model_core.errors import BundleRefused, ModelFolderRefused
-from model_core.packing.files import open_plain_file, read_file
+from model_core.interop.folders import exists, plain_path, read_side_file
+from model_core.packing.files import open_plain_file
 from model_core.packing.safetensors_header import read_header
 
 SINGLE_FILE = "model.safetensors"
@@ -28,8 +28,6 @@ INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# One file of the folder: no separators, no leading dot.
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,254}")
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_SHARD_BYTES = 1 << 40
 _LENGTH_PREFIX_BYTES = 8
@@ -101,9 +99,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         ModelFolderRefused: no safetensors weights, a broken index or file, or names that leave the folder.
     """
-    if _exists(folder / INDEX_FILE):
+    if exists(folder / INDEX_FILE):
         weight_map = _read_index(folder)
-    elif _exists(folder / SINGLE_FILE):
+    elif exists(folder / SINGLE_FILE):
         weight_map = None
     else:
         pickles = sorted(entry.name for entry in folder.glob("*.bin")) if folder.is_dir() else []
@@ -135,47 +133,6 @@ def open_file(path: Path) -> Checkpoint:
         ModelFolderRefused: it is none.
     """
     return Checkpoint(_read_shard(path))
-
-
-def plain_path(folder: Path, name: str) -> Path:
-    """The path of a file of the folder, links resolved.
-
-    A link may lead to a file of the same folder, or, in the cache layout of the Hugging Face hub
-    (``snapshots/REVISION/file``), to the ``blobs`` beside it, and nowhere else.
-
-    Raises:
-        ModelFolderRefused: the name or its link leaves the folder, or there is no such file.
-    """
-    if not _PLAIN_NAME.fullmatch(name):
-        raise ModelFolderRefused(
-            f"{name[:80]!r} is not the name of a file inside the folder.", file=name[:80]
-        )
-    home = folder.resolve()
-    real = (home / name).resolve()
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if real.parent not in (home, blobs):
-        raise ModelFolderRefused(f"{name} is a link that leaves the folder.", file=name)
-    if not real.is_file():
-        raise ModelFolderRefused(f"The folder lacks {name}; fetch it again.", file=name)
-    return real
-
-
-def read_side_file(folder: Path, name: str, limit_bytes: int) -> bytes | None:
-    """Reads a small file of the folder; None where there is none.
-
-    Raises:
-        ModelFolderRefused: a link that leaves the folder, or a file that is too large.
-    """
-    if not _exists(folder / name):
-        return None
-    try:
-        return read_file(plain_path(folder, name), limit_bytes)
-    except BundleRefused as error:
-        raise ModelFolderRefused(error.sentence, file=name) from error
-
-
-def _exists(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
 
 
 def _read_index(folder: Path) -> dict[str, str]:
