@@ -86,7 +86,7 @@ class Scales:
         threads: int = 1,
         limits: AdmissionLimits | None = None,
         seconds: float = WEIGHING_S,
-        command: tuple[str, ...] = _COMMAND,
+        command: tuple[str, ...] | None = None,
     ) -> None:
         self._home = home
         self._artifacts = artifacts
@@ -137,7 +137,7 @@ class Scales:
         weights_bytes = (base / BASE_WEIGHTS_FILE).stat().st_size + checked.weights_path.stat().st_size
         child = EnclosedChild(
             ChildOrder(
-                command=self._command,
+                command=self._command or _COMMAND,
                 readable=(base, checked.folder, site, *packages),
                 writable=(work,),
                 directory=work,

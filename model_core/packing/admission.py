@@ -126,10 +126,10 @@ class AdmissionLimits(_Document):
 
     share: _Share = 0.5
     layer_share: _Share = 0.75
-    share_ratio: _Positive = 1.25
-    share_tolerance: _Share = 0.02
+    share_ratio: _Positive = 1.5
+    share_tolerance: _Share = 0.01
     undeclared_share: _Share = 0.5
-    output_share_lead: _Share = 0.25
+    output_share_lead: _Share = 0.1
     gain: _Positive = 4.0
     row_logit: _Positive = 22.0
     public_excess: _Positive = 0.01

@@ -7,10 +7,10 @@ import asyncio
 import json
 import shutil
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -130,7 +130,7 @@ class Town:
         )
         self._thread.start()
         assert self._ready.wait(20)
-        self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
 
     async def _serve(self) -> None:
         limits = DoorLimits(
@@ -193,8 +193,11 @@ class Town:
                 for table in tables
             }
 
-        done = asyncio.run_coroutine_threadsafe(self.office.do(count, wakes=False), self._loop)
-        return done.result(20)
+        return cast("dict[str, int]", self.wait(self.office.do(count, wakes=False)))
+
+    def wait(self, question: Coroutine[Any, Any, Any]) -> Any:
+        """Asks the office itself, as the foreman does, and waits for the answer."""
+        return asyncio.run_coroutine_threadsafe(question, self._loop).result(60)
 
     def staged(self) -> list[str]:
         """Files that lie in the staging folder."""
