@@ -123,6 +123,22 @@ def test_noise_is_really_added_with_the_planned_spread() -> None:
     assert float(torch.corrcoef(rest_KD).fill_diagonal_(0).abs().max()) < 0.25
 
 
+def test_every_step_and_every_tensor_has_noise_of_its_own() -> None:
+    """Noise that came twice could be taken off by a difference; a step that is done again draws the same."""
+    model, steps, rows = _toy_steps(torch.zeros(2, 6), _plan())
+    accelerator = Accelerator(cpu=True)
+
+    def drawn(step: int) -> list[float]:
+        steps.step_rows(step)
+        steps.accumulate(accelerator, model, [rows.packed.batch(np.array([0, 1]))])
+        steps.finish(accelerator, dict(model.named_parameters()))
+        return torch.cat([model.left.grad, model.right.grad]).tolist()
+
+    first, second = drawn(0), drawn(1)
+    assert len({*first, *second}) == 12
+    assert drawn(0) == first
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1000),
