@@ -19,7 +19,7 @@ import httpx
 
 from cluster.errors import GatewayUnreachable, UnknownOperation
 from cluster.operations.catalogue import OPERATIONS
-from cluster.operations.table import Operation
+from cluster.operations.table import LONGEST_WEIGHING_S, Operation
 from cluster.problems import error_of
 from model_core.errors import ProductError
 
@@ -38,6 +38,7 @@ class MarketplaceClient:
     def __init__(self, *, url: str, key: str | None, timeout_s: float = 60.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
 
     def __enter__(self) -> Self:
@@ -71,9 +72,15 @@ class MarketplaceClient:
         row = self._row(operation)
         path, rest = self._path(row, fields)
         media = row.upload.media_type if row.upload else "application/octet-stream"
+        timeout_s = self._timeout_s + (LONGEST_WEIGHING_S if row.weighs else 0.0)
         with file.open("rb") as body:
             return self._send(
-                row.method, path, params=_query(rest), content=body, headers={"Content-Type": media}
+                row.method,
+                path,
+                params=_query(rest),
+                content=body,
+                headers={"Content-Type": media},
+                timeout=timeout_s,
             )
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:

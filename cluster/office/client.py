@@ -32,9 +32,7 @@ from cluster.office.protocol import (
     Reply,
     UsageRecord,
 )
-
-# Longer than the longest weighing of an expert (``cluster.office.scales``), which these answers wait for.
-WEIGHING_S = 660.0
+from cluster.operations.table import LONGEST_WEIGHING_S
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -66,7 +64,7 @@ class OfficeClient:
         repeatable = idempotency_key is not None or known is None or known.method == "GET"
         arguments = (op, credential, payload, idempotency_key)
         weighs = known is not None and known.weighs is not None
-        answer_s = self._answer_s + WEIGHING_S if weighs else None
+        answer_s = self._answer_s + LONGEST_WEIGHING_S if weighs else None
         answer = await self._send(repeatable, "call", *arguments, answer_s=answer_s)
         return cast("dict[str, Any]", answer)
 
@@ -129,7 +127,7 @@ class OfficeClient:
 
     async def finish_job(self, job_id: str, fence: int, bundle_folder: str) -> JobOutcome:
         """Admits a finished job's bundle."""
-        answer_s = self._answer_s + WEIGHING_S
+        answer_s = self._answer_s + LONGEST_WEIGHING_S
         answer = await self._send(True, "finish_job", job_id, fence, bundle_folder, answer_s=answer_s)
         return cast("JobOutcome", answer)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from cluster.errors import WeighingFailed
 from cluster.home import Home
 from cluster.jobs.site import link_packages
+from cluster.operations.table import LONGEST_WEIGHING_S
 from cluster.problems import error_of
 from model_core.errors import AdmissionRefused, BundleRefused, NetworkError, ProductError
 from model_core.packing.admission import (
@@ -44,9 +45,6 @@ log = logging.getLogger(__name__)
 
 #: Action of the audit record that keeps an admission's figures.
 WEIGHED_ACTION = "experts.weigh"
-#: Longest weighing; whoever waits for an admission waits a little longer than this.
-WEIGHING_S = 600.0
-
 _COMMAND = (sys.executable, "-P", "-s", "-m", "tenants.workshop.weigher")
 _LIBRARY_BYTES = 8 << 30
 # What the owner can mend; anything else that the child says is a matter of this machine or of the base.
@@ -85,7 +83,7 @@ class Scales:
         *,
         threads: int = 1,
         limits: AdmissionLimits | None = None,
-        seconds: float = WEIGHING_S,
+        seconds: float = LONGEST_WEIGHING_S,
         command: tuple[str, ...] | None = None,
     ) -> None:
         self._home = home

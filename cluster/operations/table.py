@@ -30,6 +30,9 @@ _PLACEHOLDER = re.compile(r"{([a-z_]+)}")
 
 ANYONE = frozenset(Role)
 
+#: Longest weighing of an expert; whoever waits for an operation that weighs waits a little longer.
+LONGEST_WEIGHING_S = 600.0
+
 
 class Request(BaseModel):
     """Family of request documents: unknown fields are refused, because a typo must not widen anything."""

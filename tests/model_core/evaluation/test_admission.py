@@ -35,6 +35,7 @@ from model_core.packing.admission import (
     check_admission,
     parse_report,
 )
+from model_core.packing.forms import ExpertKind
 from model_core.training.calibration import bound_router_rows, calibrate, residual_norms
 from model_core.training.expert import ExpertRecipe, public_halves, train_expert
 from model_core.training.gates import token_rows
@@ -208,17 +209,20 @@ def test_without_public_text_only_rows_and_gains_are_judged() -> None:
             check_admission(weigh_expert(decoder, twin, (), None), {})
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     family=st.sampled_from(["olmo2", "llama", "olmoe"]),
+    kind=st.sampled_from(["full", "narrow", "low_rank", "split", "int8"]),
     noise=st.sampled_from([0.1, 1.0, 30.0]),
     length=st.integers(1, 24),
 )
-def test_no_text_gets_past_the_worst_case(seed: int, family: str, noise: float, length: int) -> None:
+def test_no_text_gets_past_the_worst_case(
+    seed: int, family: str, kind: ExpertKind, noise: float, length: int
+) -> None:
     """For any tokens: no input is longer, no lead larger and no share higher than the analytic bounds say."""
     decoder = random_decoder(tiny_shape(family=family, renormalise=family == "llama"), seed)
-    expert = random_expert(decoder, seed + 1, noise=noise)
+    expert = random_expert(decoder, seed + 1, noise=noise, kind=kind).float()
     bounds = largest_inputs(decoder)
     rows = torch.tensor([prompt(seed, length)])
     worst = [layer.worst_logit for layer in weigh_expert(decoder, expert, (), None, seed=seed).layers]
