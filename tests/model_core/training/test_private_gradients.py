@@ -229,6 +229,7 @@ def test_every_document_is_taken_with_the_same_probability_independently() -> No
         assert len(set(chosen // windows)) == len(chosen), "a document counts once a step"
         taken[step, chosen // windows] = 1
         seen[chosen] += 1
+    assert abs(taken.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / taken.size)
     assert np.abs(taken.mean(0) - rate).max() < 5 * np.sqrt(rate * (1 - rate) / n_steps)
     assert taken.sum(1).std() == pytest.approx(np.sqrt(n_documents * rate * (1 - rate)), rel=0.08)
     assert np.abs(seen - n_steps * rate / windows).max() < 5 * np.sqrt(n_steps * rate / windows)
