@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import OfficeUnavailable
+from cluster.errors import OfficeUnavailable, WeighingFailed
 from cluster.jobs.attempt import AttemptReport
 from cluster.jobs.errors import WorkshopGone
 from cluster.jobs.follower import JobFollower
@@ -32,6 +32,8 @@ class Office:
         self.cancelled: set[str] = set()
         self.away: Iterator[bool] = iter(())
         self.refuse_bundles = False
+        self.weighs: Callable[[str], bool] = lambda _job: False
+        self.unweighable = 0
 
     def _here(self) -> None:
         if next(self.away, False):
@@ -80,6 +82,11 @@ class Office:
         self._fenced(job_id, fence)
         if self.refuse_bundles:
             raise BundleWrongBase("Not the base.")
+        if self.unweighable:
+            self.unweighable -= 1
+            raise WeighingFailed("No memory.")
+        while self.weighs(job_id):
+            await asyncio.sleep(0.001)
         self._move(job_id, "succeeded")
         return JobOutcome(expert_id="exp_1", bundle_digest="sha256:" + "0" * 64)
 
@@ -211,6 +218,27 @@ def test_refused_bundle_fails_the_job_with_the_reason() -> None:
     office.refuse_bundles = True
     follow(office, lambda: office.state["job_1"].startswith("failed"), [running(0), SEALED])
     assert office.state["job_1"] == "failed: bundle_wrong_base"
+
+
+def test_a_long_admission_holds_up_no_other_job() -> None:
+    """While one expert is weighed, the curves of others arrive and their jobs end."""
+    office = Office("job_1", "job_2")
+    office.weighs = lambda job: job == "job_1" and office.state["job_2"] != "succeeded"
+    follow(
+        office,
+        lambda: set(office.state.values()) == {"succeeded"},
+        [running(0), SEALED],
+        [running(0), running(1), running(2), SEALED],
+    )
+    assert sorted(office.curves["job_2"]) == [0, 1, 2]
+
+
+def test_an_expert_that_could_not_be_weighed_gets_another_attempt() -> None:
+    """Nothing is known about it yet, so the job is not failed for good."""
+    office = Office("job_1")
+    office.unweighable = 1
+    follow(office, lambda: office.state["job_1"] == "succeeded", [running(0), SEALED])
+    assert office.fences["job_1"] == 2
 
 
 def test_cancelled_job_is_stopped_and_said_to_be_cancelled() -> None:
