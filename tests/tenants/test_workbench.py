@@ -115,6 +115,30 @@ def test_a_job_leaves_a_whole_unsealed_bundle(spec: JobSpec, base: Any) -> None:
     assert [event.step for event in losses] == list(range(1, 21))
 
 
+def test_a_job_writes_the_manifest_of_the_kind_that_its_recipe_asks_for(spec: JobSpec, base: Any) -> None:
+    """A low-rank recipe leaves factors, the manifest that names them, and the share that they keep."""
+    changes = {"steps": 2, "checkpoint_every": 2, "expert_kind": "low_rank", "expert_rank": 3}
+    run_job(spec.model_copy(update={"recipe": {**_RECIPE, **changes}}), lambda _event: None)
+    output = Path(spec.output_folder)
+    manifest = parse_expert_manifest((output / "manifest.json").read_bytes())
+    assert (manifest.expert_kind, manifest.rank, manifest.pieces, manifest.gated) == (
+        "low_rank",
+        3,
+        None,
+        True,
+    )
+    assert manifest.d_ffn == base.manifest.shape.d_ffn
+    weights = output / "expert.safetensors"
+    with weights.open("rb") as stream:
+        header = read_header(stream, weights.stat().st_size)
+    assert header.shapes() == expert_tensor_shapes(manifest)
+    assert 0 < manifest.metrics["kept_energy"] < 1
+    assert manifest.metrics["expert_bytes"] == sum(
+        entry.end - entry.begin for entry in header.tensors.values()
+    )
+    load_expert_folder(output, base.digest, base.manifest.shape)
+
+
 def test_a_stopped_job_resumes_to_the_same_bytes(spec: JobSpec, tmp_path: Path) -> None:
     """A job that was stopped and started again writes the bytes of an uninterrupted one."""
     calls = iter([False] * 5 + [True] + [False] * 100)
