@@ -360,12 +360,16 @@ def test_two_runs_in_one_folder_never_share_their_noise(tmp_path: Path) -> None:
 def test_own_text_reaches_nothing_but_the_noised_steps(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With sampling off, another data set of equal size gives the same expert and metrics, byte for byte."""
+    """With sampling off, another data set of equal size gives the same expert and metrics, byte for byte.
+
+    A narrow expert chooses its neurons by text: under privacy by public text.
+    """
+    recipe = ExpertRecipe.of({**_RECIPE.model_dump(), "expert_kind": "narrow", "expert_width": 24})
     monkeypatch.setattr(PrivateSteps, "step_rows", _takes_nothing)
     monkeypatch.setattr("model_core.training.private_expert.run_key", lambda *_: bytes(32))
     found = []
     for name, documents in (("own", texts("own", 40)), ("other", texts("public", 40, words=90, seed=3))):
-        _, result = _train(tmp_path / name, documents=documents)
+        _, result = _train(tmp_path / name, documents=documents, recipe=recipe)
         metrics = (tmp_path / name / "metrics.jsonl").read_text()
         found.append(
             (_bytes_of(result, tmp_path / f"{name}.safetensors"), metrics, result.privacy, result.gates)
