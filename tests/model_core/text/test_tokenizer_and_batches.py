@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from training_builders import texts, tiny_tokenizer
 
 from model_core.errors import DatasetRefused, TokenizerInvalid
-from model_core.text.batches import BatchOrder, describe, pack
+from model_core.text.batches import BatchOrder, describe, encode_documents, pack
 from model_core.text.documents import Document
 from model_core.text.tokenizer import END_OF_TEXT, TextTokenizer
 
@@ -45,6 +47,30 @@ def test_tokenizers_survive_files_and_bad_ones_are_refused(tmp_path: Path) -> No
             TextTokenizer.load(tmp_path / name)
     with pytest.raises(TokenizerInvalid):
         TextTokenizer.train(["x"], vocab_size=100)
+
+
+@pytest.mark.parametrize("spelled", ["</s>", {"content": "</s>", "special": True}])
+def test_an_imported_tokenizer_says_what_opens_and_ends_a_text(spelled: object, tmp_path: Path) -> None:
+    """From the config beside it, as a string or an object; documents are then closed as well as opened."""
+    words = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "<unk>": 9}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerInvalid, match="eos_token"):
+        TextTokenizer.load(tmp_path / "tokenizer.json")
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"eos_token": spelled, "bos_token": None}))
+    loaded = TextTokenizer.load(tmp_path / "tokenizer.json")
+    assert (loaded.begin_id, loaded.end_of_text_id, loaded.highest_id) == (1, 1, 9)
+    config.write_text(json.dumps({"eos_token": spelled, "bos_token": "<s>"}))
+    loaded = TextTokenizer.load(tmp_path / "tokenizer.json")
+    assert [row.tolist() for row in encode_documents([Document(id="x", text="a b")], loaded)] == [
+        [0, 2, 3, 1]
+    ]
+    for body in (b"{", b'{"eos_token": "<gone>"}'):
+        config.write_bytes(body)
+        with pytest.raises(TokenizerInvalid):
+            TextTokenizer.load(tmp_path / "tokenizer.json")
 
 
 def test_packing_keeps_every_token_once() -> None:
