@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,11 +17,15 @@ import httpx
 import pytest
 
 from cluster.errors import WeighingFailed
-from cluster.office.scales import Scales
+from cluster.office.requests import answer_operation
+from cluster.office.scales import Scales, Weighed
+from cluster.operations.catalogue import OPERATIONS
+from cluster.operations.staging import staged_path, unpacked_folder
 from model_core.errors import AdmissionRefused, ExpertTooLoud, ReportInvalid, ShareAboveCalibration
 from model_core.packing.admission import AdmissionLimits, AdmissionReport, LayerReading
 from model_core.packing.bundle import CheckedBundle, write_bundle
 from model_core.packing.canonical import digest_file
+from model_core.packing.ids import new_id
 from model_core.packing.keys import SigningKey, load_or_create_key
 from model_core.packing.store import DirectoryStore
 from tenants.workshop import enclosure
@@ -126,6 +131,32 @@ def test_a_jobs_expert_is_weighed_before_it_is_admitted(
     assert weighed.count(f"experts/{done.expert_id}") == 1
 
 
+# -- the owner's door --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighed", [None, "sha256:" + "0" * 64])
+def test_a_bundle_without_figures_of_its_own_is_not_admitted(
+    town: Any, bundles: Any, tmp_path: Path, weighed: str | None
+) -> None:
+    """The operation itself refuses what nobody weighed, also with the figures of another bundle."""
+    bundles.owner = load_or_create_key(town.home.owner_key("north"))
+    base = bundles.base(tmp_path / "base", signed=False, calibrated=False)
+    expert = bundles.expert(tmp_path / "expert", base, signed=False, tenant="north", name="letters", seed=6)
+    upload = new_id("upl")
+    shutil.copytree(expert.folder, unpacked_folder(staged_path(town.home.uploads, upload)))
+    payload = {"upload": {"id": upload, "bundle_digest": expert.digest}, "dataset_ids": [town.ids["dataset"]]}
+
+    def ask(desk: Any, digest: str | None) -> Any:
+        desk.weighed = None if digest is None else Weighed(digest=digest, report=_GOOD)
+        return answer_operation(desk, OPERATIONS["experts.import"], town.keys["ada"], payload, None)
+
+    kept = _Kept(town)
+    with pytest.raises(WeighingFailed):
+        town.wait(town.office.do(lambda desk: ask(desk, weighed)))
+    kept.check()
+    assert town.wait(town.office.do(lambda desk: ask(desk, expert.digest)))["state"] == "sealed"
+
+
 # -- the scales themselves ---------------------------------------------------------------------------------
 
 
@@ -173,7 +204,7 @@ def test_the_operators_limits_are_those_that_count(bundles: Any, tmp_path: Path,
         weigh(_GOOD, gain=1.15)
 
 
-# -- the owner's door, with real weights -------------------------------------------------------------------
+# -- real weights ------------------------------------------------------------------------------------------
 
 
 def _builders() -> ModuleType:
