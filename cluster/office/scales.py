@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import WeighingFailed
 from cluster.home import Home
@@ -58,10 +58,18 @@ class Weighed:
     Attributes:
         digest: of its bundle: evidence about these bytes and no others.
         report: the figures.
+        limits: what they were judged by.
     """
 
     digest: str
     report: AdmissionReport
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
+
+    def facts(self) -> dict[str, Any]:
+        """What is chained into the audit; limits where an installation has chosen its own."""
+        chosen = {name: value for name, value in self.limits if value != getattr(AdmissionLimits(), name)}
+        limits = {"limits": chosen} if chosen else {}
+        return {"bundle_digest": self.digest, **self.report.facts(), **limits}
 
 
 class Scales:
@@ -115,7 +123,7 @@ class Scales:
         with TemporaryDirectory(dir=room, prefix="expert-") as folder:
             report = self._weigh_in(Path(folder), base, checked, manifest.base_digest)
         check_admission(report, manifest.calibration, self._limits)
-        return Weighed(digest=checked.digest, report=report)
+        return Weighed(digest=checked.digest, report=report, limits=self._limits)
 
     def _weigh_in(
         self, folder: Path, base: Path, checked: CheckedBundle, base_digest: str
@@ -160,8 +168,7 @@ def keep_figures(desk: Desk, expert_id: str, weighed: Weighed) -> None:
     """Chains an admission's figures into the audit, where ``experts.show`` finds them again."""
     subject = f"experts/{expert_id}"
     if desk.audit.last_of(subject, WEIGHED_ACTION) is None:
-        facts = {"bundle_digest": weighed.digest, **weighed.report.facts()}
-        desk.audit.append("platform", WEIGHED_ACTION, subject, facts)
+        desk.audit.append("platform", WEIGHED_ACTION, subject, weighed.facts())
 
 
 def _refusal(said: ErrorEvent | None) -> ProductError:

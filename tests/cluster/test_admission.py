@@ -189,17 +189,18 @@ def test_a_child_that_misbehaves_admits_nothing(
 
 
 def test_the_operators_limits_are_those_that_count(bundles: Any, tmp_path: Path, town: Any) -> None:
-    """A limit that an installation has chosen replaces the measured default, in both directions."""
+    """A limit that an installation has chosen replaces the default, in both directions, and is recorded."""
     store = DirectoryStore(tmp_path / "store")
     base = bundles.base(tmp_path / "base")
     store.put_bundle(base.folder, base.digest)
     expert = bundles.expert(tmp_path / "expert", base)
 
-    def weigh(report: AdmissionReport, **limits: float) -> None:
-        Scales(town.home, store, limits=AdmissionLimits(**limits), command=_saying(report)).weigh(expert)
+    def weigh(report: AdmissionReport, **limits: float) -> dict[str, Any]:
+        scales = Scales(town.home, store, limits=AdmissionLimits(**limits), command=_saying(report))
+        return scales.weigh(expert).facts()
 
-    weigh(_GOOD)
-    weigh(_loud(), gain=100.0)
+    assert "limits" not in weigh(_GOOD)
+    assert weigh(_loud(), gain=100.0)["limits"] == {"gain": 100.0}
     with pytest.raises(AdmissionRefused):
         weigh(_GOOD, gain=1.15)
 
