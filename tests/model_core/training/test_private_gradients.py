@@ -139,6 +139,23 @@ def test_every_step_and_every_tensor_has_noise_of_its_own() -> None:
     assert drawn(0) == first
 
 
+def test_what_a_step_reports_is_public_text_and_noise() -> None:
+    """The loss is that of a public row whatever documents were taken; the norm is that after the noise."""
+    model, steps, rows = _toy_steps(torch.randn(8, 9), _plan())
+    accelerator = Accelerator(cpu=True)
+    with torch.no_grad():
+        model.left.fill_(1.0)
+    steps.step_rows(2)
+    reported = {
+        steps.accumulate(accelerator, model, [rows.packed.batch(np.array(taken))])
+        for taken in ([0], [1, 5], [2, 3, 4, 6, 7])
+    }
+    assert len(reported) == 1
+    assert reported.pop() == pytest.approx(float(model.table_ND[2, :-3].sum()), rel=1e-5)
+    norm = steps.finish(accelerator, dict(model.named_parameters()))
+    assert norm == pytest.approx(float(torch.cat([model.left.grad, model.right.grad]).norm()), rel=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1000),
