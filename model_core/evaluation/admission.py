@@ -41,7 +41,7 @@ class ProbeSize:
         random_tokens: tokens of each.
     """
 
-    documents: int = 24
+    documents: int = 16
     characters: int = 1600
     tokens: int = 1024
     random_rows: int = 16
@@ -110,7 +110,13 @@ def weigh_expert(
         base, pair = (
             bits_per_byte(
                 bits_per_document(
-                    decoder, documents, tokenizer, experts=experts, top_k=2, window_tokens=size.tokens
+                    decoder,
+                    documents,
+                    tokenizer,
+                    experts=experts,
+                    top_k=2,
+                    window_tokens=size.tokens,
+                    batch_tokens=size.tokens,  # logits of more would need more memory than the model
                 )
             )
             for experts in ((), (expert,))

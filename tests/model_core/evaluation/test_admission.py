@@ -247,6 +247,18 @@ def test_no_text_gets_past_the_worst_case(
         assert share <= 1 / (1 + math.exp(-min(worst[layer], 700))) + 1e-6
 
 
+def test_text_that_was_not_probed_is_bounded_and_not_seen() -> None:
+    """What opens an admitted expert elsewhere (here: own text) shows on no scale, only in the bound."""
+    decoder, expert, declared = _honest()
+    probed = weigh_expert(decoder, expert, _UNSEEN, _TOKENIZER)
+    check_admission(probed, declared)
+    elsewhere = weigh_expert(decoder, expert, texts("own", 6, seed=8), _TOKENIZER)
+    assert elsewhere.mean_share > 5 * probed.mean_share
+    worst = max(layer.worst_logit for layer in probed.layers)
+    assert max(layer.worst_logit for layer in elsewhere.layers) == worst  # known before any text is read
+    assert max(layer.share for layer in elsewhere.layers) <= 1 / (1 + math.exp(-worst))
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), shift=st.floats(-60, 60), bias=st.floats(0, 1e6))
 def test_neither_gate_nor_bias_raises_a_share(seed: int, shift: float, bias: float) -> None:
