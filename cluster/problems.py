@@ -158,6 +158,7 @@ CATALOGUE: Mapping[str, Row] = {
     "tensors_not_finite": _row(422, "The weights are not finite"),
     "tensors_out_of_range": _row(422, "A scale of the weights is not above zero"),
     "expert_not_resident": _row(503, "The expert is not loaded"),
+    "router_needs_redo": _row(409, "The router was tuned for other members"),
     "engine": _row(500, "Internal error in the engine"),
     "engine_full": _row(429, "The engine is full"),
     "unknown_request": _row(404, "No such request"),
