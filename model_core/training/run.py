@@ -308,7 +308,7 @@ def _mean(accelerator: Accelerator, value: float) -> float:
     numbers: torch.Tensor = accelerator.gather(
         torch.tensor([value], dtype=torch.float64, device=accelerator.device)
     )
-    return float(numbers.sum()) / accelerator.num_processes
+    return float(numbers.mean())
 
 
 def _anywhere(accelerator: Accelerator, flag: bool) -> bool:

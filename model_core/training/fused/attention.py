@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from model_core.training.fused.weights import applied
 
 # Scores of one block over all its heads (elements).
-_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ELEMENTS = 1 << 18
 
 
 class _CausalAttention(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # Rows are worked on in blocks whose inner activations stay in a core's cache (elements of one block).
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 19
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
