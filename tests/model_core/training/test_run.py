@@ -3,13 +3,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from training_builders import same_tensors, texts, tiny_decoder, tiny_shape, tiny_tokenizer
 
 from model_core.errors import CheckpointInvalid, RecipeRefused, TrainingDiverged
@@ -17,6 +20,7 @@ from model_core.network.decoder import Decoder
 from model_core.text.batches import pack
 from model_core.training.base import pretrain
 from model_core.training.checkpoint import checkpoints
+from model_core.training.gradients import MeanGradients
 from model_core.training.objective import DenseObjective
 from model_core.training.progress import Progress
 from model_core.training.recipe import TrainingRecipe
@@ -173,3 +177,24 @@ def test_rows_longer_than_the_model_are_refused() -> None:
         pretrain(
             tiny_shape(), texts("public", 9), tiny_tokenizer(), TrainingRecipe(sequence_tokens=512), seed=1
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Poisoned(MeanGradients):
+    """Gradients whose norm is not a number."""
+
+    def finish(self, accelerator: Accelerator, parameters: Mapping[str, nn.Parameter]) -> float:
+        super().finish(accelerator, parameters)
+        return math.nan
+
+
+def test_a_gradient_that_is_not_finite_moves_no_weight() -> None:
+    """The run ends before the optimizer writes NaN into weights that were still whole."""
+    decoder = tiny_decoder()
+    packed = pack(texts("public", 20), tiny_tokenizer(), sequence_tokens=16, seed=3)
+    run = TrainingRun(
+        DenseObjective(decoder, logit_z_loss=0.0), packed, _RECIPE, seed=3, rule=_Poisoned(clip_norm=1.0)
+    )
+    with pytest.raises(TrainingDiverged, match="gradient"):
+        run.train()
+    assert same_tensors(decoder, tiny_decoder())
