@@ -20,7 +20,7 @@ from model_core.interop.config import FLEX_OLMO, LLAMA, MIXTRAL, OLMO2, OLMOE, A
 from model_core.interop.names import FFN_PARTS, ffn_places, router_name, trunk_places
 from model_core.interop.writer import Part
 from model_core.network.decoder import Decoder
-from model_core.network.expert import DomainGate, Expert
+from model_core.network.expert import Expert
 from model_core.packing.manifest import ModelShape
 
 
@@ -162,18 +162,13 @@ def _lost_of(expert: Expert, dtype: torch.dtype) -> list[str]:
     """Sentences on what of one expert has no place in a plain checkpoint."""
     layers = [expert.layer(index) for index in range(len(expert.layers))]
     lost = []
-    if any(part.gate is not None and not always_open(part.gate) for part in layers):
+    if any(part.gate is not None for part in layers):
         lost.append("It has domain gates, which the layout cannot hold.")
     if any(part.router.bias is not None and bool(part.router.bias < 0) for part in layers):
         lost.append("Its router has a bias below 0, which the layout cannot hold.")
     if expert.kind in ("low_rank", "int8") and dtype != torch.float32:
         lost.append(f"Its kind is {expert.kind}; as one matrix it must be rounded to {_spell(dtype)}.")
     return lost
-
-
-def always_open(gate: DomainGate) -> bool:
-    """Whether a gate's log-sigmoid is 0 whatever it reads."""
-    return not bool(gate.weight.any()) and bool(F.logsigmoid(gate.bias.float()) == 0)
 
 
 def _spell(dtype: torch.dtype) -> str:

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The router: which experts compute a token, and with which weight.
 
-A token's logit for an expert is ``x . row + min(bias, 0) + log sigmoid(gate)``, where the domain gate looks
-at the mean of the residual over the sequence so far. Softmax runs over the experts that the token's sequence
-is allowed to use, then the k largest are taken without renormalising (FlexOlmo, arXiv 2507.07024, section 3).
+A token's logit for an expert is ``x . row + min(bias, 0) + log share``. The share comes from domain gates,
+which look at the mean of the residual over the sequence so far: a gate's logit is its evidence for its
+owner's domain against public text, and a softmax over the evidence of all allowed gates, with 0 for public
+text, divides one belief between them. Gates that were fitted alone against the same public text compose this
+way into the fit that all owners would have made together; beside the public expert alone the share is the
+gate's sigmoid. Softmax over the logits runs over the experts that the token's sequence is allowed to use,
+then the k largest are taken without renormalising (FlexOlmo, arXiv 2507.07024, section 3).
 
 Everything here keeps one law: **masking an expert equals never having had it, bit for bit.** Four choices
 carry it, and each is needed:
@@ -27,8 +31,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+# Nats. An honest gate is this sure of its owner's text only where nothing is left to decide.
+EVIDENCE_CAP = 6.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +45,8 @@ class RouterRows:
         rows_ED: router rows, fp32.
         biases_E: fixed non-positive biases, fp32; 0 for the public expert.
         gate_rows_ED: gate weights divided by the gate's scale, fp64; zeros where there is no gate.
-        gate_biases_E: gate biases with the gate's mean folded in, fp64; +inf where there is no gate, whose
-            log-sigmoid is exactly 0.
+        gate_biases_E: gate biases with the gate's mean folded in, fp64; +inf where there is no gate: such an
+            expert takes no part in the sharing and keeps its logit.
     """
 
     rows_ED: Tensor
@@ -119,6 +125,26 @@ def gate_logits(mean_TD: Tensor, rows: RouterRows) -> Tensor:
     return (mean_TD.unsqueeze(-2) * rows.gate_rows_ED).sum(-1) + rows.gate_biases_E
 
 
+def log_shares(gates_TE: Tensor) -> Tensor:
+    """Log of each expert's share in the belief about whose domain a text is, fp64 ``[T, E]``.
+
+    Evidence for a domain is bent towards a cap, so that a gate that claims every text lowers another
+    expert's logit by at most the cap, while of two honest gates the surer one stays ahead.
+
+    Args:
+        gates_TE: logits of the gates of the allowed experts; +inf where an expert has no gate.
+    """
+    ungated_TE = gates_TE.isposinf()
+    # Masked before anything is computed: an infinity would come back as NaN in the gradient of its zero.
+    claims_TE = gates_TE.masked_fill(ungated_TE, 0.0)
+    excess_TE = claims_TE.clamp(min=0.0, max=1e9) / EVIDENCE_CAP
+    evidence_TE = claims_TE.clamp(max=1e9) / (1 + excess_TE.square()).sqrt()
+    evidence_TE = evidence_TE.masked_fill(ungated_TE, -torch.inf)
+    peak_T1 = evidence_TE.amax(-1, keepdim=True).clamp(min=0.0).detach()
+    total_T1 = (-peak_T1).exp() + (evidence_TE - peak_T1).exp().sum(-1, keepdim=True)
+    return (evidence_TE - peak_T1 - total_T1.log()).masked_fill(ungated_TE, 0.0)
+
+
 def router_logits(x_TD: Tensor, mean_TD: Tensor | None, rows: RouterRows) -> Tensor:
     """Router logits of rows, fp32.
 
@@ -132,7 +158,7 @@ def router_logits(x_TD: Tensor, mean_TD: Tensor | None, rows: RouterRows) -> Ten
     """
     logits_TE = (x_TD.float().unsqueeze(-2) * rows.rows_ED).sum(-1) + rows.biases_E
     if mean_TD is not None:
-        logits_TE = logits_TE + F.logsigmoid(gate_logits(mean_TD, rows)).float()
+        logits_TE = logits_TE + log_shares(gate_logits(mean_TD, rows)).float()
     return logits_TE
 
 

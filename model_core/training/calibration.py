@@ -2,8 +2,9 @@
 """Calibration of one expert against the public one alone, on public text that travels with the base.
 
 An expert that is good on its owner's text must not take public text from the public expert. Its gates are
-lowered, step by step, as far as its own text bears, and on until the two-expert model is within a tolerance
-of the base on public calibration text; its router rows are bounded in norm. Nothing here looks at any other
+lowered, step by step, until the two-expert model is within a tolerance of the base on public calibration
+text; if its owner is ready to lose a little, they are lowered that far first. Its router rows are bounded in
+norm. Nothing here looks at any other
 expert, so a later removal of one changes no calibration of another.
 """
 
@@ -92,13 +93,14 @@ def calibrate(
     tolerance: float,
     own_slack: float,
     max_tokens: int = 1024,
-    shifts: Sequence[float] = (0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0),
+    shifts: Sequence[float] = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0),
 ) -> CalibrationReport:
-    """Lowers the gates as far as costs the owner next to nothing, and further if public text needs it.
+    """Lowers the gates as far as the owner allows, and further if public text needs it.
 
     A gate that is only as open as its owner's text needs is shut earliest elsewhere: on public text, and on
     the texts of other owners, which nobody may look at here. So the first bound is the owner's own: the
-    lowest shift at which its text loses no more than ``own_slack``. Then public text has the last word.
+    lowest shift at which its text loses no more than ``own_slack`` (0: no shift). Then public text has the
+    last word.
 
     Args:
         decoder: the base.
@@ -130,7 +132,7 @@ def calibrate(
 
     open_bits = shifted(shifts[0], own)
     place, own_loss = 0, 0.0
-    for candidate in range(1, len(shifts)):
+    for candidate in range(1, len(shifts) if own_slack > 0 else 1):
         loss = shifted(shifts[candidate], own) / open_bits - 1
         if loss > own_slack:
             break

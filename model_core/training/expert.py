@@ -59,11 +59,13 @@ class ExpertRecipe(TrainingRecipe):
         fit_tokens: longest beginning of each that is read.
         gate_positions: positions of each that a gate sees.
         gate_ridge: weight of a gate's squared norm.
+        gate_strength: what a fitted gate's logit is multiplied by.
         gated: whether the expert gets domain gates and is calibrated; without them it is the paper's expert.
         gates_in_training: whether gates are fitted once before training too, so that the expert learns under
             the shares that it will be served with.
         public_tolerance: relative excess of bits per byte on public text that calibration allows the pair.
-        own_slack: relative loss on own text that calibration accepts to have the gates shut elsewhere.
+        own_slack: relative loss on own text that calibration accepts to have the gates shut elsewhere; 0 for
+            none, since gates that share one belief shut each other where they should.
         row_logit_bound: largest logit that a router row may give a residual of typical length.
         calibration_documents: public documents that calibration scores, none of them used for fitting.
         heldout_share: share of the owner's documents kept out of training for the job's own figures.
@@ -86,14 +88,15 @@ class ExpertRecipe(TrainingRecipe):
     learning_rate: float = Field(default=3e-3, gt=0, le=1, allow_inf_nan=False)
     checkpoint_every: int = Field(default=20, ge=1, le=10_000_000)
     row_lift: float = Field(default=1.0, ge=0, le=20, allow_inf_nan=False)
-    fit_documents: int = Field(default=48, ge=2, le=4096)
+    fit_documents: int = Field(default=128, ge=2, le=4096)
     fit_tokens: int = Field(default=256, ge=8, le=8192)
     gate_positions: int = Field(default=24, ge=1, le=1024)
     gate_ridge: float = Field(default=2e-3, ge=1e-8, le=100)
+    gate_strength: float = Field(default=1.5, gt=0, le=10)
     gated: bool = True
     gates_in_training: bool = False
-    public_tolerance: float = Field(default=0.0015, ge=0, le=1)
-    own_slack: float = Field(default=0.015, ge=0, le=1)
+    public_tolerance: float = Field(default=0.01, ge=0, le=1)
+    own_slack: float = Field(default=0.0, ge=0, le=1)
     row_logit_bound: float = Field(default=20.0, gt=0, le=100)
     calibration_documents: int = Field(default=24, ge=1, le=4096)
     heldout_share: float = Field(default=0.06, gt=0, lt=1)
@@ -432,6 +435,7 @@ def _fit_gates(
         materials.public_rows,
         positions=recipe.gate_positions,
         ridge=recipe.gate_ridge,
+        strength=recipe.gate_strength,
     )
     for index in range(decoder.shape.n_layers):
         gate = expert.layer(index).gate

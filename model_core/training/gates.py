@@ -120,8 +120,9 @@ def fit_gates(
     *,
     positions: int = 24,
     ridge: float = 2e-3,
+    strength: float = 1.0,
 ) -> list[GateFit]:
-    """Fits every layer's gate on the residual of the owner's two-expert model with its gates open.
+    """Fits every layer's gate on the residual of the owner's two-expert model without gates.
 
     That is the model that was trained. On the owner's own text the fitted gates stay open, so the residual
     there is nearly the same once they are in place.
@@ -133,20 +134,21 @@ def fit_gates(
         public_rows: token rows of public text.
         positions: positions of each row.
         ridge: weight of the squared norm of a gate's weights, per observation.
+        strength: what weights and bias are multiplied by after the fit, which counts neighbouring positions
+            of a text as if each stood alone and so is less sure than it could be.
 
     Returns:
         One fit per layer.
     """
-    expert.add_gates()
-    # Open gates while features are collected: the model then is the one that was trained.
     for index in range(decoder.shape.n_layers):
-        _set_gate(expert, index, _Gate.open(decoder.shape.d_model))
-    fits = []
+        expert.layer(index).gate = None
     own_L = gate_features(decoder, expert, own_rows, positions=positions)
     public_L = gate_features(decoder, expert, public_rows, positions=positions)
+    expert.add_gates()
+    fits = []
     for index, (own_ND, public_ND) in enumerate(zip(own_L, public_L, strict=True)):
         gate, fit = _logistic(own_ND, public_ND, ridge=ridge)
-        _set_gate(expert, index, gate)
+        _set_gate(expert, index, gate, strength)
         fits.append(fit)
     return fits
 
@@ -158,21 +160,13 @@ class _Gate:
     mean_D: Tensor
     scale_D: Tensor
 
-    @classmethod
-    def open(cls, d_model: int) -> _Gate:
-        """A gate whose log-sigmoid is 0 to within 1e-9 everywhere."""
-        zero_D = torch.zeros(d_model, dtype=torch.float64)
-        return cls(
-            weight_D=zero_D, bias=torch.tensor(20.0, dtype=torch.float64), mean_D=zero_D, scale_D=zero_D + 1
-        )
 
-
-def _set_gate(expert: Expert, layer: int, gate: _Gate) -> None:
+def _set_gate(expert: Expert, layer: int, gate: _Gate, strength: float) -> None:
     module = expert.layer(layer).gate
     assert module is not None  # noqa: S101  (add_gates gave every layer one)
     with torch.no_grad():
-        module.weight.copy_(gate.weight_D)
-        module.bias.copy_(gate.bias)
+        module.weight.copy_(strength * gate.weight_D)
+        module.bias.copy_(strength * gate.bias)
         module.mean.copy_(gate.mean_D)
         module.scale.copy_(gate.scale_D)
 

@@ -48,6 +48,9 @@ _RECIPE = ExpertRecipe(
     precision="fp32",
     fit_tokens=64,
     gate_positions=12,
+    public_tolerance=0.0015,
+    own_slack=0.015,
+    gate_strength=1.0,
 )
 _TOKENIZER = tiny_tokenizer()
 _PUBLIC = texts("public", 20, seed=9)

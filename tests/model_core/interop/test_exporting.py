@@ -17,6 +17,7 @@ from tensor_builders import in_bfloat16, prompt, random_decoder, random_expert, 
 from model_core.errors import BundleWrongBase, ExportNotExact, ModelFolderRefused
 from model_core.interop.card import MemberTerms
 from model_core.interop.exporting import ExportTerms, export_composition
+from model_core.interop.progress import TransferProgress
 from model_core.network.bank import ExpertBank, forward_logits
 from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
@@ -89,8 +90,11 @@ def test_equal_members_give_equal_folders_whatever_their_order(tmp_path: Path) -
     """Every file of the folder is the same, byte for byte."""
     decoder = random_decoder(tiny_shape(), seed=3)
     base, bundles = sealed(decoder, [plain_expert(decoder, n) for n in range(3)], tmp_path)
+    seen: list[TransferProgress] = []
     for name, order in (("a", bundles), ("b", bundles[::-1])):
-        export_composition(base, order, tmp_path / name, TERMS, top_k=2)
+        export_composition(base, order, tmp_path / name, TERMS, top_k=2, on_progress=seen.append)
+    assert {moment.phase for moment in seen} == {"weights"}
+    assert seen[-1].done_bytes == seen[-1].total_bytes > 0
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
@@ -129,21 +133,24 @@ def test_what_cannot_be_held_is_refused_by_name_and_measured_when_asked(
     assert json.loads((tmp_path / "out" / "composition.json").read_text())["exact"] is False
 
 
-def test_a_gate_that_is_always_open_and_a_bias_of_zero_are_no_loss(tmp_path: Path) -> None:
-    """They change no number, so the export is exact."""
+def test_a_bias_of_zero_is_no_loss(tmp_path: Path) -> None:
+    """It changes no number, so the export is exact; a gate, however open, takes part in sharing."""
     decoder = random_decoder(tiny_shape(), seed=3)
     expert = plain_expert(decoder, 5)
-    expert.add_gates()
-    for layer in range(decoder.shape.n_layers):
-        gate = expert.layer(layer).gate
-        assert gate is not None
-        torch.nn.init.constant_(gate.bias, 1e3)
     base, bundles = sealed(decoder, [expert], tmp_path)
     export_composition(base, bundles, tmp_path / "out", TERMS, top_k=2)
     ids = prompt(5, 15)
     assert torch.allclose(
         opened_logits(tmp_path / "out", ids), served_logits(base, bundles, ids, 2), atol=1e-4
     )
+    expert.add_gates()
+    for layer in range(decoder.shape.n_layers):
+        gate = expert.layer(layer).gate
+        assert gate is not None
+        torch.nn.init.constant_(gate.bias, 1e3)
+    base, bundles = sealed(decoder, [expert], tmp_path / "gated")
+    with pytest.raises(ExportNotExact):
+        export_composition(base, bundles, tmp_path / "gated-out", TERMS, top_k=2)
 
 
 def test_router_rows_stay_fp32_where_bf16_would_round_them(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_core.network.router import (
+    EVIDENCE_CAP,
     RouterRows,
     fold_gate,
     group_rows,
     keep_top,
+    log_shares,
     prefix_mean,
     router_logits,
     running_sum,
@@ -74,6 +77,40 @@ def test_no_gate_adds_exactly_nothing_and_a_gate_only_lowers() -> None:
     assert torch.equal(gated[:, 0], plain[:, 0])
     assert (gated[:, 1:] <= plain[:, 1:]).all()
     assert (gated[:, 2] < plain[:, 2] - 20).all()
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_gates_share_one_belief(data: st.DataObject) -> None:
+    """Shares are the softmax of bent evidence with 0 for public text; alone, a gate's sigmoid."""
+    width = data.draw(st.integers(1, 20), label="experts")
+    seed = data.draw(st.integers(0, 2**31), label="seed")
+    gates = 8 * torch.randn(5, width, generator=torch.Generator().manual_seed(seed)).double()
+    beside_public = torch.cat((torch.full((5, 1), torch.inf).double(), gates), dim=1)
+    shares = log_shares(beside_public)
+    bent = torch.where(gates > 0, gates / (1 + (gates / EVIDENCE_CAP) ** 2).sqrt(), gates)
+    evidence = torch.cat((torch.zeros(5, 1).double(), bent), dim=1)
+    assert torch.equal(shares[:, 0], torch.zeros(5).double())
+    assert torch.allclose(shares[:, 1:], evidence.log_softmax(-1)[:, 1:], atol=1e-12)
+    alone = log_shares(beside_public[:, :2])[:, 1]
+    assert torch.allclose(alone, F.logsigmoid(evidence[:, 1]), atol=1e-12)
+
+
+def test_a_gate_that_claims_every_text_takes_no_more_than_the_cap() -> None:
+    """However large its bias, it lowers the others' logits by at most the cap, and shuts none for good."""
+    honest = torch.tensor([[torch.inf, 3.0, -1.0]]).double()
+    greedy = torch.cat((honest, torch.tensor([[1e300]]).double()), dim=1)
+    lowered = log_shares(honest) - log_shares(greedy)[:, :3]
+    assert (lowered <= EVIDENCE_CAP + 1e-9).all()
+    assert lowered[0, 0] == 0
+
+
+def test_an_expert_without_a_gate_neither_claims_nor_yields() -> None:
+    """Shares of the gated are as if it were not there, and its own logit stays."""
+    gated = torch.tensor([[torch.inf, 2.0, 0.5], [torch.inf, -3.0, 9.0]]).double()
+    with_plain = torch.cat((gated, torch.full((2, 1), torch.inf).double()), dim=1)
+    assert torch.allclose(log_shares(with_plain)[:, :3], log_shares(gated), rtol=0, atol=1e-15)
+    assert torch.equal(log_shares(with_plain)[:, 3], torch.zeros(2).double())
 
 
 def test_softmax_of_huge_logits_is_finite() -> None:
