@@ -247,7 +247,7 @@ def train_expert(
     on_phase("tokenise")
     # Under privacy own text reaches the noised steps and nothing else, so it is not even handed on.
     seen = () if recipe.privacy else documents
-    materials = _fitting_texts(tokenizer, seen, public, recipe)
+    materials = _fitting_texts(decoder, tokenizer, seen, public, recipe)
     expert = _start(decoder, materials, recipe, seed)
     objective = PairObjective(
         decoder,
@@ -337,7 +337,7 @@ def gate_expert(
     Raises:
         DatasetRefused: too little text.
     """
-    materials = _fitting_texts(tokenizer, documents, public, recipe)
+    materials = _fitting_texts(decoder, tokenizer, documents, public, recipe)
     return _finish(decoder, tokenizer, expert, materials, recipe, on_phase)
 
 
@@ -391,16 +391,18 @@ class _FittingTexts:
 
 
 def _fitting_texts(
+    decoder: Decoder,
     tokenizer: TextTokenizer,
     documents: Sequence[Document],
     public: Sequence[Document],
     recipe: ExpertRecipe,
 ) -> _FittingTexts:
     fit, calibration = public_halves(public)
+    fit_tokens = min(recipe.fit_tokens, decoder.shape.max_positions)
     spread = documents[:: max(1, len(documents) // recipe.fit_documents)][: recipe.fit_documents]
     return _FittingTexts(
-        own_rows=token_rows(spread, tokenizer, max_tokens=recipe.fit_tokens),
-        public_rows=token_rows(fit[: recipe.fit_documents], tokenizer, max_tokens=recipe.fit_tokens),
+        own_rows=token_rows(spread, tokenizer, max_tokens=fit_tokens),
+        public_rows=token_rows(fit[: recipe.fit_documents], tokenizer, max_tokens=fit_tokens),
         public=cut_documents(fit[: recipe.fit_documents], recipe.heldout_characters),
         calibration=cut_documents(calibration[: recipe.calibration_documents], recipe.heldout_characters),
         own_sample=cut_documents(spread[:: max(1, len(spread) // 16)][:16], recipe.heldout_characters),
