@@ -48,7 +48,7 @@ def random_settings(architecture: str, seed: int) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if architecture in ("Olmo2ForCausalLM", "LlamaForCausalLM") and pick.random() < 0.5:
+    if architecture != "OlmoeForCausalLM" and pick.random() < 0.5:
         settings["head_dim"] = head_dim
     if architecture in MOE:
         n_experts = pick.randint(1, 6)

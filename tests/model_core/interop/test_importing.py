@@ -45,6 +45,7 @@ def test_in_out_and_in_again_is_byte_identical(architecture: str, dtype: Any, tm
     out = tmp_path / "out"
     report = export_composition(base, experts, out, title, top_k=first.layout.top_k, shard_bytes=900)
     assert (out / "model.safetensors.index.json").exists()
+    _assert_unchanged(tmp_path / "one" / "theirs", out)
     assert (out / "tokenizer.json").read_bytes() == (base.folder / "tokenizer.json").read_bytes()
     by_digest = {bundle.digest: bundle.manifest.name for bundle in experts}
     second = import_folder(
@@ -63,6 +64,19 @@ def test_in_out_and_in_again_is_byte_identical(architecture: str, dtype: Any, tm
     )
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def _assert_unchanged(theirs: Path, out: Path) -> None:
+    """Names are those that came, and so is every byte outside routers and experts that moved."""
+    came, left = (
+        {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+        for folder in (theirs, out)
+    )
+    assert came.keys() == left.keys()
+    for name, tensor in came.items():
+        if ".gate.weight" not in name and (".experts." not in name or ".experts.0." in name):
+            assert torch.equal(tensor, left[name]), name
+            assert tensor.dtype == left[name].dtype
 
 
 @pytest.mark.parametrize("architecture", MOE)
