@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from rich.console import Console
 
 from benchmarks.report import Row, all_hold, at_least, at_most, print_table, write_report
 from benchmarks.training.case import LARGER, STARTER, Case, Format
@@ -138,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number_format in _FORMATS:
             print(f"{case.name}, {number_format} ...", file=sys.stderr, flush=True)
             measured = case.in_format(number_format)
-            rows += speed_rows(
-                measured, steps=steps, threads=given.threads, warm_up=2 if case is STARTER else 1
-            )
+            warm_up = 2 if case is STARTER else 1
+            rows += speed_rows(measured, steps=steps, threads=given.threads, warm_up=warm_up)
             rows.append(memory_row(measured, threads=given.threads))
+            print_table("so far", rows[-3:], Console(stderr=True))
     print("scaling ...", file=sys.stderr, flush=True)
     rows += scaling_rows(steps=2, threads=given.threads)
     import transformers
