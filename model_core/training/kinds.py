@@ -81,11 +81,13 @@ def start_expert(decoder: Decoder, form: FfnForm, rows: Sequence[Tensor] = (), *
         return convert(decoder, upcycle(decoder), form, rows)[0]
     expert = empty_low_rank(decoder, upcycle(decoder), form)
     generator = torch.Generator().manual_seed(seed)
+    # Adam moves every weight alike. At this scale one step of b moves a merged weight by as much as a step
+    # of a full expert would; at the usual 1 / sqrt(inputs) it is several times less.
+    scale = (form.rank or 1) ** -0.5
     with torch.no_grad():
         for index in range(decoder.shape.n_layers):
             for part in factors_of(expert, index):
-                draw_RI = torch.empty(part.a.shape).normal_(0.0, part.a.shape[1] ** -0.5, generator=generator)
-                part.a.copy_(draw_RI)
+                part.a.copy_(torch.empty(part.a.shape).normal_(0.0, scale, generator=generator))
     return expert
 
 
