@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.composition import stages
+from benchmarks.composition.figures import BASE, OWN
 from benchmarks.composition.progress import Board, shares
-from benchmarks.composition.scoring import Scores, read_scores, score_cell, write_scores
+from benchmarks.composition.scoring import Scores, kept_scores, score_cell
 from benchmarks.composition.settings import Plan, Size
 from benchmarks.composition.stages import Cell
 from benchmarks.composition.texts import Texts
@@ -54,9 +55,6 @@ def run_plan(plan: Plan, texts: Texts, root: Path, *, processes: int) -> dict[tu
 
 def run_cell(cell: Cell, board: Board) -> Scores:
     """Trains, composes and scores one size and seed."""
-    path = stages.scores_path(cell, VARIANTS)
-    if path.exists():
-        return read_scores(path)
     said_at = 0.0
 
     def step(stage: str, progress: Progress) -> None:
@@ -82,7 +80,6 @@ def run_cell(cell: Cell, board: Board) -> Scores:
         VARIANTS,
         say=lambda what: _print(cell, f"fits and scores: {what}; {board.line()}"),
     )
-    write_scores(path, scores)
     board.mark(_name(cell), "scores", 1.0)
     _print(cell, f"done; {board.line()}")
     return scores
@@ -95,7 +92,7 @@ def describe(size: Size) -> str:
 
 def _kept(cell: Cell) -> list[str]:
     """Stages of a cell that need no work."""
-    if stages.scores_path(cell, VARIANTS).exists():
+    if kept_scores(cell, (BASE, OWN, *VARIANTS)):
         return ["base", *cell.plan.owners, "scores"]
     found = ["base"] if stages.base_path(cell).exists() else []
     return found + [owner for owner in cell.plan.owners if stages.expert_path(cell, owner).exists()]

@@ -41,7 +41,26 @@ def score_cell(
         variants: ways of composing.
         say: told what is scored next.
     """
+    found: Scores = {}
+    for model in (BASE, OWN, *variants):
+        path = stages.scores_path(cell, model)
+        if not path.exists():
+            say(model)
+            _write(path, _score_model(model, cell, trained, passages))
+        found[model] = _read(path)
+    # The public text has no owner; its reference is the base, so that every domain has one.
+    found[OWN][PUBLIC] = found[BASE][PUBLIC]
+    return found
 
+
+def kept_scores(cell: Cell, models: Sequence[str]) -> bool:
+    """Whether an earlier run has scored all of these models."""
+    return all(stages.scores_path(cell, model).exists() for model in models)
+
+
+def _score_model(
+    model: str, cell: Cell, trained: Trained, passages: Mapping[str, Sequence[Document]]
+) -> dict[str, tuple[DocumentBits, ...]]:
     def score(domain: str, experts: Sequence[Expert], top_k: int) -> tuple[DocumentBits, ...]:
         return bits_per_document(
             trained.decoder,
@@ -52,35 +71,22 @@ def score_cell(
             window_tokens=cell.plan.amounts.max_positions,
         )
 
-    say("base")
-    found: Scores = {BASE: {domain: score(domain, (), 1) for domain in passages}}
-    say("own models")
-    found[OWN] = {owner: score(owner, (trained.experts[owner],), 2) for owner in cell.plan.owners}
-    # The public text has no owner; its reference is the base, so that every domain has one.
-    found[OWN][PUBLIC] = found[BASE][PUBLIC]
-    for variant in variants:
-        say(variant)
-        experts = compose(variant, cell, trained)
-        together = [experts[owner] for owner in cell.plan.owners]
-        found[variant] = {domain: score(domain, together, cell.plan.top_k) for domain in passages}
-    return found
+    if model == BASE:
+        return {domain: score(domain, (), 1) for domain in passages}
+    if model == OWN:
+        return {owner: score(owner, (trained.experts[owner],), 2) for owner in cell.plan.owners}
+    experts = compose(model, cell, trained)
+    together = [experts[owner] for owner in cell.plan.owners]
+    return {domain: score(domain, together, cell.plan.top_k) for domain in passages}
 
 
-def write_scores(path: Path, scores: Scores) -> None:
-    """Keeps scores as JSON."""
-    document = {
-        model: {domain: [asdict(item) for item in items] for domain, items in by_domain.items()}
-        for model, by_domain in scores.items()
-    }
+def _write(path: Path, scores: Mapping[str, Sequence[DocumentBits]]) -> None:
+    document = {domain: [asdict(item) for item in items] for domain, items in scores.items()}
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(document))
     draft.replace(path)
 
 
-def read_scores(path: Path) -> Scores:
-    """Reads what ``write_scores`` kept."""
+def _read(path: Path) -> dict[str, tuple[DocumentBits, ...]]:
     document = json.loads(path.read_text())
-    return {
-        model: {domain: tuple(DocumentBits(**item) for item in items) for domain, items in by_domain.items()}
-        for model, by_domain in document.items()
-    }
+    return {domain: tuple(DocumentBits(**item) for item in items) for domain, items in document.items()}

@@ -9,7 +9,7 @@ checkpoint. Knows no variants and no figures.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,17 +155,20 @@ def expert_path(cell: Cell, owner: str, **changes: Any) -> Path:
     return cell.folder / f"{owner}-{_short(facts)}.safetensors"
 
 
-def scores_path(cell: Cell, variants: Sequence[str]) -> Path:
-    """The file of the cell's scores: any setting of gates or tuning that changes gives another."""
+def scores_path(cell: Cell, model: str) -> Path:
+    """The file of one model's scores: a changed setting of gates or tuning scores only that anew."""
+    recipe = _expert_recipe(cell, {"gated": True})
+    settings: dict[str, Any] = {
+        "gates": {"recipe": recipe.digest, "evidence_cap": EVIDENCE_CAP},
+        "tuned": {"proxies": cell.plan.proxies, "steps": cell.plan.tuning_steps},
+    }
     facts = {
         "experts": [expert_path(cell, owner).name for owner in cell.plan.owners],
-        "recipe": _expert_recipe(cell, {}).digest,
-        "variants": list(variants),
-        "tuning": [cell.plan.proxies, cell.plan.tuning_steps],
-        "evidence_cap": EVIDENCE_CAP,
+        "model": model,
+        "settings": settings.get(model),
         "top_k": cell.plan.top_k,
     }
-    return cell.folder / f"scores-{_short(facts)}.json"
+    return cell.folder / f"scores-{model}-{_short(facts)}.json"
 
 
 def _expert_recipe(cell: Cell, changes: dict[str, Any]) -> ExpertRecipe:

@@ -93,7 +93,7 @@ def calibrate(
     tolerance: float,
     own_slack: float,
     max_tokens: int = 1024,
-    shifts: Sequence[float] = (0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0, -8.0),
+    shifts: Sequence[float] = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -3.5, -4.0, -5.0, -6.0, -8.0),
 ) -> CalibrationReport:
     """Lowers the gates as far as the owner allows, and further if public text needs it.
 

@@ -95,7 +95,7 @@ class ExpertRecipe(TrainingRecipe):
     gate_strength: float = Field(default=1.5, gt=0, le=10)
     gated: bool = True
     gates_in_training: bool = False
-    public_tolerance: float = Field(default=0.01, ge=0, le=1)
+    public_tolerance: float = Field(default=0.0075, ge=0, le=1)
     own_slack: float = Field(default=0.0, ge=0, le=1)
     row_logit_bound: float = Field(default=20.0, gt=0, le=100)
     calibration_documents: int = Field(default=24, ge=1, le=4096)

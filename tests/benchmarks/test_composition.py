@@ -223,11 +223,11 @@ def test_the_whole_benchmark_runs_at_toy_size_and_trains_nothing_twice(tmp_path:
     assert "100%" in board.line()
     before = {path.name: path.stat().st_mtime_ns for path in cell.folder.iterdir()}
     assert not [name for name in before if name.endswith(("work", "draft"))]
-    scores_path(cell, VARIANTS).unlink()
+    scores_path(cell, ROWS).unlink()
     assert run_cell(cell, board) == first
     after = {path.name: path.stat().st_mtime_ns for path in cell.folder.iterdir()}
-    assert {name: when for name, when in after.items() if "scores" not in name} == {
-        name: when for name, when in before.items() if "scores" not in name
+    assert {name: when for name, when in after.items() if "scores-rows" not in name} == {
+        name: when for name, when in before.items() if "scores-rows" not in name
     }
     table = size_table("toy", [first], cell.plan.owners, VARIANTS)
     assert "| mean |" in markdown([table])
