@@ -204,6 +204,7 @@ class _Plain(nn.Module):
         return loss + 1e-3 * z_loss + 1e-2 * torch.stack(squares).mean()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_gradients_document_by_document_equal_those_of_vmap() -> None:
     """The loop over documents and ``torch.func.vmap`` of the gradient give the same clipped sum."""
     decoder = tiny_decoder()
