@@ -42,10 +42,9 @@ _FOLDER = click.Path(exists=True, path_type=Path)
 )
 @click.option("--max-positions", type=int, help="Longest sequence in tokens, in place of the config's.")
 @click.option(
-    "--experts",
-    "experts_out",
+    "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the experts of a mixture folder are written, for their owners to import.",
+    help="Where the sealed bundles are kept: base, and experts/NAME for their owners to import.",
 )
 @click.option("--tenant", default="platform", help="Owner of the experts of a mixture folder.")
 @click.option("--expert-name", "expert_names", multiple=True, help="Name of an expert (repeat, in order).")
@@ -60,14 +59,14 @@ def import_base(
     /,
     path: Path,
     public_text: Path | None,
-    experts_out: Path | None,
+    out: Path | None,
     against: Path | None,
     **said: Any,
 ) -> None:
     """Register a base: a tar archive, a bundle's folder, or a Hugging Face model folder.
 
     Model folders may be Olmo2, Llama, OLMoE, FlexOlmo or Mixtral checkpoints in safetensors. Of a mixture the
-    first expert becomes the base's public network; the others are written to --experts as sealed bundles,
+    first expert becomes the base's public network; the others are written below --out as sealed bundles,
     which their owners import with `marketplace expert import`.
 
     \b
@@ -79,18 +78,18 @@ def import_base(
           --license Apache-2.0 --trained-on "Dolma" --public public.jsonl
       marketplace base import ./FlexOlmo-7x7B-1T --name flexolmo
           --license Apache-2.0 --trained-on "FlexOlmo's public mix"
-          --experts ./experts --tenant ai2 --expert-name news --expert-name math
+          --out ./flexolmo --tenant ai2 --expert-name news --expert-name math
     """  # noqa: D301  (\b is click's own mark for text to leave as it is)
     if not (path / _CONFIG).is_file():
         door.show(_send(door, "bases.import", path))
         return
     with tempfile.TemporaryDirectory(prefix="marketplace-import-") as scratch, _progress(door) as tell:
-        out = experts_out or Path(scratch) / "out"
-        result = _convert(path, out, _terms(said, public_text), against, on_progress=tell)
-        if result.experts and experts_out is None:
+        place = out or Path(scratch) / "out"
+        result = _convert(path, place, _terms(said, public_text), against, on_progress=tell)
+        if result.experts and out is None:
             raise click.UsageError(
-                f"The folder holds {len(result.experts)} experts beside the public one. Say with --experts "
-                "where their bundles shall be written."
+                f"The folder holds {len(result.experts)} experts beside the public one. Say with --out where "
+                "their bundles shall be written."
             )
         for note in result.notes:
             click.echo(f"note: {note}", err=True)

@@ -42,7 +42,7 @@ def _came_in(town: Any, folder: Path, names: tuple[str, ...]) -> tuple[Any, dict
     theirs = save_folder(model, folder / "theirs")
     stated = ["--license", "CC0-1.0", "--trained-on", "Nothing.", "--tenant", "north"]
     named = [word for name in names for word in ("--expert-name", name)]
-    out = ["--experts", str(folder / "out")]
+    out = ["--out", str(folder / "out")]
     base = _good(town, "operator", "base", "import", str(theirs), "--name", "flex", *stated, *out, *named)
     experts = [
         _good(town, "ada", "expert", "import", str(folder / "out" / "experts" / name), "--seal",
@@ -134,7 +134,7 @@ def test_a_converted_bundle_needs_the_owners_seal(town: Any, tmp_path: Path) -> 
     """Without --seal a bundle of a transfer key is refused: nobody known made it."""
     theirs = save_folder(_gentle(2, 2), tmp_path / "theirs")
     stated = ["--name", "flex", "--license", "MIT", "--trained-on", "Nothing.", "--tenant", "north"]
-    _good(town, "operator", "base", "import", str(theirs), *stated, "--experts", str(tmp_path / "out"))
+    _good(town, "operator", "base", "import", str(theirs), *stated, "--out", str(tmp_path / "out"))
     expert = str(tmp_path / "out" / "experts" / "flex-expert-1")
     refused = _run(town, "ada", "expert", "import", expert, "--dataset-ids", town.ids["dataset"])
     assert refused.exit_code != 0
