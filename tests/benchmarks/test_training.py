@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psutil
 import pytest
 import torch
 
 from benchmarks.training.__main__ import speed_rows
 from benchmarks.training.case import Case
+from benchmarks.training.memory import peak_resident_bytes
 from benchmarks.training.peak import PeakMeter, products
 from benchmarks.training.sides import flex_olmo
 from benchmarks.training.turns import Side, interleave
@@ -84,3 +86,13 @@ def test_the_peak_counts_every_product_of_a_step() -> None:
     meter.measure(1)
     assert meter.peak().flops == pytest.approx(wanted)
     assert meter.peak().seconds > 0
+
+
+def test_the_peak_of_memory_is_kept_after_it_is_given_back() -> None:
+    """The figure rises with what a process touches, and stays when that is gone."""
+    before = peak_resident_bytes()
+    size = before - psutil.Process().memory_info().rss + 64 * 2**20
+    touched = b"\x01" * size
+    assert len(touched) == size
+    del touched
+    assert peak_resident_bytes() - before >= 48 * 2**20
