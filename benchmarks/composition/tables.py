@@ -94,7 +94,11 @@ def size_table(
 
 
 def report_rows(table: SizeTable) -> list[Row]:
-    """The rows of one size; bars stand only on the default variant, and each on its interval."""
+    """The rows of one size; bars stand only on the default variant.
+
+    The share closed must hold with its whole interval, harm must be shown with its whole interval to count,
+    and the price on public text is held by its figure.
+    """
     rows = [_closed(table, variant) for variant in table.closed]
     rows += [_public(table, variant) for variant in table.variants]
     for owner in table.owners:
@@ -135,8 +139,8 @@ def _public(table: SizeTable, variant: str) -> Row:
         peer=table.losses[BASE, PUBLIC].value,
         ratio=ratio.value,
         unit=UNIT,
-        bar=f"interval <= {MAX_PUBLIC_RATIO}" if barred else None,
-        holds=ratio.high <= MAX_PUBLIC_RATIO if barred else None,
+        bar=f"<= {MAX_PUBLIC_RATIO}" if barred else None,
+        holds=ratio.value <= MAX_PUBLIC_RATIO if barred else None,
     )
 
 
