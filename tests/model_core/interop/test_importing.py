@@ -13,6 +13,7 @@ import torch
 from hf_builders import ARCHITECTURES, MOE, bring_in, imported_bank, random_model, save_folder, terms
 from safetensors.torch import load_file, save_file
 from tensor_builders import prompt
+from tokenizers import Tokenizer
 
 from model_core.errors import ModelFolderRefused, SharedPartDiffers, TensorsNotFinite, TokenizerInvalid
 from model_core.interop.exporting import ExportTerms, export_composition
@@ -277,6 +278,12 @@ def _link_out(folder: Path) -> None:
     (folder / "tokenizer_config.json").symlink_to("/etc/hostname")
 
 
+def _add_token(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["one too many"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 _NORM, _VALUE = "model.norm.weight", "model.layers.0.self_attn.v_proj.weight"
 _SPOILT: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "pickle": (
@@ -317,6 +324,7 @@ _SPOILT: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         TokenizerInvalid,
         "<eos>",
     ),
+    "token beyond the rows": (_add_token, ModelFolderRefused, "token ids up to 61"),
     "link out": (_link_out, ModelFolderRefused, "leaves the folder"),
     "index leaves": (
         lambda folder: _reindex(folder, to="../model.safetensors", leave_out=0),
