@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensor_builders import VOCABULARY, random_decoder, tiny_shape
-from worlds import World, worlds
+from tensor_worlds import World, worlds
 
 from model_core.network.decoder import upcycle
 from model_core.text.batches import PackedText

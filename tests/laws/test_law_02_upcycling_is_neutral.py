@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_builders import prompt, random_decoder, tiny_shape
-from worlds import shapes
+from tensor_worlds import shapes
 
 from model_core.network.decoder import upcycle
 from model_core.packing.forms import FfnForm

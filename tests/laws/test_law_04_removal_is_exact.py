@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_builders import bank_of, drain, in_bfloat16, prompt, random_world, request, tokens
-from worlds import World, subsets, worlds
+from tensor_worlds import World, subsets, worlds
 
 from model_core.engine.engine import Engine
 from model_core.network.bank import forward_logits

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_builders import bank_of, drain, prompt, random_expert, random_world, request, tokens
-from worlds import World, subsets, worlds
+from tensor_worlds import World, subsets, worlds
 
 from model_core.engine.engine import Engine
 from model_core.engine.plain import generate

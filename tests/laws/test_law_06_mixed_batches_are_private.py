@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensor_builders import bank_of, drain, prompt, request
+from tensor_worlds import World, subsets, worlds
 from torch import Tensor
-from worlds import World, subsets, worlds
 
 from model_core.engine import engine as engine_module
 from model_core.engine.batch import StepResult

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_builders import BASE, bank_of, copy_of, drain, prompt, random_world, request
-from worlds import World, worlds
+from tensor_worlds import World, worlds
 
 from model_core.engine.engine import Engine
 from model_core.network.bank import ExpertBank, forward_logits
