@@ -122,6 +122,7 @@ def test_a_dense_folder_and_a_mixture_share_a_base(tmp_path: Path) -> None:
     sizes = {"num_hidden_layers": 2, "rms_norm_eps": 1e-6}
     mixture = random_model("FlexOlmoForCausalLM", 5, **(MIXTURE | sizes))
     config = {n: getattr(mixture.config, n) for n in _SAME} | sizes
+    config["head_dim"] = mixture.model.layers[0].self_attn.head_dim
     dense = random_model("Olmo2ForCausalLM", 5, **config)
     state = mixture.state_dict()
     mine = {}
