@@ -8,7 +8,6 @@ tensors, so that a run can go on with another number of processes.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed
 import torch.multiprocessing
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, patch_environment
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -124,17 +123,23 @@ def run_processes(target: Callable[..., None], processes: int, *arguments: Any) 
 def _enter(
     process: int, target: Callable[..., None], processes: int, store: str, arguments: tuple[Any, ...]
 ) -> None:
-    # accelerate reads the place of a process from its environment, as launchers set it.
-    place = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: its processes need no other interface
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    # accelerate reads the place of a process from its environment, as launchers set it; gloo and OpenMP read
+    # theirs. One machine: its processes need no interface but loopback.
+    place = {
+        "RANK": process,
+        "LOCAL_RANK": process,
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": torch.get_num_threads(),
+    }
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(
-        backend, init_method=f"file://{store}", rank=process, world_size=processes
-    )
-    try:
-        target(*arguments)
-    finally:
-        torch.distributed.destroy_process_group()
+    with patch_environment(**place):
+        torch.distributed.init_process_group(
+            backend, init_method=f"file://{store}", rank=process, world_size=processes
+        )
+        try:
+            target(*arguments)
+        finally:
+            torch.distributed.destroy_process_group()

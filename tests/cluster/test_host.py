@@ -565,10 +565,17 @@ def test_lease_that_stays_lost_fails_with_a_clear_error(world: World, tmp_path: 
             with pytest.raises(LeaseLost):
                 await collect(server, admission(world, epoch=9))
             office.unplugged = False
-            await until(server.gate.is_open)
-            assert (await collect(server, admission(world)))[-1].finish_reason is not None
+            assert (await answered(server, admission(world)))[-1].finish_reason is not None
 
     asyncio.run(story())
+
+
+async def answered(server: ModelServer, given: Admission) -> list[GenerationChunk]:
+    """Asks until the lease holds for a whole answer: on a busy machine so short a one lapses again."""
+    while True:
+        await until(server.gate.is_open)
+        with suppress(LeaseLost):
+            return await collect(server, given)
 
 
 def test_removed_deployment_ends_its_streams_and_takes_no_new_ones(world: World, tmp_path: Path) -> None:
