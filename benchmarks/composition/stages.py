@@ -27,6 +27,8 @@ from model_core.training.expert import ExpertRecipe, train_expert
 from model_core.training.progress import Progress
 
 TOKENIZER_BYTES = 4_000_000
+# Grows when the router or calibration makes other numbers of the same recipe.
+ROUTER_VERSION = 2
 Say = Callable[[str, Progress], None]
 
 
@@ -159,7 +161,7 @@ def scores_path(cell: Cell, model: str) -> Path:
     """The file of one model's scores: a changed setting of gates or tuning scores only that anew."""
     recipe = _expert_recipe(cell, {"gated": True})
     settings: dict[str, Any] = {
-        "gates": {"recipe": recipe.digest, "evidence_cap": EVIDENCE_CAP},
+        "gates": {"recipe": recipe.digest, "evidence_cap": EVIDENCE_CAP, "router": ROUTER_VERSION},
         "tuned": {"proxies": cell.plan.proxies, "steps": cell.plan.tuning_steps},
     }
     facts = {

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The router: which experts compute a token, and with which weight.
 
-A token's logit for an expert is ``x . row + min(bias, 0) + log share``. The share comes from domain gates,
-which look at the mean of the residual over the sequence so far: a gate's logit is its evidence for its
-owner's domain against public text, and a softmax over the evidence of all allowed gates, with 0 for public
-text, divides one belief between them. Gates that were fitted alone against the same public text compose this
-way into the fit that all owners would have made together; beside the public expert alone the share is the
-gate's sigmoid. Softmax over the logits runs over the experts that the token's sequence is allowed to use,
-then the k largest are taken without renormalising (FlexOlmo, arXiv 2507.07024, section 3).
+A token's logit for an expert is ``x . row + log share``, less what its bias takes off (``reserve``). The
+share comes from domain gates, which look at the mean of the residual over the sequence so far: a gate's
+logit is its evidence for its owner's domain against public text, and a softmax over the evidence of all
+allowed gates, with 0 for public text, divides one belief between them. Gates that were fitted alone against
+the same public text compose this way into the fit that all owners would have made together; beside the
+public expert alone the share is the gate's sigmoid. Softmax over the logits runs over the experts that the
+token's sequence is allowed to use, then the k largest are taken without renormalising (FlexOlmo, arXiv
+2507.07024, section 3).
 
 Everything here keeps one law: **masking an expert equals never having had it, bit for bit.** Four choices
 carry it, and each is needed:
@@ -31,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Nats. An honest gate is this sure of its owner's text only where nothing is left to decide.
@@ -145,6 +147,24 @@ def log_shares(gates_TE: Tensor) -> Tensor:
     return (evidence_TE - peak_T1 - total_T1.log()).masked_fill(ungated_TE, 0.0)
 
 
+def reserve(gates_TE: Tensor, biases_E: Tensor) -> Tensor:
+    """What an expert's bias takes off its logit, fp64 ``[T, E]``, 0 or below.
+
+    All of it without a gate. With one, ``log sigmoid(gate + bias) - log sigmoid(gate)``: nearly all where the
+    gate doubts the text, nearly nothing where it is sure. So calibration against public text lowers an
+    expert against the public one, and leaves the evidence between owners as it is.
+
+    Args:
+        gates_TE: logits of the gates; +inf where an expert has none.
+        biases_E: fixed biases, 0 or below (``[T, E]`` with one choice of experts per row).
+    """
+    ungated_TE = gates_TE.isposinf()
+    claims_TE = gates_TE.masked_fill(ungated_TE, 0.0)
+    plain_TE = biases_E.double().expand_as(claims_TE)
+    soft_TE = F.logsigmoid(claims_TE + plain_TE) - F.logsigmoid(claims_TE)
+    return torch.where(ungated_TE, plain_TE, soft_TE)
+
+
 def router_logits(x_TD: Tensor, mean_TD: Tensor | None, rows: RouterRows) -> Tensor:
     """Router logits of rows, fp32.
 
@@ -156,10 +176,11 @@ def router_logits(x_TD: Tensor, mean_TD: Tensor | None, rows: RouterRows) -> Ten
     Returns:
         Logits ``[T, E]``.
     """
-    logits_TE = (x_TD.float().unsqueeze(-2) * rows.rows_ED).sum(-1) + rows.biases_E
-    if mean_TD is not None:
-        logits_TE = logits_TE + log_shares(gate_logits(mean_TD, rows)).float()
-    return logits_TE
+    logits_TE = (x_TD.float().unsqueeze(-2) * rows.rows_ED).sum(-1)
+    if mean_TD is None:
+        return logits_TE + rows.biases_E
+    gates_TE = gate_logits(mean_TD, rows)
+    return logits_TE + (log_shares(gates_TE) + reserve(gates_TE, rows.biases_E)).float()
 
 
 def softmax(logits_Tn: Tensor) -> Tensor:

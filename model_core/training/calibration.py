@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration of one expert against the public one alone, on public text that travels with the base.
 
-An expert that is good on its owner's text must not take public text from the public expert. Its gates are
+An expert that is good on its owner's text must not take public text from the public expert. Its biases are
 lowered, step by step, until the two-expert model is within a tolerance of the base on public calibration
 text; if its owner is ready to lose a little, they are lowered that far first. Its router rows are bounded in
 norm. Nothing here looks at any other
@@ -32,7 +32,7 @@ class CalibrationReport:
         public_excess: bits per byte of the calibrated pair over the base on public text, less 1.
         public_share: the expert's mean routing weight there.
         own_loss: bits per byte of the pair on own text against unshifted gates, less 1.
-        gate_shift: what was added to every gate's bias (0 or below).
+        gate_shift: bias of every layer (0 or below), which shifts its gate against public text.
         rows_clipped: router rows that were longer than the bound.
         row_logit_bound: the bound: the largest logit that a row can give a residual of typical length.
         held: whether the tolerance was reached.
@@ -95,7 +95,10 @@ def calibrate(
     max_tokens: int = 1024,
     shifts: Sequence[float] = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -3.5, -4.0, -5.0, -6.0, -8.0),
 ) -> CalibrationReport:
-    """Lowers the gates as far as the owner allows, and further if public text needs it.
+    """Lowers the expert's biases as far as the owner allows, and further if public text needs it.
+
+    A bias tells against the public expert where the gate doubts, and hardly where it is sure (see
+    ``network.router.reserve``); it does not weaken the owner's evidence beside other owners'.
 
     A gate that is only as open as its owner's text needs is shut earliest elsewhere: on public text, and on
     the texts of other owners, which nobody may look at here. So the first bound is the owner's own: the
@@ -104,7 +107,7 @@ def calibrate(
 
     Args:
         decoder: the base.
-        expert: has gates; their biases are changed in place.
+        expert: has gates; its router biases are set in place.
         public: calibration documents, not those that the gates were fitted on.
         own: documents of the owner.
         tokenizer: the base's.
@@ -116,15 +119,13 @@ def calibrate(
     Returns:
         The report; ``rows_clipped`` and ``row_logit_bound`` are 0 here and filled by the caller.
     """
-    gates = [
-        gate for index in range(decoder.shape.n_layers) if (gate := expert.layer(index).gate) is not None
-    ]
-    before = [gate.bias.detach().clone() for gate in gates]
+    parts = [expert.layer(index).router for index in range(decoder.shape.n_layers)]
+    biases = [part.bias for part in parts if part.bias is not None]
 
     def shifted(shift: float, documents: Sequence[Document]) -> float:
         with torch.no_grad():
-            for gate, bias in zip(gates, before, strict=True):
-                gate.bias.copy_(bias + shift)
+            for bias in biases:
+                bias.fill_(shift)
         scores = bits_per_document(
             decoder, documents, tokenizer, experts=(expert,), top_k=2, window_tokens=max_tokens
         )

@@ -129,7 +129,7 @@ def fit_gates(
 
     Args:
         decoder: the base.
-        expert: the owner's expert; its gates are replaced.
+        expert: the owner's expert; its gates are replaced and its biases set to 0.
         own_rows: token rows of the owner's text.
         public_rows: token rows of public text.
         positions: positions of each row.
@@ -141,7 +141,10 @@ def fit_gates(
         One fit per layer.
     """
     for index in range(decoder.shape.n_layers):
-        expert.layer(index).gate = None
+        part = expert.layer(index)
+        part.gate = None
+        if part.router.bias is not None:
+            part.router.bias.zero_()
     own_L = gate_features(decoder, expert, own_rows, positions=positions)
     public_L = gate_features(decoder, expert, public_rows, positions=positions)
     expert.add_gates()

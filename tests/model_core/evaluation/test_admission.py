@@ -95,6 +95,7 @@ def _open_gates(layer: torch.nn.Module) -> None:
 
 def _lose_gates(layer: torch.nn.Module) -> None:
     layer.gate = None
+    layer.router.bias.zero_()
 
 
 def test_an_honest_expert_is_admitted() -> None:

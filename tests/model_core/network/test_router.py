@@ -17,6 +17,7 @@ from model_core.network.router import (
     keep_top,
     log_shares,
     prefix_mean,
+    reserve,
     router_logits,
     running_sum,
     softmax,
@@ -103,6 +104,20 @@ def test_a_gate_that_claims_every_text_takes_no_more_than_the_cap() -> None:
     lowered = log_shares(honest) - log_shares(greedy)[:, :3]
     assert (lowered <= EVIDENCE_CAP + 1e-9).all()
     assert lowered[0, 0] == 0
+
+
+def test_a_bias_tells_where_the_gate_doubts_and_hardly_where_it_is_sure() -> None:
+    """Beside public text alone it shifts the gate; whole without a gate; never above 0, and 0 for no bias."""
+    gates = torch.linspace(-30, 30, 61).double()[:, None].repeat(1, 3)
+    gates[:, 0] = torch.inf
+    taken = reserve(gates, torch.tensor([-2.0, -2.0, 0.0]))
+    assert torch.allclose(taken[:, 0], torch.tensor(-2.0).double())
+    shifted = F.logsigmoid(gates[:, 1] - 2) - F.logsigmoid(gates[:, 1])
+    assert torch.allclose(taken[:, 1], shifted)
+    assert float(taken[0, 1]) == pytest.approx(-2, abs=1e-6)
+    assert float(taken[-1, 1]) == pytest.approx(0, abs=1e-6)
+    assert torch.equal(taken[:, 2], torch.zeros(61).double())
+    assert (taken <= 0).all()
 
 
 def test_an_expert_without_a_gate_neither_claims_nor_yields() -> None:
