@@ -21,9 +21,10 @@ from cluster.office.desk import Desk
 from cluster.office.scales import Scales
 from cluster.settings import Settings
 from cluster.telemetry import log_to
-from model_core.packing.bundle import CheckedBundle, check_bundle, countersign_bundle, write_bundle
+from model_core.packing.bundle import CheckedBundle, check_bundle, countersign_bundle, reseal_bundle
+from model_core.packing.files import copy_plain_file
 from model_core.packing.keys import load_or_create_key
-from model_core.packing.manifest import MANIFEST_FILE, BaseManifest
+from model_core.packing.manifest import MANIFEST_FILE, SEAL_FILE, BaseManifest
 from model_core.packing.seal import TrustedKeys
 from model_core.packing.store import ArtifactStore, DirectoryStore
 from tenants.accounts.database import Database
@@ -167,12 +168,15 @@ def keep_base(desk: Desk, checked: CheckedBundle) -> None:
     """
     if desk.artifacts.has(checked.digest):
         return
-    files = {name: checked.folder / name for name in checked.manifest.files}
-    owner = load_or_create_key(desk.home.owner_key(PLATFORM_TENANT))
     with TemporaryDirectory(dir=desk.home.uploads, prefix="base-") as draft:
-        own = write_bundle(Path(draft) / "bundle", checked.manifest, files, owner)
-        countersign_bundle(own.folder, load_or_create_key(desk.home.admission_key))
-        desk.artifacts.put_bundle(own.folder, checked.digest)
+        own = Path(draft) / "bundle"
+        own.mkdir()
+        # The manifest is copied as it is: written anew by a later release it would have other bytes.
+        for name in (*checked.manifest.files, MANIFEST_FILE, SEAL_FILE):
+            copy_plain_file(checked.folder / name, own / name)
+        reseal_bundle(own, load_or_create_key(desk.home.owner_key(PLATFORM_TENANT)))
+        countersign_bundle(own, load_or_create_key(desk.home.admission_key))
+        desk.artifacts.put_bundle(own, checked.digest)
 
 
 def _starter_folder(settings: Settings) -> Traversable | None:

@@ -7,6 +7,7 @@ import asyncio
 import pickle
 import time
 from collections.abc import Callable, Coroutine
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cluster.office.counter import Office
 from cluster.office.protocol import Reply
 from cluster.settings import Settings
 from model_core.errors import ProductError
+from model_core.packing.canonical import digest_bytes
 from policy.items import ForbidRule
 from policy.snapshot import Snapshot
 from tenants.errors import DatabaseInUse, IdempotencyConflict, NameTaken, UnknownKey
@@ -29,7 +31,8 @@ _TENANT = {"slug": "north", "title": "North Hospital"}
 
 
 def _settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    return Settings(home=tmp_path / "home", starter_base="none", **changes).model_dump(mode="json")
+    chosen = {"starter_base": "none"} | changes
+    return Settings(home=tmp_path / "home", **chosen).model_dump(mode="json")
 
 
 def _in_office(
@@ -60,6 +63,17 @@ def test_the_first_run_makes_one_operator_and_keeps_it(tmp_path: Path) -> None:
     (tmp_path / "home" / "operator.key").unlink()
     open_office(_settings(tmp_path)).close()
     assert not (tmp_path / "home" / "operator.key").exists()
+
+
+def test_the_shipped_base_keeps_its_digest(tmp_path: Path) -> None:
+    """A base that an earlier release sealed is registered under its digest, with fields added since then."""
+    shipped = resources.files("model_core") / "starter" / "manifest.json"
+
+    async def look(office: Office, operator: str) -> None:
+        bases = (await office.call("bases.list", operator, {}))["items"]
+        assert [base["id"] for base in bases] == [digest_bytes(shipped.read_bytes())]
+
+    _in_office(tmp_path, look, starter_base="")
 
 
 def test_a_key_file_of_a_crash_is_replaced(tmp_path: Path) -> None:
