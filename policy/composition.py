@@ -67,12 +67,15 @@ class Composition(Value):
 
 
 def composition_digest(base_digest: str, bundle_digests: Sequence[str], top_k: int) -> str:
-    """The digest that names what runs: base, experts (in any order) and router."""
+    """The digest that names what runs: base, experts (in any order) and router.
+
+    The router's version changes whenever equal bundles would be routed otherwise (decision 0020: 2).
+    """
     return digest_of(
         {
             "base": base_digest,
             "experts": sorted(bundle_digests),
-            "router": {"top_k": top_k, "variant": "gated"},
+            "router": {"top_k": top_k, "variant": "gated", "version": 2},
         }
     )
 

@@ -330,7 +330,11 @@ def compose(world: Json, name: str, at_us: int) -> Json:
                     members.append(bundle)
     members.sort()
     top_k = min(use["top_k"], len(members) + 1)
-    named = {"base": use["base_digest"], "experts": members, "router": {"top_k": top_k, "variant": "gated"}}
+    named = {
+        "base": use["base_digest"],
+        "experts": members,
+        "router": {"top_k": top_k, "variant": "gated", "version": 2},
+    }
     text = json.dumps(named, sort_keys=True, separators=(",", ":"))
     stops = [ends[member] for member in members if ends[member] is not None]
     return {

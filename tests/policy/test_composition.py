@@ -53,7 +53,11 @@ def test_members_stand_in_canonical_order_and_name_the_digest() -> None:
     """Members are sorted by bundle digest; the digest covers base, members and router."""
     composition = compose(crowd(3), ask())
     assert bundles(composition) == [bundle(1), bundle(2), bundle(3)]
-    stated = {"base": BASE, "experts": bundles(composition), "router": {"top_k": 2, "variant": "gated"}}
+    stated = {
+        "base": BASE,
+        "experts": bundles(composition),
+        "router": {"top_k": 2, "variant": "gated", "version": 2},
+    }
     assert composition.digest == digest_of(stated)
     assert composition.digest == composition_digest(BASE, bundles(composition)[::-1], 2)
 
