@@ -23,6 +23,10 @@ from model_core.network.expert import Expert
 from model_core.text.documents import Document
 from model_core.text.tokenizer import TextTokenizer
 
+# An expert that is hardly worse than the base on public text could keep most of it and no tolerance would
+# object. Admission refuses above a half, on other documents than these.
+PUBLIC_SHARE_LIMIT = 0.4
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationReport:
@@ -35,7 +39,7 @@ class CalibrationReport:
         gate_shift: bias of every layer (0 or below), which shifts its gate against public text.
         rows_clipped: router rows that were longer than the bound.
         row_logit_bound: the bound: the largest logit that a row can give a residual of typical length.
-        held: whether the tolerance was reached.
+        held: whether tolerance and share limit were reached.
     """
 
     public_excess: float
@@ -92,6 +96,7 @@ def calibrate(
     *,
     tolerance: float,
     own_slack: float,
+    share_limit: float = PUBLIC_SHARE_LIMIT,
     max_tokens: int = 1024,
     shifts: Sequence[float] = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -3.5, -4.0, -5.0, -6.0, -8.0),
 ) -> CalibrationReport:
@@ -113,6 +118,7 @@ def calibrate(
         tokenizer: the base's.
         tolerance: largest relative excess of bits per byte over the base on public text, such as 0.003.
         own_slack: largest relative loss of bits per byte on own text against unshifted gates.
+        share_limit: largest mean routing weight on public text.
         max_tokens: evaluation window.
         shifts: what is tried, falling from 0.
 
@@ -141,18 +147,32 @@ def calibrate(
     base = bits_per_byte(bits_per_document(decoder, public, tokenizer, window_tokens=max_tokens))
     within_slack = place
     excess = shifted(shifts[place], public) / base - 1
-    while excess > tolerance and place + 1 < len(shifts):
+    share = public_share(decoder, expert, public, tokenizer, max_tokens=max_tokens)
+    while (excess > tolerance or share > share_limit) and place + 1 < len(shifts):
         place += 1
         excess = shifted(shifts[place], public) / base - 1
+        share = public_share(decoder, expert, public, tokenizer, max_tokens=max_tokens)
     if place != within_slack:
         own_loss = shifted(shifts[place], own) / open_bits - 1
-    shares_LE = routing_shares(decoder, (expert,), public[:12], tokenizer, top_k=2, max_tokens=max_tokens)
     return CalibrationReport(
         public_excess=excess,
-        public_share=float(shares_LE[:, 1].mean()),
+        public_share=share,
         own_loss=own_loss,
         gate_shift=shifts[place],
         rows_clipped=0,
         row_logit_bound=0.0,
-        held=excess <= tolerance,
+        held=excess <= tolerance and share <= share_limit,
     )
+
+
+def public_share(
+    decoder: Decoder,
+    expert: Expert,
+    public: Sequence[Document],
+    tokenizer: TextTokenizer,
+    *,
+    max_tokens: int = 1024,
+) -> float:
+    """The expert's mean routing weight beside the public one on the first dozen of public documents."""
+    shares_LE = routing_shares(decoder, (expert,), public[:12], tokenizer, top_k=2, max_tokens=max_tokens)
+    return float(shares_LE[:, 1].mean())

@@ -20,6 +20,7 @@ from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
 from model_core.text.documents import Document
 from model_core.text.tokenizer import TextTokenizer
+from model_core.training.calibration import PUBLIC_SHARE_LIMIT, public_share
 from model_core.training.objective import Objective
 from model_core.training.privacy import PrivacyPlan, PrivacySettings, plan_privacy
 from model_core.training.private_gradients import (
@@ -119,6 +120,8 @@ def lower_bias(
 ) -> float:
     """Lowers the bias in every layer until the pair is within a tolerance of the base on public text.
 
+    And until the expert takes no more of it than ``PUBLIC_SHARE_LIMIT``.
+
     Args:
         decoder: the base.
         expert: without gates; its biases are changed in place.
@@ -141,6 +144,7 @@ def lower_bias(
             decoder, public, tokenizer, experts=(expert,), top_k=2, window_tokens=max_tokens
         )
         excess = bits_per_byte(scores) / base - 1
-        if excess <= tolerance:
+        share = public_share(decoder, expert, public, tokenizer, max_tokens=max_tokens)
+        if excess <= tolerance and share <= PUBLIC_SHARE_LIMIT:
             break
     return excess

@@ -11,6 +11,7 @@ from training_builders import same_tensors, texts, tiny_decoder, tiny_tokenizer
 from model_core.network.decoder import upcycle
 from model_core.network.expert import Expert
 from model_core.network.router import log_shares
+from model_core.training.calibration import PUBLIC_SHARE_LIMIT, calibrate
 from model_core.training.expert import ExpertRecipe, gate_expert, public_halves, train_expert
 from model_core.training.gates import _logistic, fit_gates, token_rows
 
@@ -78,6 +79,26 @@ def test_without_slack_gates_stay_where_public_text_lets_them() -> None:
     assert moved.gate_shift < 0
     assert torch.equal(_biases(expert), torch.zeros(decoder.shape.n_layers))
     assert torch.equal(_biases(lowered), torch.full((decoder.shape.n_layers,), moved.gate_shift))
+
+
+def test_an_expert_as_good_as_the_base_still_leaves_it_most_public_text() -> None:
+    """A copy of the public expert harms no text; its bias is lowered until it takes at most the limit."""
+    decoder = tiny_decoder()
+    shares = {}
+    for limit in (1.0, PUBLIC_SHARE_LIMIT):
+        expert = upcycle(decoder)
+        expert.add_gates()
+        for index in range(decoder.shape.n_layers):
+            gate = expert.layer(index).gate
+            assert gate is not None
+            with torch.no_grad():
+                gate.bias.fill_(3.0)
+        arguments = (decoder, expert, _PUBLIC, _OWN[:4], _TOKENIZER)
+        report = calibrate(*arguments, tolerance=1.0, own_slack=0.0, share_limit=limit)
+        assert report.held
+        shares[limit] = (report.public_share, report.gate_shift)
+    assert shares[1.0][0] > PUBLIC_SHARE_LIMIT >= shares[PUBLIC_SHARE_LIMIT][0]
+    assert shares[1.0][1] == 0.0 > shares[PUBLIC_SHARE_LIMIT][1]
 
 
 def test_gates_fitted_alone_share_as_a_joint_fit_would() -> None:
