@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
+ROUNDS ?= 10
 export OMP_NUM_THREADS ?= 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types imports dead docs chaos bench bench-training bench-composition base lock clean
+.PHONY: help setup demo test explore check format lint types imports dead docs chaos bench bench-training bench-composition base lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -32,6 +33,11 @@ demo: $(VENV)/.runtime ## train, permit, answer, withdraw and settle on real tex
 
 test: $(VENV)/.dev ## the whole test suite
 	@$(BIN)/pytest $(PYTEST)
+
+explore: $(VENV)/.dev ## the property tests with new random examples, ROUNDS=10 times over
+	@for round in $$(seq $(ROUNDS)); do echo "- round $$round of $(ROUNDS)"; \
+		HYPOTHESIS_PROFILE=explore $(BIN)/pytest -q -m "not cluster and not chaos and not browser" \
+		$$(grep -rlE '^ *@given' tests --include='test_*.py') $(PYTEST) || exit 1; done
 
 check: format lint types imports dead docs ## format, lint, types, import contracts, dead code, docs
 

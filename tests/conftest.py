@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from hypothesis import settings
 
 from model_core.packing.bundle import CheckedBundle, countersign_bundle, write_bundle
 from model_core.packing.canonical import digest_bytes, merkle_root
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
     from tenants.accounts.database import Database
 
 _ZERO = "sha256:" + "0" * 64
+
+# A change is judged by examples that anyone can draw again; `make explore` draws new ones each time.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 class BundleMaker:

@@ -244,7 +244,8 @@ def write_config(
         fields[kind.experts_field] = layout.n_experts
         fields["num_experts_per_tok"] = layout.top_k
         fields["output_router_logits"] = False
-    if kind in (OLMOE, FLEX_OLMO):
+    # A dense OLMo-2 config knows no such field and keeps it unread: it is for experts that join later.
+    if kind in (OLMOE, FLEX_OLMO) or (kind is OLMO2 and shape.renormalise):
         fields["norm_topk_prob"] = shape.renormalise
     if kind is MIXTRAL:
         fields["sliding_window"] = None

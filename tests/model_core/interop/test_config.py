@@ -66,6 +66,17 @@ def test_what_the_reference_saves_is_read_and_what_is_written_the_reference_read
     assert read_config(tmp_path) == ours
 
 
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_a_dense_base_keeps_how_experts_that_join_later_are_weighed(
+    renormalise: bool, tmp_path: Path
+) -> None:
+    """Also in a layout whose own class knows no experts, and opens the folder all the same."""
+    ours = parse_config(fields_of("Olmo2ForCausalLM", norm_topk_prob=renormalise))
+    (tmp_path / "config.json").write_bytes(write_config(ours, dtype="float32"))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).model_type == "olmo2"
+    assert read_config(tmp_path).shape.renormalise is renormalise
+
+
 @pytest.mark.parametrize(
     ("rope", "theta"),
     [
