@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weight matrices in the order in which kernels read them, and their product with rows.
+//
+// A matrix W [n_out, n_in] is cut into panels of LANES outputs (the last one padded with zeros). Within a panel the
+// LANES weights of one input stand side by side, input after input; bf16 panels hold two inputs together.
+//
+// Row law: every y[r, o] is one fixed sequence of operations on x[r, :] and W[o, :]. No bit of it depends on how many
+// rows are computed together, on which panels a call covers, or on how many threads share them.
+#pragma once
+
+#include <cstdint>
+
+namespace experts {
+
+constexpr int64_t LANES = 16;
+
+enum Kind : int32_t { F32 = 0, BF16 = 1, I8 = 2 };
+
+struct Matrix {
+    const void *data;     // packed panels, 64-byte aligned
+    const float *scales;  // I8: one per output, padded to whole panels; otherwise null
+    int64_t n_out;
+    int64_t n_in;
+    int32_t kind;
+};
+
+inline int64_t panels_of(const Matrix &matrix) { return (matrix.n_out + LANES - 1) / LANES; }
+
+// y[r, o] = sum_i x[r, i] * W[o, i]   (add: y[r, o] += ...) for the outputs of panels first <= p < last and all rows.
+// Only columns o < n_out of y are written. x and y may be any strided fp32 rows.
+void multiply(const Matrix &matrix, int64_t first, int64_t last, const float *x, int64_t x_stride, int64_t rows, float *y,
+              int64_t y_stride, bool add = false);
+
+}  // namespace experts
