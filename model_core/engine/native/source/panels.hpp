@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "pool.hpp"
+
 namespace experts {
 
 constexpr int64_t LANES = 16;
@@ -30,5 +32,29 @@ inline int64_t panels_of(const Matrix &matrix) { return (matrix.n_out + LANES - 
 // Only columns o < n_out of y are written. x and y may be any strided fp32 rows.
 void multiply(const Matrix &matrix, int64_t first, int64_t last, const float *x, int64_t x_stride, int64_t rows, float *y,
               int64_t y_stride, bool add = false);
+
+// One product of a region: y = W x (or y += W x), or with a second matrix of the same sizes and kind of element
+// y = silu(W x) * (up x), the inner layer of a SwiGLU. Rows may be 0.
+struct Product {
+    Matrix matrix;
+    const float *x;
+    int64_t x_stride;
+    int64_t rows;
+    float *y;
+    int64_t y_stride;
+    bool add = false;
+    Matrix up = {};  // no data: a plain product; add is not used where there is one
+};
+
+// Computes products in one region of the pool. They must not write what another one reads or writes. The work is cut
+// by its cost, so that it is even for one row and for a thousand, for one matrix and for sixty.
+void multiply_many(Pool &pool, const Product *products, int64_t n_products);
+
+// The same for one matrix.
+void multiply_all(Pool &pool, const Matrix &matrix, const float *x, int64_t x_stride, int64_t rows, float *y,
+                  int64_t y_stride, bool add = false);
+
+// exp of every lane, in one fixed form (relative error below 2 ulp; +inf above 88.72, 0 below -87.34; NaN stays NaN).
+float exp_one(float x);
 
 }  // namespace experts
