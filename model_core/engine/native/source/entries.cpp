@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pools and products for callers that speak C; the decoder's step has entries of its own.
+
+#include "panels.hpp"
+#include "pool.hpp"
+
+using experts::Matrix;
+using experts::Pool;
+
+extern "C" {
+
+void *experts_pool_new(int32_t threads, int32_t spin_us) { return new Pool(threads, spin_us); }
+
+void experts_pool_free(void *pool) { delete static_cast<Pool *>(pool); }
+
+void experts_multiply(void *pool, const Matrix *matrix, const float *x, int64_t x_stride, int64_t rows, float *y,
+                      int64_t y_stride, int32_t add) {
+    multiply_all(*static_cast<Pool *>(pool), *matrix, x, x_stride, rows, y, y_stride, add != 0);
+}
+
+void experts_multiply_gated(void *pool, const Matrix *gate, const Matrix *up, const float *x, int64_t x_stride, int64_t rows,
+                            float *y, int64_t y_stride) {
+    const experts::Product one{*gate, x, x_stride, rows, y, y_stride, false, *up};
+    multiply_many(*static_cast<Pool *>(pool), &one, 1);
+}
+
+void experts_multiply_panels(const Matrix *matrix, int64_t first, int64_t last, const float *x, int64_t x_stride,
+                             int64_t rows, float *y, int64_t y_stride, int32_t add) {
+    multiply(*matrix, first, last, x, x_stride, rows, y, y_stride, add != 0);
+}
+
+void experts_exp(const float *x, float *y, int64_t n) {
+    for (int64_t index = 0; index < n; ++index) y[index] = experts::exp_one(x[index]);
+}
+}
