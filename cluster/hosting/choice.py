@@ -167,7 +167,9 @@ class ChoiceAccount:
     segments: list[Segment] = field(default_factory=list)
     released: int = 0
 
-    def take(self, tokens: Sequence[StepToken], names: Callable[[str], str], at_us: int) -> list[UsageRecord]:
+    def take(
+        self, tokens: Sequence[StepToken], names: Callable[[str], str], at_us: int
+    ) -> tuple[list[UsageRecord], tuple[Segment, ...]]:
         """Counts tokens that are about to be released.
 
         Args:
@@ -176,57 +178,62 @@ class ChoiceAccount:
             at_us: time of the record.
 
         Returns:
-            One usage record per run of tokens with the same label.
+            One usage record and one segment per run of tokens with the same label.
         """
         records: list[UsageRecord] = []
-        for token in tokens:
-            shares = token.event.attribution_ppm
-            self._extend_segment(token.label, {names(digest): ppm for digest, ppm in shares.items()})
-            self.released += 1
-            last = records[-1] if records else None
-            label = token.label
-            if last is not None and (last.epoch, last.composition_digest) == (
-                label.epoch,
-                label.composition_digest,
-            ):
-                records[-1] = last.model_copy(
-                    update={
-                        "completion_tokens": last.completion_tokens + 1,
-                        "experts": _added(last.experts, shares),
-                    }
+        fresh: list[Segment] = []
+        start = 0
+        while start < len(tokens):
+            label = tokens[start].label
+            end = start + 1
+            shares = tokens[start].event.attribution_ppm
+            while end < len(tokens) and tokens[end].label == label:
+                shares = _added(shares, tokens[end].event.attribution_ppm)
+                end += 1
+            records.append(
+                UsageRecord(
+                    request_id=self.request_id,
+                    deployment=self.deployment,
+                    epoch=label.epoch,
+                    composition_digest=label.composition_digest,
+                    prompt_tokens=0,
+                    completion_tokens=end - start,
+                    experts=dict(shares),
+                    at_us=at_us,
                 )
-            else:
-                records.append(
-                    UsageRecord(
-                        request_id=self.request_id,
-                        deployment=self.deployment,
-                        epoch=label.epoch,
-                        composition_digest=label.composition_digest,
-                        prompt_tokens=0,
-                        completion_tokens=1,
-                        experts=dict(shares),
-                        at_us=at_us,
-                    )
+            )
+            fresh.append(
+                Segment(
+                    index=self.index,
+                    epoch=label.epoch,
+                    composition_digest=label.composition_digest,
+                    from_token=self.released,
+                    to_token=self.released + end - start,
+                    experts={names(digest): ppm for digest, ppm in shares.items()},
                 )
-        return records
+            )
+            self.released += end - start
+            start = end
+        self.segments = list(joined_segments((*self.segments, *fresh)))
+        return records, tuple(fresh)
 
-    def _extend_segment(self, label: Label, shares: dict[str, int]) -> None:
-        last = self.segments[-1] if self.segments else None
-        if last is not None and last.composition_digest == label.composition_digest:
-            self.segments[-1] = last.model_copy(
-                update={"to_token": last.to_token + 1, "experts": _added(last.experts, shares)}
+
+def joined_segments(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Segments of one choice in order, with neighbours of the same composition made one."""
+    joined: list[Segment] = []
+    for segment in segments:
+        last = joined[-1] if joined else None
+        if last is not None and (last.index, last.composition_digest, last.to_token) == (
+            segment.index,
+            segment.composition_digest,
+            segment.from_token,
+        ):
+            joined[-1] = last.model_copy(
+                update={"to_token": segment.to_token, "experts": _added(last.experts, segment.experts)}
             )
-            return
-        self.segments.append(
-            Segment(
-                index=self.index,
-                epoch=label.epoch,
-                composition_digest=label.composition_digest,
-                from_token=self.released,
-                to_token=self.released + 1,
-                experts=shares,
-            )
-        )
+        else:
+            joined.append(segment)
+    return tuple(joined)
 
 
 def _added(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:

@@ -137,6 +137,7 @@ class GenerationChunk(Message):
         finish_reason: set on the choice's last chunk.
         marketplace: set on the request's last chunk alone.
         prompt_tokens: set on the first chunk, so that a client that leaves early can still be told.
+        segments: what the new tokens were computed with, for an answer whose end another host computes.
     """
 
     index: int = 0
@@ -146,6 +147,7 @@ class GenerationChunk(Message):
     finish_reason: FinishReason | None = None
     marketplace: GenerationAccount | None = None
     prompt_tokens: int | None = None
+    segments: tuple[Segment, ...] = ()
 
 
 class ScoredText(Message):

@@ -179,16 +179,17 @@ class Release:
             self._open.discard(choice.index)
         if not taken and finish is None:
             return None
-        self._account(choice, taken, final=not self._open)
-        return self._chunk(choice, taken, text, finish)
+        fresh = self._account(choice, taken, final=not self._open)
+        return self._chunk(choice, taken, text, finish, fresh)
 
-    def _account(self, choice: Choice, taken: Sequence[StepToken], *, final: bool) -> None:
-        records = self._accounts[choice.index].take(taken, self._name, wall_us())
+    def _account(self, choice: Choice, taken: Sequence[StepToken], *, final: bool) -> tuple[Segment, ...]:
+        records, fresh = self._accounts[choice.index].take(taken, self._name, wall_us())
         if records:
             self._last_label = (records[-1].epoch, records[-1].composition_digest)
         elif final:
             records = [self._bare_record(*self._last_label)]
         self._write(records, final=final)
+        return fresh
 
     def _write(self, records: list[UsageRecord], *, final: bool) -> None:
         if records and not self._prompt_recorded:
@@ -211,7 +212,12 @@ class Release:
         )
 
     def _chunk(
-        self, choice: Choice, taken: Sequence[StepToken], text: str, finish: FinishReason | None
+        self,
+        choice: Choice,
+        taken: Sequence[StepToken],
+        text: str,
+        finish: FinishReason | None,
+        fresh: tuple[Segment, ...],
     ) -> GenerationChunk:
         wants_logprobs = self._request.logprobs is not None
         first = sum(account.released for account in self._accounts) == len(taken)
@@ -223,6 +229,7 @@ class Release:
             finish_reason=finish,
             marketplace=None if self._open else self._summary(),
             prompt_tokens=self._prompt_tokens if first else None,
+            segments=fresh,
         )
 
     def _withdrawn(self, choice: Choice) -> GenerationChunk:
