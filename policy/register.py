@@ -220,6 +220,10 @@ class Register:
         """The facts of an epoch; see ``Publisher.snapshot``."""
         return self._publisher.snapshot(epoch)
 
+    def digest_of(self, epoch: int) -> str:
+        """The digest of a published epoch's snapshot; see ``Publisher.publication``."""
+        return self._publisher.publication(epoch).snapshot_digest
+
     def publications(self, after: int = 0, limit: int = 100) -> list[Publication]:
         """Epochs after a number, oldest first."""
         return self._publisher.publications(after, limit)

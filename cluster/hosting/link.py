@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.hosting.errors import EpochRefused
+from cluster.hosting.floor import EpochFloor
 from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.news import is_newer, read_snapshot
 from cluster.hosting.plan import EMPTY_ROSTER, Roster, make_roster
 from cluster.office.protocol import EpochNews
 from model_core.errors import ProductError
@@ -69,6 +71,7 @@ class RegisterLink:
         gate: opened by renewals.
         apply: puts a roster in force; returns once masks hold.
         load: brings permitted experts in; called after the lease was renewed.
+        floor: remembers the highest epoch over restarts; None forgets it.
         renew_s: pause between questions.
         poll_s: how long the office may wait for news before it answers.
     """
@@ -82,6 +85,7 @@ class RegisterLink:
         *,
         apply: Callable[[Roster], Awaitable[None]],
         load: Callable[[Roster], Awaitable[None]],
+        floor: EpochFloor | None = None,
         renew_s: float = 0.5,
         poll_s: float = 0.4,
     ) -> None:
@@ -91,6 +95,7 @@ class RegisterLink:
         self._gate = gate
         self._apply = apply
         self._load = load
+        self._floor = floor
         self._renew_s = renew_s
         self._poll_s = poll_s
         self._snapshot: Snapshot | None = None
@@ -132,12 +137,12 @@ class RegisterLink:
 
     async def _ask(self) -> None:
         sent_us = self._gate.now_boot_us()
-        seen_epoch = self._roster.epoch
+        seen = (self._roster.epoch, self._roster.snapshot_digest)
         try:
             async with asyncio.timeout(30):
-                news = await self._office.wait_epoch(self._server_id, seen_epoch, self._poll_s)
+                news = await self._office.wait_epoch(self._server_id, seen[0], self._poll_s)
             async with self._hearing:
-                await self._hear(news, sent_us)
+                await self._hear(news, seen, sent_us)
             self.counts.answers += 1
         except (ProductError, TimeoutError) as err:
             if isinstance(err, EpochRefused):
@@ -145,31 +150,16 @@ class RegisterLink:
             self.counts.failures += 1
             log.warning("no news from the register: %s", getattr(err, "code", "timeout"))
 
-    async def _hear(self, news: EpochNews, sent_us: int) -> None:
+    async def _hear(self, news: EpochNews, seen: tuple[int, str], sent_us: int) -> None:
         known = self._roster
-        if news.epoch < known.epoch:
-            raise EpochRefused(
-                "The register answered with a lower epoch than this host already serves; it was ignored.",
-                epoch=news.epoch,
-                served=known.epoch,
-            )
-        if news.epoch == known.epoch:
-            if news.snapshot_digest != known.snapshot_digest:
-                raise EpochRefused(
-                    "The register answered with another snapshot for the epoch this host serves.",
-                    epoch=news.epoch,
-                )
-        else:
-            if news.snapshot_json is None:
-                raise EpochRefused("The register named a new epoch without its snapshot.", epoch=news.epoch)
-            snapshot = await asyncio.to_thread(
-                Snapshot.from_json, news.snapshot_json, expect_digest=news.snapshot_digest
-            )
-            if snapshot.epoch != news.epoch:
-                raise EpochRefused("The snapshot is of another epoch than announced.", epoch=news.epoch)
+        floor = -1 if self._floor is None or known.epoch >= 0 else await asyncio.to_thread(self._floor.read)
+        if is_newer(news, known.epoch, known.snapshot_digest, seen, floor):
+            snapshot = await asyncio.to_thread(read_snapshot, news)
+            if self._floor is not None:
+                await asyncio.to_thread(self._floor.raise_to, snapshot.epoch)
             self._snapshot = snapshot
             await self._put_in_force()
-        self._gate.renew(sent_us, int(news.lease_s * 1_000_000))
+        self._gate.renew(sent_us, int(news.lease_s * 1_000_000), news.received_us)
 
     async def _put_in_force(self) -> None:
         """Makes and applies the roster of the present snapshot at the present time; holds ``_hearing``."""

@@ -172,11 +172,12 @@ class Office:
     async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
         """Long-polls for an epoch above ``seen_epoch``."""
         del server_id  # a server counts once it acknowledges
+        received_us = now_us()
         deadline = asyncio.get_running_loop().time() + min(timeout_s, self._settings.lease_s / 2)
         while True:
             # The generation is read before the database: a commit in between is seen by one of the two.
             generation = self._generation
-            news = await self._read(lambda desk: self._news(desk, seen_epoch))
+            news = await self._read(lambda desk: self._news(desk, seen_epoch, received_us))
             left_s = deadline - asyncio.get_running_loop().time()
             if news.epoch > seen_epoch or left_s <= 0:
                 return news
@@ -289,7 +290,7 @@ class Office:
                 kind=type(error).__name__,
             ) from None
 
-    def _news(self, desk: Desk, seen_epoch: int) -> EpochNews:
+    def _news(self, desk: Desk, seen_epoch: int, received_us: int) -> EpochNews:
         epoch = desk.register.current_epoch()
         published = self._published
         if published is None or published[0].epoch != epoch:
@@ -302,10 +303,15 @@ class Office:
             # one assignment: other threads see the old pair or the new one
             published = self._published = (snapshot, snapshot.to_json())
         snapshot, document = published
+        seen_digest = snapshot.digest if seen_epoch == epoch else ""
+        if 0 < seen_epoch < epoch:
+            seen_digest = desk.register.digest_of(seen_epoch)
         return EpochNews(
             epoch=epoch,
             snapshot_digest=snapshot.digest,
             snapshot_json=document if epoch > seen_epoch else None,
             lease_s=self._settings.lease_s,
             office_at_us=now_us(),
+            received_us=received_us,
+            seen_digest=seen_digest,
         )

@@ -110,6 +110,9 @@ class EpochNews(Message):
             already has this epoch.
         lease_s: length of the lease.
         office_at_us: the office's clock when it answered.
+        received_us: the office's clock when it received the question; 0 if it does not say.
+        seen_digest: digest of the snapshot that the office published as the epoch that the asker has seen;
+            empty if it does not say or never published it.
     """
 
     epoch: int
@@ -117,6 +120,8 @@ class EpochNews(Message):
     snapshot_json: bytes | None = None
     lease_s: float
     office_at_us: int
+    received_us: int = 0
+    seen_digest: str = ""
 
 
 class MetricReading(Message):
