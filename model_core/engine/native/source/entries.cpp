@@ -20,7 +20,7 @@ void experts_multiply(void *pool, const Matrix *matrix, const float *x, int64_t 
 
 void experts_multiply_gated(void *pool, const Matrix *gate, const Matrix *up, const float *x, int64_t x_stride, int64_t rows,
                             float *y, int64_t y_stride) {
-    const experts::Product one{*gate, x, x_stride, rows, y, y_stride, false, *up};
+    const experts::Product one{*gate, x, x_stride, rows, y, y_stride, false, *up, nullptr};
     multiply_many(*static_cast<Pool *>(pool), &one, 1);
 }
 

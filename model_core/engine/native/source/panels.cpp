@@ -1,86 +1,184 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of panels and rows.
+// Products of panels and rows: rows are packed into tiles, and tiles run over panels that stay in the cache.
 
 #include "panels.hpp"
 
-#include <cmath>
-#include <cstring>
+#include <algorithm>
+#include <utility>
 #include <vector>
+
+#include "rows.hpp"
+#include "tiles.hpp"
 
 namespace experts {
 namespace {
 
-float round_bf16(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    if (std::isnan(x)) return x;
-    bits = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
-    std::memcpy(&x, &bits, 4);
-    return x;
+// Packed rows of one pass stay in a core's second cache together with the panels of a tile.
+constexpr int64_t PASS_BYTES = 384 << 10;
+
+using TileFunction = void (*)(const char *panels, int64_t steps, const float *x, const Target &target);
+
+constexpr int most_panels(int rows) {
+    int panels = 8;
+    while (panels > 1 && rows * panels > MAX_SUMS) panels /= 2;
+    return panels;
 }
 
-float weight(const Matrix &matrix, int64_t panel, int64_t input, int64_t lane) {
-    if (matrix.kind == F32) {
-        return static_cast<const float *>(matrix.data)[(panel * matrix.n_in + input) * LANES + lane];
+template <int KIND, int R, int P>
+constexpr TileFunction tile_or_none() {
+    if constexpr (P <= most_panels(R)) {
+        return tile<KIND, R, P>;
+    } else {
+        return nullptr;
     }
-    if (matrix.kind == I8) {
-        return static_cast<const int8_t *>(matrix.data)[(panel * matrix.n_in + input) * LANES + lane];
+}
+
+struct TileRow {
+    TileFunction by_panels[4];  // of 1, 2, 4 and 8 panels
+};
+
+template <int KIND, int... R>
+const TileRow &tiles_of(int rows, std::integer_sequence<int, R...>) {
+    static constexpr TileRow table[] = {{{tile_or_none<KIND, R + 1, 1>(), tile_or_none<KIND, R + 1, 2>(),
+                                          tile_or_none<KIND, R + 1, 4>(), tile_or_none<KIND, R + 1, 8>()}}...};
+    return table[rows - 1];
+}
+
+const TileRow &tiles_of(int kind, int rows) {
+    constexpr auto sizes = std::make_integer_sequence<int, MAX_ROWS>();
+    if (kind == BF16) return tiles_of<BF16>(rows, sizes);
+    if (kind == I8) return tiles_of<I8>(rows, sizes);
+    return tiles_of<F32>(rows, sizes);
+}
+
+// How rows are cut into tiles that differ by at most one row.
+struct Cut {
+    int64_t rows, tiles;
+
+    explicit Cut(int64_t rows) : rows(rows), tiles((rows + MAX_ROWS - 1) / MAX_ROWS) {}
+    int64_t begin(int64_t tile) const { return tile * rows / tiles; }
+    int size(int64_t tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
+    int largest() const { return static_cast<int>((rows + tiles - 1) / tiles); }
+};
+
+void multiply_pass(const Matrix &matrix, int64_t first, int64_t last, const RowSource &x, int64_t rows, float *y,
+                   int64_t y_stride, bool add) {
+    const Cut cut(rows);
+    const int64_t steps = steps_of(matrix), row_floats = steps * x_per_step(matrix.kind);
+    const float *packed = pack_rows(matrix.kind, x, matrix.n_in, cut.tiles, [&](int64_t tile) { return cut.begin(tile); });
+    int64_t panel = first;
+    while (panel < last) {
+        int log = 3;
+        while (log > 0 && ((1 << log) > most_panels(cut.largest()) || (1 << log) > last - panel)) --log;
+        const char *from = static_cast<const char *>(matrix.data) + panel * steps * step_bytes(matrix.kind);
+        Target target{y + panel * LANES, y_stride, matrix.n_out - panel * LANES, nullptr, add};
+        if (matrix.kind == I8) target.scales = matrix.scales + panel * LANES;
+        for (int64_t tile = 0; tile < cut.tiles; ++tile) {
+            target.y = y + cut.begin(tile) * y_stride + panel * LANES;
+            const TileRow &functions = tiles_of(matrix.kind, cut.size(tile));
+            functions.by_panels[log](from, steps, packed + cut.begin(tile) * row_floats, target);
+        }
+        panel += int64_t{1} << log;
     }
-    const int64_t pairs = (matrix.n_in + 1) / 2;
-    const uint16_t half =
-        static_cast<const uint16_t *>(matrix.data)[((panel * pairs + input / 2) * LANES + lane) * 2 + input % 2];
-    const uint32_t bits = static_cast<uint32_t>(half) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
+}
+
+void multiply_rows(const Matrix &matrix, int64_t first, int64_t last, const RowSource &x, int64_t rows, float *y,
+                   int64_t y_stride, bool add) {
+    const int64_t row_bytes = steps_of(matrix) * x_per_step(matrix.kind) * 4;
+    const int64_t in_pass = std::max<int64_t>(MAX_ROWS, PASS_BYTES / row_bytes / MAX_ROWS * MAX_ROWS);
+    for (int64_t row = 0; row < rows; row += in_pass) {
+        const int64_t n = std::min(in_pass, rows - row);
+        multiply_pass(matrix, first, last, x.from(row), n, y + row * y_stride, y_stride, add);
+    }
+}
+
+// A part of a product: some of its rows times some of its panels.
+struct Share {
+    const Product *product;
+    int64_t first, last, row, rows;
+};
+
+// y = silu(W x) * (up x) for a part: outputs of the second matrix stand beside those of the first only until they are
+// used, a few panels at a time.
+void multiply_gated(const Share &share, const RowSource &x) {
+    constexpr int64_t AT_ONCE = 8 * LANES;
+    static thread_local std::vector<float> beside;
+    const Product &one = *share.product;
+    beside.resize(static_cast<size_t>(share.rows * AT_ONCE));
+    const int64_t columns = one.matrix.n_out;
+    for (int64_t panel = share.first; panel < share.last; panel += 8) {
+        const int64_t end = std::min(panel + 8, share.last), begin = panel * LANES;
+        float *y = one.y + share.row * one.y_stride;
+        multiply_rows(one.matrix, panel, end, x, share.rows, y, one.y_stride, false);
+        multiply_rows(one.up, panel, end, x, share.rows, beside.data() - begin, AT_ONCE, false);
+        for (int64_t row = 0; row < share.rows; ++row) {
+            for (int64_t column = begin; column < std::min(end * LANES, columns); column += LANES) {
+                float *gate = y + row * one.y_stride + column;
+                const int64_t width = columns - column;
+                const Lanes up = load_first(beside.data() + row * AT_ONCE + column - begin, width);
+                store_first(gate, gated(load_first(gate, width), up), width);
+            }
+        }
+    }
+}
+
+void compute(const Share &share) {
+    const Product &one = *share.product;
+    const RowSource x = RowSource{one.x, one.x_stride, one.x_rows}.from(share.row);
+    if (one.up.data != nullptr) return multiply_gated(share, x);
+    multiply_rows(one.matrix, share.first, share.last, x, share.rows, one.y + share.row * one.y_stride, one.y_stride, one.add);
+}
+
+// What a product costs, in units in which one panel of one input costs about 1 to read and 1 / 8 per row to compute.
+double cost_of(const Product &one) {
+    const double size = static_cast<double>(panels_of(one.matrix) * one.matrix.n_in) * (one.up.data != nullptr ? 2 : 1);
+    const double bytes = one.matrix.kind == F32 ? 1.0 : one.matrix.kind == BF16 ? 0.5 : 0.4;
+    return one.rows == 0 ? 0.0 : size * std::max(bytes, static_cast<double>(one.rows) / 8);
+}
+
+constexpr double LEAST_COST = 2048;  // some microseconds
+constexpr int64_t SHARES_PER_THREAD = 6;
+constexpr int64_t LEAST_ROWS = 8 * MAX_ROWS;  // fewer would pack rows for too few products
+
+void cut(const Product &one, int64_t pieces, std::vector<Share> &shares) {
+    const int64_t panels = panels_of(one.matrix);
+    const int64_t by_rows = std::clamp<int64_t>(one.rows / LEAST_ROWS, 1, pieces);
+    const int64_t by_panels = std::clamp<int64_t>((pieces + by_rows - 1) / by_rows, 1, std::max<int64_t>(1, panels / 4));
+    for (int64_t part = 0; part < by_panels; ++part) {
+        for (int64_t rows = 0; rows < by_rows; ++rows) {
+            const int64_t row = rows * one.rows / by_rows, end = (rows + 1) * one.rows / by_rows;
+            shares.push_back({&one, part * panels / by_panels, (part + 1) * panels / by_panels, row, end - row});
+        }
+    }
 }
 
 }  // namespace
 
-float exp_one(float x) { return std::exp(x); }
+float exp_one(float x) { return exp_lanes(splat(x)).part[0][0]; }
 
 void multiply(const Matrix &matrix, int64_t first, int64_t last, const float *x, int64_t x_stride, int64_t rows, float *y,
               int64_t y_stride, bool add) {
-    for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t panel = first; panel < last; ++panel) {
-            float sums[LANES] = {};
-            for (int64_t input = 0; input < matrix.n_in; ++input) {
-                float value = x[row * x_stride + input];
-                if (matrix.kind == BF16) value = round_bf16(value);
-                for (int64_t lane = 0; lane < LANES; ++lane) {
-                    sums[lane] = std::fma(value, weight(matrix, panel, input, lane), sums[lane]);
-                }
-            }
-            for (int64_t lane = 0; lane < LANES && panel * LANES + lane < matrix.n_out; ++lane) {
-                const int64_t output = panel * LANES + lane;
-                float &out = y[row * y_stride + output];
-                const float sum = matrix.kind == I8 ? sums[lane] * matrix.scales[output] : sums[lane];
-                out = add ? out + sum : sum;
-            }
-        }
-    }
+    multiply_rows(matrix, first, last, RowSource{x, x_stride, nullptr}, rows, y, y_stride, add);
 }
 
 void multiply_many(Pool &pool, const Product *products, int64_t n_products) {
-    pool.run(n_products, [&](int64_t index, int) {
-        const Product &one = products[index];
-        multiply(one.matrix, 0, panels_of(one.matrix), one.x, one.x_stride, one.rows, one.y, one.y_stride,
-                 one.add && one.up.data == nullptr);
-        if (one.up.data == nullptr) return;
-        std::vector<float> up(static_cast<size_t>(one.rows * one.matrix.n_out));
-        multiply(one.up, 0, panels_of(one.up), one.x, one.x_stride, one.rows, up.data(), one.matrix.n_out);
-        for (int64_t row = 0; row < one.rows; ++row) {
-            for (int64_t output = 0; output < one.matrix.n_out; ++output) {
-                float &out = one.y[row * one.y_stride + output];
-                out = out / (1.0f + exp_one(-out)) * up[static_cast<size_t>(row * one.matrix.n_out + output)];
-            }
-        }
-    });
+    static thread_local std::vector<Share> shares;
+    shares.clear();
+    double total = 0;
+    for (int64_t index = 0; index < n_products; ++index) total += cost_of(products[index]);
+    const double target = std::max(LEAST_COST, total / static_cast<double>(pool.threads() * SHARES_PER_THREAD));
+    for (int64_t index = 0; index < n_products; ++index) {
+        if (products[index].rows == 0) continue;
+        const double pieces = pool.threads() == 1 ? 1 : cost_of(products[index]) / target;
+        cut(products[index], std::max<int64_t>(1, static_cast<int64_t>(pieces + 0.5)), shares);
+    }
+    const Share *first = shares.data();
+    pool.run(static_cast<int64_t>(shares.size()), [first](int64_t index, int) { compute(first[index]); });
 }
 
 void multiply_all(Pool &pool, const Matrix &matrix, const float *x, int64_t x_stride, int64_t rows, float *y,
                   int64_t y_stride, bool add) {
-    const Product one{matrix, x, x_stride, rows, y, y_stride, add, {}};
+    const Product one{matrix, x, x_stride, rows, y, y_stride, add, {}, nullptr};
     multiply_many(pool, &one, 1);
 }
 

@@ -43,7 +43,8 @@ struct Product {
     float *y;
     int64_t y_stride;
     bool add = false;
-    Matrix up = {};  // no data: a plain product; add is not used where there is one
+    Matrix up = {};                   // no data: a plain product; add is not used where there is one
+    const int32_t *x_rows = nullptr;  // row r is x + x_rows[r] * x_stride; null: x + r * x_stride
 };
 
 // Computes products in one region of the pool. They must not write what another one reads or writes. The work is cut

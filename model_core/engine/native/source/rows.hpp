@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows brought into the order in which tiles read them.
+//
+// A row is treated alike in every tile: what is rounded (bf16) depends on its own number alone.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "lanes.hpp"
+#include "tiles.hpp"
+
+namespace experts {
+
+// Rows somewhere in memory, in order or by index.
+struct RowSource {
+    const float *x;
+    int64_t stride;
+    const int32_t *rows;  // null: 0, 1, 2, ...
+
+    const float *row(int64_t index) const { return x + (rows == nullptr ? index : rows[index]) * stride; }
+    RowSource from(int64_t first) const {
+        return rows == nullptr ? RowSource{x + first * stride, stride, nullptr} : RowSource{x, stride, rows + first};
+    }
+};
+
+inline float rounded_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (x != x) return x;
+    bits = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+// Memory of one thread that grows and is kept.
+class Scratch {
+   public:
+    float *floats(int64_t n) {
+        if (n > size_) {
+            memory_.reset(new float[static_cast<size_t>(n) + 64]);
+            size_ = n;
+        }
+        const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+        return reinterpret_cast<float *>((address + 63) & ~uintptr_t{63});
+    }
+
+   private:
+    std::unique_ptr<float[]> memory_;
+    int64_t size_ = 0;
+};
+
+#if defined(__AVX512F__)
+inline void transpose(__m512i (&m)[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(m[i], m[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(m[i], m[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        m[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        m[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        m[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        m[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 16; i += 8) {
+        for (int j = 0; j < 4; ++j) {
+            t[i + j] = _mm512_shuffle_i32x4(m[i + j], m[i + j + 4], 0x88);
+            t[i + j + 4] = _mm512_shuffle_i32x4(m[i + j], m[i + j + 4], 0xdd);
+        }
+    }
+    for (int i = 0; i < 8; ++i) {
+        m[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        m[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+// Sixteen steps of one row: floats as they are, or pairs of bf16. Steps behind n_in are zeros.
+template <bool PAIRS>
+inline __m512i sixteen_steps(const float *row, int64_t step, int64_t n_in) {
+    const auto part = [&](int64_t at) { return (__m512)load_first(row + at, std::max<int64_t>(0, n_in - at)).part[0]; };
+    if constexpr (PAIRS) {
+#if defined(__AVX512BF16__)
+        return (__m512i)_mm512_cvtne2ps_pbh(part(2 * step + 16), part(2 * step));
+#endif
+    }
+    return _mm512_castps_si512(part(step));
+}
+
+template <bool PAIRS>
+void pack_tile(const RowSource &x, int64_t n_in, int64_t steps, int rows, float *packed) {
+    for (int64_t step = 0; step < steps; step += 16) {
+        __m512i block[16];
+        for (int row = 0; row < rows; ++row) block[row] = sixteen_steps<PAIRS>(x.row(row), step, n_in);
+        for (int row = rows; row < 16; ++row) block[row] = _mm512_setzero_si512();
+        transpose(block);
+        const auto mask = static_cast<__mmask16>((1u << rows) - 1u);
+        for (int64_t s = 0; s < std::min<int64_t>(16, steps - step); ++s) {
+            _mm512_mask_storeu_epi32(packed + (step + s) * rows, mask, block[s]);
+        }
+    }
+}
+#endif
+
+// Packs tiles of rows behind one another; begin(tile) is the first row of a tile, and begin(tiles) the end of the last.
+// The result is this thread's until its next call.
+template <class Begin>
+const float *pack_rows(int kind, const RowSource &x, int64_t n_in, int64_t tiles, const Begin &begin) {
+    static thread_local Scratch scratch;
+    const bool pairs = kind == BF16;
+    const int64_t steps = pairs ? (n_in + 1) / 2 : n_in, row_floats = steps * x_per_step(kind);
+    if (!pairs && begin(tiles) == 1) return x.row(0);
+    float *packed = scratch.floats(begin(tiles) * row_floats);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const RowSource rows = x.from(begin(tile));
+        const int n = static_cast<int>(begin(tile + 1) - begin(tile));
+        float *to = packed + begin(tile) * row_floats;
+#if defined(__AVX512F__)
+        if (!pairs || PAIRS_AT_ONCE) {
+            pairs ? pack_tile<true>(rows, n_in, steps, n, to) : pack_tile<false>(rows, n_in, steps, n, to);
+            continue;
+        }
+#endif
+        for (int row = 0; row < n; ++row) {
+            const float *from = rows.row(row);
+            for (int64_t input = 0; input < row_floats; ++input) {
+                const float value = input < n_in ? from[input] : 0.0f;
+                to[input * n + row] = pairs ? rounded_bf16(value) : value;
+            }
+        }
+    }
+    return packed;
+}
+
+}  // namespace experts
