@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from cluster.office.protocol import Admission
 from cluster.operations.intake import pack_bundle
 from cluster.settings import Settings
 from model_core.packing.keys import load_or_create_key
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "model_core"))
 
 #: Who is in the town: name → (tenant, roles).
 CAST = {

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
+import training_builders
 
 from cluster.errors import WeighingFailed
 from cluster.office.requests import answer_operation
@@ -208,16 +207,6 @@ def test_the_operators_limits_are_those_that_count(bundles: Any, tmp_path: Path,
 # -- real weights ------------------------------------------------------------------------------------------
 
 
-def _builders() -> ModuleType:
-    path = Path(__file__).parents[1] / "model_core" / "training_builders.py"
-    spec = importlib.util.spec_from_file_location("training_builders", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _seal(
     bundles: Any,
     folder: Path,
@@ -265,7 +254,7 @@ def test_an_owners_expert_is_weighed_on_real_public_text(
     town: Any, bundles: Any, bundle_sender: Callable[..., httpx.Response], tmp_path: Path
 ) -> None:
     """Over HTTP an honest expert is admitted with its figures; a capturing one is refused without a trace."""
-    base = _builders().tiny_base(tmp_path)
+    base = training_builders.tiny_base(tmp_path)
     made = bundle_sender(town, "operator", "/bases", base.folder)
     assert made.status_code == 201, made.text
     key = load_or_create_key(town.home.owner_key("north"))

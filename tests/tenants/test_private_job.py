@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from workshop_builders import small_job, tiny_base
 
 from model_core.errors import RecipeRefused
 from model_core.packing.manifest import parse_expert_manifest
@@ -24,36 +23,10 @@ _RECIPE: dict[str, bool | int | float | str] = {
 }
 
 
-def _builders() -> ModuleType:
-    path = Path(__file__).parents[1] / "model_core" / "training_builders.py"
-    spec = importlib.util.spec_from_file_location("training_builders", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def spec(tmp_path: Path) -> JobSpec:
     """A private job over forty small documents."""
-    from model_core.text.documents import write_documents
-
-    base = _builders().tiny_base(tmp_path / "base")
-    write_documents(tmp_path / "data.jsonl", _builders().texts("own", 40))
-    return JobSpec(
-        job_id="job_1",
-        tenant="acme",
-        name="acme-code",
-        base_folder=str(base.folder),
-        base_digest=base.digest,
-        dataset_file=str(tmp_path / "data.jsonl"),
-        work_folder=str(tmp_path / "work"),
-        output_folder=str(tmp_path / "work" / "out"),
-        recipe=_RECIPE,
-        created_at_us=7,
-        data_license="MIT",
-    )
+    return small_job(tiny_base(tmp_path / "base"), tmp_path, _RECIPE)
 
 
 def test_a_private_jobs_manifest_says_what_is_guaranteed_and_tells_nothing_else(spec: JobSpec) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -9,10 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from workshop_builders import small_job, tiny_base
 
 from model_core.errors import BundleRefused, CheckpointInvalid, DatasetRefused, DigestMismatch, RecipeRefused
 from model_core.network.checkpoint import load_expert_folder
@@ -43,41 +42,16 @@ _RECIPE: dict[str, bool | int | float | str] = {
 }
 
 
-def _builders() -> ModuleType:
-    path = Path(__file__).parents[1] / "model_core" / "training_builders.py"
-    spec = importlib.util.spec_from_file_location("training_builders", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tiny sealed base."""
-    return _builders().tiny_base(tmp_path_factory.mktemp("base"))
+    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
 def spec(base: Any, tmp_path: Path) -> JobSpec:
     """A job over forty small documents."""
-    from model_core.text.documents import write_documents
-
-    write_documents(tmp_path / "data.jsonl", _builders().texts("own", 40))
-    return JobSpec(
-        job_id="job_1",
-        tenant="acme",
-        name="acme-code",
-        base_folder=str(base.folder),
-        base_digest=base.digest,
-        dataset_file=str(tmp_path / "data.jsonl"),
-        work_folder=str(tmp_path / "work"),
-        output_folder=str(tmp_path / "work" / "out"),
-        recipe=_RECIPE,
-        created_at_us=7,
-        data_license="MIT",
-    )
+    return small_job(base, tmp_path, _RECIPE)
 
 
 def _output(spec: JobSpec) -> dict[str, bytes]:
