@@ -24,6 +24,7 @@ from cluster.hosting.errors import (
     PromptRefused,
 )
 from cluster.hosting.facts import HostHealth, HostSettings
+from cluster.hosting.floor import EpochFloor
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.journal import UsageJournal
 from cluster.hosting.link import RegisterDesk, RegisterLink
@@ -122,6 +123,7 @@ class ModelServer:
             self.gate,
             apply=self._apply,
             load=self._load,
+            floor=EpochFloor(self._journals / "epoch.floor"),
             renew_s=self.settings.renew_s,
         )
         self._tasks = [asyncio.create_task(self.link.run()), asyncio.create_task(self.uploader.run())]
