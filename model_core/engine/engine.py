@@ -4,38 +4,40 @@
 ``step`` computes one batch (next tokens of running sequences and chunks of waiting prompts) and returns the
 new tokens, but nothing counts until ``commit``; ``discard`` forgets the step, and computing it again gives
 the same tokens. Between the two the caller checks that it may still release them. Changes of expert sets
-take effect from the next step: every state of the sequence is erased and its tokens so far are computed
-again under the new set. Nothing here waits, starts threads, or knows about leases, text and tenants.
+take effect from the next step: nothing that the sequence computed under the old set is read again, and its
+tokens so far are computed again under the new set (or found, where somebody with the same key has computed
+them). Nothing here waits, starts threads, or knows about leases, text and tenants.
+
+What a step computes is chosen by ``schedule``, kept by ``tables`` and computed by a ``runner``.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from model_core.engine.batch import Piece, StepResult, run_pieces
+from model_core.engine.queue import FairQueue
 from model_core.engine.requests import SequenceRequest, TokenEvent
+from model_core.engine.runner import Runner, StepResult
 from model_core.engine.sampling import check_sampling
+from model_core.engine.schedule import Schedule, Work
 from model_core.engine.sequences import RunningSequence, token_events
-from model_core.engine.states import SequenceStates
-from model_core.errors import (
-    EngineFull,
-    RequestRefused,
-    StepPending,
-    UnknownRequest,
-)
+from model_core.engine.tables import TableStore, scope_of
+from model_core.engine.torch_runner import TorchRunner
+from model_core.errors import RequestRefused, StepPending, UnknownRequest
 from model_core.network.bank import ExpertBank, StateKey
-from model_core.network.mixture import Plan, plan_rows, plan_uniform
+from model_core.network.expert import Expert
+
+PAGE_SIZE = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pending:
     """A computed step that waits for its verdict."""
 
-    work: list[tuple[RunningSequence, Piece]]
+    work: Work
     result: StepResult
     events: list[TokenEvent]
 
@@ -48,23 +50,28 @@ class EngineCounts:
         steps: committed steps.
         discarded: discarded steps.
         prefill_tokens: prompt positions computed in committed steps, recomputed ones included.
+        recomputed_tokens: positions computed in committed steps that had been computed before, because of a
+            change of set or for want of pages.
         new_tokens: tokens of committed steps.
         recomposed: sequences whose expert set changed.
+        preempted: times that a sequence stepped back for want of pages.
+        prefix_hits: times that a sequence found pages it need not compute.
+        reused_tokens: positions on them.
+        evicted_pages: pages of ended sequences given back to make room.
+        dropped_pages: pages forgotten because an expert left.
     """
 
     steps: int = 0
     discarded: int = 0
     prefill_tokens: int = 0
+    recomputed_tokens: int = 0
     new_tokens: int = 0
     recomposed: int = 0
-
-
-@dataclass(slots=True)
-class _PlanCache:
-    """The last batch's plan: in steady decoding the next batch has the same."""
-
-    signature: tuple[object, ...] = ()
-    plan: Plan | None = field(default=None)
+    preempted: int = 0
+    prefix_hits: int = 0
+    reused_tokens: int = 0
+    evicted_pages: int = 0
+    dropped_pages: int = 0
 
 
 class Engine:
@@ -72,13 +79,20 @@ class Engine:
 
     Args:
         bank: base and experts; only the engine's thread may change it while the engine runs.
-        max_sequences: sequences that compute at the same time; as many again may wait.
+        max_sequences: sequences that compute at the same time.
         max_context: longest prompt plus new tokens; at most the base's positions.
         threads: compute threads of the process; None leaves them.
         prefill_tokens: prompt tokens per step at most, so that running sequences do not starve.
+        runner: computes the steps; None makes one that uses torch.
+        n_pages: pages of keys and values (of 16 positions) where no runner is given; None takes as many as
+            ``max_sequences`` of full length need.
+        prefix_reuse: whether full pages of earlier sequences are kept and found again under the same key.
+        max_waiting: sequences that may wait; None lets as many wait as may run.
+        max_waiting_per_tenant: of one consumer tenant; None sets no bound of its own.
 
     Raises:
-        RequestRefused: ``max_context`` is beyond the base's positions.
+        RequestRefused: ``max_context`` is beyond the base's positions, or the runner is too small for one
+            sequence of that length or for ``max_sequences``.
     """
 
     def __init__(
@@ -89,6 +103,11 @@ class Engine:
         max_context: int = 512,
         threads: int | None = None,
         prefill_tokens: int = 512,
+        runner: Runner | None = None,
+        n_pages: int | None = None,
+        prefix_reuse: bool = True,
+        max_waiting: int | None = None,
+        max_waiting_per_tenant: int | None = None,
     ) -> None:
         if max_context > bank.shape.max_positions:
             raise RequestRefused(
@@ -97,23 +116,68 @@ class Engine:
             )
         if threads is not None:
             torch.set_num_threads(threads)
-        self.bank = bank
+        if runner is None:
+            n_pages = max_sequences * -(-max_context // PAGE_SIZE) if n_pages is None else n_pages
+            runner = TorchRunner(bank, n_pages=n_pages, n_tails=max_sequences, page_size=PAGE_SIZE)
+        if runner.n_pages * runner.page_size < max_context or runner.n_tails < max_sequences:
+            raise RequestRefused(
+                "The engine's memory is too small for one sequence of full length, or has too few places; "
+                "give it more pages or ask for a shorter context and fewer sequences.",
+                positions=runner.n_pages * runner.page_size,
+                places=runner.n_tails,
+            )
+        self.bank, self.runner = bank, runner
         self.max_sequences, self.max_context, self.prefill_tokens = max_sequences, max_context, prefill_tokens
-        self.counts = EngineCounts()
-        self._states = SequenceStates(
-            bank.shape, max_sequences=max_sequences, max_context=max_context, dtype=bank.dtype
+        self._counts = EngineCounts()
+        self._store = TableStore(runner, reuse=prefix_reuse)
+        waiting = max_sequences if max_waiting is None else max_waiting
+        self._schedule = Schedule(
+            self._store,
+            FairQueue(max_waiting=waiting, max_waiting_per_tenant=max_waiting_per_tenant),
+            max_sequences=max_sequences,
+            prefill_tokens=prefill_tokens,
         )
-        self._waiting: deque[RunningSequence] = deque()
-        self._running: list[RunningSequence] = []  # in the order of their slots
         self._by_id: dict[str, RunningSequence] = {}
         self._pending: _Pending | None = None
-        self._plans = _PlanCache()
+        self._again: Work | None = None  # of a discarded step, while nothing has changed since
+        self._names = bank.names()
+        self._usable = bank.digests
+        self._bank_changes = bank.changes
 
     # ── what is inside ────────────────────────────────────────────────────────────────────────────────
     @property
     def idle(self) -> bool:
         """Whether no sequence is waiting or running."""
         return not self._by_id
+
+    @property
+    def exact(self) -> bool:
+        """Whether no bit of an answer depends on its neighbours, on chunks, or on reused prefixes."""
+        return self.runner.row_exact
+
+    @property
+    def counts(self) -> EngineCounts:
+        """What the engine has done so far."""
+        pages = self._store.counts
+        self._counts.preempted = self._schedule.preempted
+        self._counts.prefix_hits, self._counts.reused_tokens = pages.hits, pages.reused_tokens
+        self._counts.evicted_pages, self._counts.dropped_pages = pages.evicted_pages, pages.dropped_pages
+        return self._counts
+
+    @property
+    def n_waiting(self) -> int:
+        """Sequences that have not begun."""
+        return len(self._schedule.queue)
+
+    @property
+    def n_pages_used(self) -> int:
+        """Pages that sequences hold; 0 when the engine is idle."""
+        return self._store.n_used
+
+    @property
+    def n_pages_cached(self) -> int:
+        """Full pages that can be found again."""
+        return self._store.n_cached
 
     @property
     def request_ids(self) -> tuple[str, ...]:
@@ -133,7 +197,7 @@ class Engine:
         """Queues a sequence; it starts with the next step that has room.
 
         Raises:
-            EngineFull: as many sequences wait as may run.
+            EngineFull: too many sequences wait.
             RequestRefused: it can never run (length, ids, sampling, key, or a used request id).
             ExpertNotResident: one of its experts is not in the bank.
         """
@@ -142,40 +206,37 @@ class Engine:
             raise RequestRefused(
                 "A sequence with this request id is already here.", request_id=request.request_id
             )
-        self._check_prompt(request)
-        check_sampling(request.sampling)
+        self._check_request(request)
         experts = self._check_set(request.experts, request.top_k, request.state_key)
-        if len(self._waiting) >= self.max_sequences:
-            raise EngineFull("Too many sequences are waiting; try again later.", waiting=len(self._waiting))
         sequence = RunningSequence(
             request=request,
             experts=experts,
             top_k=request.top_k,
-            key=request.state_key,
+            scope=scope_of(request.state_key, shared=request.shares_prefixes),
             tokens=list(request.prompt_ids),
+            columns=self.bank.columns(experts),
         )
+        self._schedule.put(sequence)
         self._by_id[request.request_id] = sequence
-        self._waiting.append(sequence)
+        self._again = None
 
     def cancel(self, request_id: str) -> None:
-        """Ends a sequence without a further token and erases its states.
+        """Ends a sequence without a further token; nobody waits for what it held.
 
         Raises:
             UnknownRequest: no such sequence.
             StepPending: a step waits for its verdict.
         """
         self._settled()
-        sequence = self._find(request_id)
-        if sequence.slot is None:
-            self._waiting.remove(sequence)
-            del self._by_id[request_id]
-        else:
-            self._release(sequence)
+        self._schedule.remove(self._find(request_id))
+        del self._by_id[request_id]
+        self._again = None
 
     def recompose(self, request_id: str, experts: Sequence[str], state_key: StateKey) -> None:
         """Changes the expert set of a sequence from the next step on.
 
-        All its states are erased; prompt and tokens so far stay and are computed again under the new set.
+        Prompt and tokens so far stay and are computed again under the new set; what was computed under the
+        old one is not read again by it.
 
         Raises:
             UnknownRequest: no such sequence.
@@ -186,13 +247,31 @@ class Engine:
         self._settled()
         sequence = self._find(request_id)
         sequence.experts = self._check_set(tuple(experts), state_key.top_k, state_key)
-        sequence.top_k, sequence.key = state_key.top_k, state_key
-        if sequence.slot is not None:
-            self._states.reset(sequence.slot, state_key)
-        self.counts.recomposed += 1
+        sequence.top_k = state_key.top_k
+        sequence.scope = scope_of(state_key, shared=sequence.request.shares_prefixes)
+        sequence.columns = self.bank.columns(sequence.experts)
+        if sequence.table is not None:
+            self._store.restart(sequence.table, sequence.scope)
+        self._counts.recomposed += 1
+        self._again = None
+
+    def add_expert(self, digest: str, expert: Expert) -> None:
+        """Takes an expert in between two steps; one that is resident and usable already stays as it is.
+
+        Raises:
+            BundleWrongShape: it does not fit the base.
+            TensorsNotFinite: NaN or infinity.
+            StepPending: a step waits for its verdict.
+        """
+        self._settled()
+        if digest not in self.bank.digests:
+            self.bank.add(digest, expert)
+            self._follow_bank()
 
     def drop_expert(self, digest: str, *, poison: bool) -> None:
         """Takes an expert away: filled with NaN and kept as a proof, or removed from the bank.
+
+        Every prefix that was computed with it is forgotten and overwritten; no other is.
 
         Raises:
             RequestRefused: a sequence still uses it (``facts["request_ids"]``); recompose it first.
@@ -209,6 +288,7 @@ class Engine:
             self.bank.poison(digest)
         else:
             self.bank.remove(digest)
+        self._follow_bank()
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────
     def step(self) -> list[TokenEvent]:
@@ -224,18 +304,18 @@ class Engine:
             TensorsNotFinite: logits of ``facts["request_ids"]`` are not finite; nothing was changed.
         """
         self._settled()
-        self._admit()
-        work = self._choose()
+        self._follow_bank()
+        work = self._again or self._schedule.choose()
+        self._again = None
         if not work:
             return []
-        pieces = [piece for _, piece in work]
-        result = run_pieces(self.bank, self._states, pieces, self._plan(work))
+        result = self.runner.run([piece for _, piece in work])
         emitting = [
             (row, sequence)
             for row, (sequence, piece) in enumerate(work)
             if piece.start + len(piece.ids) == len(sequence.tokens)
         ]
-        events = token_events(result, emitting, names=self.bank.names(), max_context=self.max_context)
+        events = token_events(result, emitting, names=self._names, max_context=self.max_context)
         self._pending = _Pending(work=work, result=result, events=events)
         return events
 
@@ -244,26 +324,33 @@ class Engine:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        sums_LBD = pending.result.sums_LBD
-        for row, (_, piece) in enumerate(pending.work):
-            self._states.advance(piece.slot, piece.start + len(piece.ids))
-            if sums_LBD is not None:
-                self._states.sums_LND[:, piece.slot] = sums_LBD[:, row]
-            self.counts.prefill_tokens += len(piece.ids) if len(piece.ids) > 1 else 0
-        self.counts.steps += 1
-        self.counts.new_tokens += len(pending.events)
+        self.runner.keep([(piece.tail, row) for row, (_, piece) in enumerate(pending.work)])
+        counts = self._counts
+        for sequence, piece in pending.work:
+            end = piece.start + len(piece.ids)
+            assert sequence.table is not None  # noqa: S101  (nothing leaves while a step is pending)
+            self._store.advance(sequence.table, end, sequence.tokens)
+            counts.prefill_tokens += len(piece.ids) if len(piece.ids) > 1 else 0
+            counts.recomputed_tokens += max(0, min(end, sequence.reached) - piece.start)
+            sequence.reached = max(sequence.reached, end)
+        counts.steps += 1
+        counts.new_tokens += len(pending.events)
         for event in pending.events:
             sequence = self._by_id[event.request_id]
             sequence.tokens.append(event.token_id)
             sequence.n_new += 1
+            request = sequence.request
+            self._schedule.queue.charge(request.state_key.consumer, 1, weight=request.weight)
             if event.finished is not None:
-                self._release(sequence)
+                self._schedule.remove(sequence)
+                del self._by_id[event.request_id]
 
     def discard(self) -> None:
         """Forgets the last step: every state is as before it, and it can be computed again."""
         if self._pending is not None:
+            self._again = self._pending.work
             self._pending = None
-            self.counts.discarded += 1
+            self._counts.discarded += 1
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _settled(self) -> None:
@@ -283,7 +370,7 @@ class Engine:
             raise RequestRefused("The state key does not describe this expert set, k and bank; make it anew.")
         return key.experts
 
-    def _check_prompt(self, request: SequenceRequest) -> None:
+    def _check_request(self, request: SequenceRequest) -> None:
         n_prompt, vocabulary = len(request.prompt_ids), self.bank.shape.vocab_size
         if not n_prompt or n_prompt >= self.max_context:
             raise RequestRefused(
@@ -291,55 +378,24 @@ class Engine:
                 prompt_tokens=n_prompt,
                 max_context=self.max_context,
             )
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocabulary:
-            raise RequestRefused("The prompt holds token ids outside the vocabulary.", vocab_size=vocabulary)
+        ids = (*request.prompt_ids, *(token for token, _ in request.sampling.logit_bias))
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise RequestRefused(
+                "The prompt or its biases hold token ids outside the vocabulary.", vocab_size=vocabulary
+            )
+        if not 0.0 < request.weight < float("inf") or not 0 <= request.n_said <= n_prompt:
+            raise RequestRefused("A positive weight and at most the prompt's tokens as said are needed.")
+        check_sampling(request.sampling)
 
-    def _admit(self) -> None:
-        while self._waiting and self._states.n_open < self.max_sequences:
-            sequence = self._waiting.popleft()
-            sequence.slot = self._states.open(sequence.key)
-            self._running.append(sequence)
-
-    def _choose(self) -> list[tuple[RunningSequence, Piece]]:
-        """What the next batch computes: every sequence's next token, and prompt chunks within the budget."""
-        singles, chunks, budget = [], [], self.prefill_tokens
-        for slot, sequence in enumerate(self._running):
-            start = self._states.claim(slot, sequence.key)
-            missing = len(sequence.tokens) - start
-            take = 1 if missing == 1 else min(missing, budget)
-            if take == 0:
-                continue
-            piece = Piece(slot=slot, start=start, ids=sequence.tokens[start : start + take])
-            if take == 1:
-                singles.append((sequence, piece))
-            else:
-                chunks.append((sequence, piece))
-            budget -= take if missing > 1 else 0
-        return singles + chunks
-
-    def _plan(self, work: Sequence[tuple[RunningSequence, Piece]]) -> Plan:
-        names = self.bank.names()
-        signature = (names, *((sequence.experts, sequence.top_k, len(piece.ids)) for sequence, piece in work))
-        if self._plans.plan is None or self._plans.signature != signature:
-            columns = {sequence.experts: self.bank.columns(sequence.experts) for sequence, _ in work}
-            allowed = [
-                (columns[sequence.experts], sequence.top_k) for sequence, piece in work for _ in piece.ids
-            ]
-            device = self.bank.decoder.embed.weight.device
-            renormalise = self.bank.shape.renormalise
-            if len(set(allowed)) == 1:
-                plan = plan_uniform(*allowed[0], device, renormalise=renormalise)
-            else:
-                plan = plan_rows(allowed, device, renormalise=renormalise)
-            self._plans = _PlanCache(signature=signature, plan=plan)
-        assert self._plans.plan is not None  # noqa: S101  (set two lines above)
-        return self._plans.plan
-
-    def _release(self, sequence: RunningSequence) -> None:
-        assert sequence.slot is not None  # noqa: S101  (only running sequences are released)
-        moved = self._states.close(sequence.slot)
-        last = self._running.pop()
-        if moved != sequence.slot:
-            last.slot = sequence.slot
-            self._running[sequence.slot] = last
-        del self._by_id[sequence.request.request_id]
+    def _follow_bank(self) -> None:
+        """Takes over what the bank holds now, and forgets prefixes of experts that have left it."""
+        if self.bank.changes == self._bank_changes:
+            return
+        for sequence in self._by_id.values():
+            sequence.columns = self.bank.columns(sequence.experts)
+        usable = self.bank.digests
+        for digest in set(self._usable) - set(usable):
+            self._store.drop_expert(digest)
+        self.runner.refresh()
+        self._names, self._usable, self._bank_changes = self.bank.names(), usable, self.bank.changes
+        self._again = None

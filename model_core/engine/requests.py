@@ -26,6 +26,9 @@ class Sampling:
         seed: of the draws; None draws by the request id.
         stop_ids: tokens that end the sequence (they are reported).
         logprobs: how many alternatives to report beside each token.
+        logit_bias: (token, what is added to its logit before drawing); -100 all but forbids it.
+        presence_penalty: taken off the logit of every token that was drawn before.
+        frequency_penalty: the same, once for every time that it was drawn.
     """
 
     max_tokens: int = 128
@@ -35,6 +38,9 @@ class Sampling:
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
     logprobs: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +54,11 @@ class SequenceRequest:
         top_k: experts per token, the public one counted.
         state_key: key of its states (``ExpertBank.state_key``).
         sampling: how tokens are drawn.
+        weight: of the consumer tenant in the queue; twice the weight gets twice the tokens.
+        shares_prefixes: whether other consumer tenants that say so too may find the states of this prompt,
+            and this request theirs. Equal prompts then answer faster, which tells that they were asked.
+        n_said: so many of the last prompt ids were drawn for this answer before (by a sequence that was
+            restarted): draws and penalties go on from there.
     """
 
     request_id: str
@@ -56,6 +67,9 @@ class SequenceRequest:
     top_k: int
     state_key: StateKey
     sampling: Sampling = field(default_factory=Sampling)
+    weight: float = 1.0
+    shares_prefixes: bool = False
+    n_said: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

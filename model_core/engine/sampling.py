@@ -8,6 +8,8 @@ neither neighbours nor a step that was computed twice can change it.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +38,7 @@ def draw(logits_BV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[fl
     Returns:
         Token ids ``[B]``.
     """
-    tokens_B = logits_BV.argmax(-1)
+    tokens_B = _largest(logits_BV)
     warm = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     # Rows that cut draw from a sorted distribution, the others from the plain one: each row by its own
     # settings, never by those of a neighbour.
@@ -49,6 +51,63 @@ def draw(logits_BV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[fl
                 logits_BV[index_R], chosen, [uniforms[row] for row in rows], cuts=cuts
             )
     return tokens_B
+
+
+def _largest(logits_BV: Tensor) -> Tensor:
+    """The first of the largest logits of each row; numpy's search is 20 times as fast as torch's on CPU."""
+    if logits_BV.device.type != "cpu":
+        return logits_BV.argmax(-1)
+    return torch.from_numpy(logits_BV.numpy().argmax(-1))
+
+
+def adjust(logits_BV: Tensor, samplings: Sequence[Sampling], said: Sequence[Sequence[int]]) -> Tensor:
+    """Adds biases and takes penalties off, each row by its own settings; rows without any are not touched.
+
+    Args:
+        logits_BV: logits, fp32; not changed.
+        samplings: settings of each row.
+        said: tokens drawn before for each row's answer; read only where the row ``punishes``.
+
+    Returns:
+        The logits to draw from; the same tensor where no row asks for anything.
+    """
+    changed = logits_BV
+    for row, (sampling, drawn) in enumerate(zip(samplings, said, strict=True)):
+        deltas = dict(sampling.logit_bias)
+        if punishes(sampling):
+            for token, count in Counter(drawn).items():
+                penalty = sampling.presence_penalty + sampling.frequency_penalty * count
+                deltas[token] = deltas.get(token, 0.0) - penalty
+        if deltas:
+            changed = logits_BV.clone() if changed is logits_BV else changed
+            ids = torch.tensor(list(deltas), device=logits_BV.device)
+            changed[row, ids] += torch.tensor(list(deltas.values()), device=logits_BV.device)
+    return changed
+
+
+def log_probabilities(
+    logits_BV: Tensor, tokens_B: Tensor, samplings: Sequence[Sampling]
+) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
+    """Log-probabilities of drawn tokens at temperature 1, and of the likeliest alternatives.
+
+    Returns:
+        Per row that of its token, and as many (token, log-probability) as its settings ask for, falling.
+    """
+    # Not logsumexp: its kernel may split a row's sum where the batch has one row and not where it has more.
+    chances_BV = torch.log_softmax(logits_BV, dim=-1)
+    own = chances_BV.gather(-1, tokens_B[:, None]).squeeze(-1).tolist()
+    best: list[tuple[tuple[int, float], ...]] = [()] * len(own)
+    rows = [row for row, sampling in enumerate(samplings) if sampling.logprobs]
+    if rows:
+        top = chances_BV[rows].topk(max(samplings[row].logprobs for row in rows), dim=-1)
+        for row, ids, chances in zip(rows, top.indices.tolist(), top.values.tolist(), strict=True):
+            best[row] = tuple(zip(ids, chances, strict=True))[: samplings[row].logprobs]
+    return own, best
+
+
+def punishes(sampling: Sampling) -> bool:
+    """Whether what was drawn before changes the next draw."""
+    return bool(sampling.presence_penalty or sampling.frequency_penalty)
 
 
 def _cuts(sampling: Sampling) -> bool:
@@ -97,9 +156,12 @@ def check_sampling(sampling: Sampling) -> None:
         and 0.0 < sampling.top_p <= 1.0
         and sampling.top_k >= 0
         and 0 <= sampling.logprobs <= 20
+        and abs(sampling.presence_penalty) <= 2.0
+        and abs(sampling.frequency_penalty) <= 2.0
+        and all(math.isfinite(value) for _, value in sampling.logit_bias)
     )
     if not sound:
         raise RequestRefused(
             "Sampling is impossible: max_tokens >= 1, temperature 0 to 100, top_p above 0 up to 1, "
-            "top_k >= 0 and logprobs 0 to 20 are needed."
+            "top_k >= 0, logprobs 0 to 20, penalties -2 to 2 and finite biases are needed."
         )

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from model_core.engine.attribution import to_ppm
-from model_core.engine.batch import StepResult
 from model_core.engine.requests import FinishReason, SequenceRequest, TokenEvent
-from model_core.engine.sampling import draw, uniform
+from model_core.engine.runner import StepResult
+from model_core.engine.sampling import adjust, draw, log_probabilities, punishes, uniform
+from model_core.engine.tables import Scope, Table
 from model_core.errors import TensorsNotFinite
-from model_core.network.bank import StateKey
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RunningSequence:
     """A sequence in the engine.
 
@@ -24,18 +24,24 @@ class RunningSequence:
         request: as it was submitted.
         experts: its current expert set, in canonical order.
         top_k: experts per token.
-        key: of its states under the current set.
+        scope: of its states under the current set.
         tokens: prompt and new tokens.
-        slot: of its states; None while it waits.
+        columns: columns of the bank for the current set; empty until asked for.
+        table: its states; None while it waits.
+        age: its place in the order in which sequences began; None before.
+        reached: positions that were computed before, under this set or another.
         n_new: new tokens so far.
     """
 
     request: SequenceRequest
     experts: tuple[str, ...]
     top_k: int
-    key: StateKey
+    scope: Scope
     tokens: list[int]
-    slot: int | None = None
+    columns: tuple[int, ...] = ()
+    table: Table | None = None
+    age: int | None = None
+    reached: int = 0
     n_new: int = 0
 
 
@@ -60,40 +66,47 @@ def token_events(
     if not emitting:
         return []
     samplings = [sequence.request.sampling for _, sequence in emitting]
-    uniforms = [uniform(seq.request.sampling.seed, seq.request.request_id, seq.n_new) for _, seq in emitting]
     with torch.inference_mode():
-        rows = torch.tensor([row for row, _ in emitting])
-        logits_BV = result.logits_BV[rows]
-        finite_B = torch.isfinite(logits_BV).all(-1).tolist()
+        logits_BV, shares_BE = result.logits_BV, result.shares_BE
+        if len(emitting) < logits_BV.shape[0]:
+            rows = torch.tensor([row for row, _ in emitting], device=logits_BV.device)
+            logits_BV, shares_BE = logits_BV[rows], shares_BE[rows.to(shares_BE.device)]
+        # A sum is finite only if every part of it is.
+        finite_B = torch.isfinite(logits_BV.sum(-1)).tolist()
         if not all(finite_B):
             bad = [
                 seq.request.request_id for (_, seq), fine in zip(emitting, finite_B, strict=True) if not fine
             ]
             raise TensorsNotFinite("Logits are not finite; cancel these sequences.", request_ids=bad)
-        tokens_B = draw(logits_BV, samplings, uniforms)
-        logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
-        own = logprobs_BV.gather(-1, tokens_B[:, None]).squeeze(-1).tolist()
-        width = max(sampling.logprobs for sampling in samplings)
-        best = logprobs_BV.topk(width, dim=-1) if width else None
-        shares = to_ppm(result.shares_BE[rows].numpy(), names)
-    events = []
-    for place, ((_, sequence), token) in enumerate(zip(emitting, tokens_B.tolist(), strict=True)):
-        count = samplings[place].logprobs
-        top: tuple[tuple[int, float], ...] = ()
-        if best is not None and count:
-            ids, values = best.indices[place, :count].tolist(), best.values[place, :count].tolist()
-            top = tuple(zip(ids, values, strict=True))
-        events.append(
-            TokenEvent(
-                request_id=sequence.request.request_id,
-                token_id=token,
-                logprob=own[place],
-                top_logprobs=top,
-                attribution_ppm=shares[place],
-                finished=_finished(sequence, token, max_context),
-            )
+        adjusted_BV = adjust(logits_BV, samplings, [_said(sequence) for _, sequence in emitting])
+        tokens_B = draw(adjusted_BV, samplings, [_uniform(sequence) for _, sequence in emitting])
+        own, best = log_probabilities(logits_BV, tokens_B, samplings)
+        shares = to_ppm(shares_BE.cpu().numpy(), names)
+    return [
+        TokenEvent(
+            request_id=sequence.request.request_id,
+            token_id=token,
+            logprob=own[place],
+            top_logprobs=best[place],
+            attribution_ppm=shares[place],
+            finished=_finished(sequence, token, max_context),
         )
-    return events
+        for place, ((_, sequence), token) in enumerate(zip(emitting, tokens_B.tolist(), strict=True))
+    ]
+
+
+def _uniform(sequence: RunningSequence) -> float:
+    request = sequence.request
+    if request.sampling.temperature == 0:
+        return 0.0
+    return uniform(request.sampling.seed, request.request_id, request.n_said + sequence.n_new)
+
+
+def _said(sequence: RunningSequence) -> Sequence[int]:
+    """Tokens drawn for this answer so far, where they matter."""
+    if not punishes(sequence.request.sampling):
+        return ()
+    return sequence.tokens[len(sequence.tokens) - sequence.n_new - sequence.request.n_said :]
 
 
 def _finished(sequence: RunningSequence, token: int, max_context: int) -> FinishReason | None:

@@ -64,6 +64,8 @@ class ExpertBank:
             PUBLIC: _digest_of(decoder.layer(i).router.row for i in range(self.shape.n_layers))
         }
         self._panels: list[LayerExperts] | None = None
+        # Grows with every change of what is resident, so that whoever derives something from it can tell.
+        self.changes = 0
 
     @classmethod
     def open(cls, base_digest: str, base_folder: Path) -> ExpertBank:
@@ -112,6 +114,7 @@ class ExpertBank:
             if ".router." in name or _is_gate(name)
         )
         self._panels = None
+        self.changes += 1
 
     def remove(self, digest: str) -> None:
         """Lets an expert go; its mapping ends with the last reference to it.
@@ -123,6 +126,7 @@ class ExpertBank:
         del self._experts[digest], self._router_digests[digest]
         self._poisoned.discard(digest)
         self._panels = None
+        self.changes += 1
 
     @torch.no_grad()
     def poison(self, digest: str) -> None:
@@ -140,6 +144,7 @@ class ExpertBank:
             tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
         self._poisoned.add(digest)
         self._panels = None
+        self.changes += 1
 
     def columns(self, experts: Iterable[str]) -> tuple[int, ...]:
         """Columns of the public expert and the given ones in the bank's panels, ascending.
@@ -197,6 +202,14 @@ class ExpertBank:
         """
         if digest in self.poisoned:
             raise ExpertNotResident("The expert was withdrawn from this process.", experts=[digest])
+        return self._resident(digest)
+
+    def held(self, digest: str) -> Expert:
+        """A resident expert's weights, also where they were poisoned (NaN then).
+
+        Raises:
+            ExpertNotResident: it is not here.
+        """
         return self._resident(digest)
 
     def _resident(self, digest: str) -> Expert:

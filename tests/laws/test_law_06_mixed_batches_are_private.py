@@ -18,9 +18,9 @@ from tensor_worlds import World, subsets, worlds
 from torch import Tensor
 
 from model_core.engine import engine as engine_module
-from model_core.engine.batch import StepResult
 from model_core.engine.engine import Engine
 from model_core.engine.requests import SequenceRequest
+from model_core.engine.runner import StepResult
 from model_core.engine.sequences import RunningSequence
 from model_core.network.bank import ExpertBank
 
