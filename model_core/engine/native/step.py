@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner that computes a step in one call of compiled code (``source/step.hpp``).
+
+Python lays out a batch as a few flat arrays and owns the memory of states; everything per layer, row and
+expert happens behind the call, which lets other Python threads run. No bit of a row depends on what else is
+computed, so every engine on this runner is deterministic.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import weakref
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+import torch
+from torch import Tensor
+
+from model_core.engine.native.library import Library
+from model_core.engine.native.tables import BatchView, ModelView, Record, StatesView, model_view, state_kind
+from model_core.engine.native.weights import PackedExpert, matrices, pack_base, pack_expert, poison
+from model_core.engine.runner import Piece, StepResult
+from model_core.network.bank import ExpertBank
+from model_core.network.expert import Expert
+
+PAGE_SIZE = 16
+
+
+class NativeRunner:
+    """Computes steps over one bank with compiled kernels, on CPU.
+
+    Args:
+        bank: whose weights; packed here, so what the bank holds is not read again until ``refresh``.
+        library: the compiled code.
+        n_pages: pages of keys and values.
+        n_tails: places for prefix sums.
+        threads: how many compute; None takes as many as torch.
+
+    Attributes:
+        touched_E: rows that the last step multiplied with each column's matrices, all layers together.
+    """
+
+    page_size = PAGE_SIZE
+    row_exact = True
+
+    def __init__(
+        self, bank: ExpertBank, library: Library, *, n_pages: int, n_tails: int, threads: int | None = None
+    ) -> None:
+        self.n_pages, self.n_tails = n_pages, n_tails
+        self._bank, self._calls = bank, _declared(library)
+        self._step = self._calls.experts_step_open(threads or torch.get_num_threads())
+        shape = bank.shape
+        self._rope = (bank.decoder.rope_cos.contiguous(), bank.decoder.rope_sin.contiguous())
+        self._base = pack_base(bank.decoder)
+        self._experts: dict[str, _Held] = {}
+        self._names: tuple[str, ...] = ()
+        self._gated = False
+        dtype, kind = state_kind(bank.dtype)
+        padded = -(-shape.head_dim // 16) * 16
+        page_width = shape.n_layers * shape.n_kv_heads * PAGE_SIZE * (shape.head_dim + padded)
+        self._keys_values_PX = _zeros(n_pages, page_width, dtype=dtype)
+        # Takes memory only once it is written, which no step without a gated expert does.
+        sums = (shape.n_layers, shape.d_model)
+        self._page_sums_PLD = _zeros(n_pages, *sums, dtype=torch.float64)
+        self._tails_NLD = _zeros(n_tails, *sums, dtype=torch.float64)
+        self._new_tails_BLD = torch.empty(0, *sums, dtype=torch.float64)
+        self._states = StatesView(
+            self._keys_values_PX.data_ptr(),
+            self._page_sums_PLD.data_ptr(),
+            self._tails_NLD.data_ptr(),
+            n_pages,
+            n_tails,
+            kind,
+        )
+        self.touched_E = torch.zeros(0, dtype=torch.int64)
+        self.refresh()
+
+    def close(self) -> None:
+        """Ends the threads; the runner cannot be used any more."""
+        if self._step:
+            self._calls.experts_step_close(self._step)
+            self._step = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_step", None):
+            self.close()
+
+    def run(self, pieces: Sequence[Piece]) -> StepResult:
+        """See ``Runner.run``."""
+        n, n_columns = len(pieces), len(self._names)
+        if self._new_tails_BLD.shape[0] < n:
+            self._new_tails_BLD = torch.empty(n, *self._tails_NLD.shape[1:], dtype=torch.float64)
+        logits_BV = torch.empty(n, self._bank.shape.vocab_size)
+        shares_BE = torch.empty(n, n_columns, dtype=torch.float64)
+        touched_E = torch.empty(n_columns, dtype=torch.int64)
+        lengths = [len(piece.ids) for piece in pieces]
+        lists = (
+            _flat(piece.ids for piece in pieces),
+            array("i", [piece.start for piece in pieces]),
+            array("i", lengths),
+            array("i", [piece.tail for piece in pieces]),
+            array("i", [piece.top_k for piece in pieces]),
+            _offsets(len(piece.pages) for piece in pieces),
+            _flat(piece.pages for piece in pieces),
+            _offsets(len(piece.columns) for piece in pieces),
+            _flat(piece.columns for piece in pieces),
+        )
+        results = (logits_BV, shares_BE, self._new_tails_BLD, touched_E)
+        addresses = [part.buffer_info()[0] for part in lists] + [part.data_ptr() for part in results]
+        batch = BatchView(n, sum(lengths), *addresses)
+        if self._calls.experts_step_run(self._step, ctypes.byref(self._states), ctypes.byref(batch)):
+            raise ValueError("a piece names a token, position, page, place or column that there is none of")
+        self.touched_E = touched_E
+        return StepResult(logits_BV=logits_BV, shares_BE=shares_BE)
+
+    def keep(self, tails: Sequence[tuple[int, int]]) -> None:
+        """See ``Runner.keep``."""
+        if tails and self._gated:
+            places, pieces = zip(*tails, strict=True)
+            self._tails_NLD[list(places)] = self._new_tails_BLD[list(pieces)]
+
+    def begin(self, tail: int, page: int | None) -> None:
+        """See ``Runner.begin``."""
+        if self._gated:
+            self._tails_NLD[tail] = 0 if page is None else self._page_sums_PLD[page]
+
+    def erase(self, pages: Sequence[int], tails: Sequence[int] = ()) -> None:
+        """See ``Runner.erase``."""
+        for page in pages:
+            self._keys_values_PX[page] = 0
+        if self._gated:
+            for page in pages:
+                self._page_sums_PLD[page] = 0
+            for tail in tails:
+                self._tails_NLD[tail] = 0
+
+    def refresh(self) -> None:
+        """See ``Runner.refresh``."""
+        names, poisoned = self._bank.names(), self._bank.poisoned
+        held = {name: self._held(name, poisoned=name in poisoned) for name in names[1:]}
+        self._experts, self._names = held, names
+        experts = [one.packed for one in held.values()]
+        # Once true it stays so: places may still hold sums of an expert that has gone.
+        self._gated = self._gated or any(
+            layer.gate_row_D is not None for expert in experts for layer in expert.layers
+        )
+        table = model_view(self._bank.shape, self._base, experts, self._rope)
+        self._calls.experts_step_model(self._step, ctypes.byref(table))
+
+    def size_bytes(self) -> int:
+        """See ``Runner.size_bytes``; counts sums of prefixes only where gated experts made them needed."""
+        states = [self._keys_values_PX]
+        if self._gated:
+            states += [self._page_sums_PLD, self._tails_NLD, self._new_tails_BLD]
+        scratch: int = self._calls.experts_step_bytes(self._step)
+        return scratch + sum(tensor.nbytes for tensor in states)
+
+    def record(self, *, on: bool) -> None:
+        """Whether steps from now on note every matrix that they multiply."""
+        self._calls.experts_step_record(self._step, on)
+
+    def recorded(self) -> list[tuple[int, int]]:
+        """Address and rows of each matrix that the last step multiplied, in order."""
+        n = self._calls.experts_step_recorded(self._step, None, 0)
+        records = (Record * n)()
+        self._calls.experts_step_recorded(self._step, records, n)
+        return [(record.address, record.rows) for record in records]
+
+    def addresses(self, name: str) -> frozenset[int]:
+        """Where the matrices of a column's own lie, by its name in the bank."""
+        if name == self._names[0]:
+            layers = [layer.public for layer in self._base.layers]
+        else:
+            layers = list(self._experts[name].packed.layers)
+        return frozenset(matrix.data.data_ptr() for layer in layers for matrix in matrices(layer.network))
+
+    def _held(self, name: str, *, poisoned: bool) -> _Held:
+        source = self._bank.held(name)
+        held = self._experts.get(name)
+        if held is None or held.source() is not source:
+            held = _Held(source=weakref.ref(source), packed=pack_expert(source))
+        elif poisoned:
+            poison(held.packed)
+        return held
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Held:
+    """A packed expert and what it was packed from: the same digest may come back as other tensors."""
+
+    source: weakref.ref[Expert]
+    packed: PackedExpert
+
+
+def _zeros(*size: int, dtype: torch.dtype) -> Tensor:
+    """Zeros that start at a page of memory and take room only where they were written."""
+    n_bytes = max(1, math.prod(size) * dtype.itemsize)
+    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(size)).view(size)
+
+
+def _flat(parts: Iterable[Sequence[int]]) -> array[int]:
+    return array("i", chain.from_iterable(parts))
+
+
+def _offsets(lengths: Iterable[int]) -> array[int]:
+    return array("i", accumulate(lengths, initial=0))
+
+
+def _declared(library: Library) -> ctypes.CDLL:
+    """The entries of the step, with their types."""
+    calls, address = library.calls, ctypes.c_void_p
+    signatures: dict[str, tuple[list[object], object]] = {
+        "open": ([ctypes.c_int32], address),
+        "close": ([address], None),
+        "model": ([address, ctypes.POINTER(ModelView)], None),
+        "run": ([address, ctypes.POINTER(StatesView), ctypes.POINTER(BatchView)], ctypes.c_int32),
+        "bytes": ([address], ctypes.c_int64),
+        "record": ([address, ctypes.c_int32], None),
+        "recorded": ([address, ctypes.POINTER(Record), ctypes.c_int64], ctypes.c_int64),
+    }
+    for name, (arguments, result) in signatures.items():
+        call = getattr(calls, f"experts_step_{name}")
+        call.argtypes, call.restype = arguments, result
+    return calls
