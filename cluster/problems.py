@@ -102,6 +102,7 @@ CATALOGUE: Mapping[str, Row] = {
     "prompt_refused": _row(400, "The prompt does not fit"),
     "host_stopping": _row(503, "The model host is ending"),
     "host_overloaded": _row(429, "The model host is busy"),
+    "replica_lost": _row(503, "The model host went away"),
     "epoch_refused": _row(503, "The register went back"),
     # jobs and workshops
     "jobs": _row(500, "Internal error in a workshop"),

@@ -37,6 +37,8 @@ class Settings(BaseSettings):
         threads: torch threads of each model host and each training child.
         max_running_per_tenant: training jobs of one tenant that may run at the same time.
         lease_s: how long a model host serves without news from the office.
+        host_replicas: model hosts per base; more of them share its requests.
+        drain_s: how long a model host that is told to stop may finish its answers; the rest go on elsewhere.
         host_sequences: answers that each model host computes at the same time; more wait.
         host_context: longest prompt plus answer in tokens; at most what the base allows.
         host_keeps_withdrawn: withdrawn experts stay in the host's memory, filled with NaN, as a standing
@@ -64,6 +66,8 @@ class Settings(BaseSettings):
     threads: int = Field(default=1, ge=1, le=256)
     max_running_per_tenant: int = Field(default=1, ge=1, le=1000)
     lease_s: float = Field(default=2.0, gt=0, le=60)
+    host_replicas: int = Field(default=1, ge=1, le=256)
+    drain_s: float = Field(default=30.0, ge=0, le=3600)
     host_sequences: int = Field(default=32, ge=1, le=1024)
     host_context: int = Field(default=1024, ge=16)
     host_keeps_withdrawn: bool = False

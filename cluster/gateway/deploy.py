@@ -9,7 +9,7 @@ handles, one application per base.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -23,8 +23,11 @@ from cluster.errors import HostUnavailable, StartFailed
 from cluster.gateway.app import build_app
 from cluster.gateway.door import DoorLimits
 from cluster.gateway.errors import TooManyRequests
+from cluster.gateway.fleet import Fleet
 from cluster.gateway.server import bind, quiet_server
 from cluster.home import Home
+from cluster.hosting.announcements import listen
+from cluster.hosting.lines import Frame
 from cluster.hosting.messages import GenerationChunk, GenerationRequest, ScoreAnswer
 from cluster.office.client import connect_office
 from cluster.office.protocol import Admission
@@ -42,40 +45,115 @@ def host_application(base_digest: str) -> str:
     return "host-" + base_digest.removeprefix("sha256:")[:16]
 
 
-class ServedHosts:
-    """Model hosts behind Serve handles, one application per base."""
+class ServedTransport:
+    """Lines to the replicas of one Serve application.
 
-    def __init__(self) -> None:
+    Args:
+        application: its name.
+        handle: its handle, whose router is ``TargetedRouter``.
+    """
+
+    def __init__(self, application: str, handle: DeploymentHandle[Any]) -> None:
+        self._application = application
+        self._handle = handle
+        self._targeted: dict[str, tuple[DeploymentHandle[Any], DeploymentHandle[Any]]] = {}
+
+    def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
+        """Tells which replicas there are."""
+        listen(self._application, listener)
+
+    async def line(self, replica: str, name: str) -> AsyncGenerator[Frame, None]:
+        """Opens a line; closing it ends it at the replica."""
+        _, streaming = self._to(replica)
+        frames = streaming.line.remote(name)
+        try:
+            async for frame in frames:
+                yield frame
+        finally:
+            frames.cancel()
+
+    async def begin(
+        self, replica: str, name: str, stream: str, admission: Admission, request: GenerationRequest
+    ) -> None:
+        """Begins a stream on an open line."""
+        plain, _ = self._to(replica)
+        try:
+            await plain.begin.remote(name, stream, admission, request)
+        except Exception as error:
+            raise _as_refusal(error) from None
+
+    async def drop(self, replica: str, name: str, streams: tuple[str, ...]) -> None:
+        """Ends streams that nobody reads any more."""
+        plain, _ = self._to(replica)
+        await plain.drop.remote(name, streams)
+
+    def _to(self, replica: str) -> tuple[DeploymentHandle[Any], DeploymentHandle[Any]]:
+        if replica not in self._targeted:
+            plain = self._handle.options(session_id=replica)
+            self._targeted[replica] = (plain, plain.options(stream=True))
+        return self._targeted[replica]
+
+
+class ServedHosts:
+    """Model hosts behind Serve handles, one application per base.
+
+    Args:
+        wait_s: how long a request waits for a replica where there is none.
+        drain_s: how long a replica that leaves may go on with what it has.
+    """
+
+    def __init__(self, *, wait_s: float = 20.0, drain_s: float = 30.0) -> None:
+        self._wait_s = wait_s
+        self._drain_s = drain_s
         self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._fleets: dict[str, Fleet] = {}
 
     async def generate(
         self, admission: Admission, request: GenerationRequest
     ) -> AsyncGenerator[GenerationChunk, None]:
-        """Streams from the host of the admission's base; closing cancels there."""
-        handle = await self._handle(admission.base_digest)
-        stream = handle.options(stream=True).generate.remote(admission, request)
+        """Streams from a replica of the admission's base; closing cancels there."""
+        chunks = (await self.fleet(admission.base_digest)).generate(admission, request)
         try:
-            async for chunk in stream:
+            async for chunk in chunks:
                 yield chunk
-        except Exception as error:
-            refused = _as_refusal(error)
-            if isinstance(refused, HostUnavailable):
-                self._handles.pop(admission.base_digest, None)
-            raise refused from None
         finally:
-            stream.cancel()
+            await chunks.aclose()
 
     async def score(
         self, base_digest: str, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None
     ) -> ScoreAnswer:
-        """Scores texts at the host of a base."""
+        """Scores texts at a host of a base."""
         answer: ScoreAnswer = await self._ask(base_digest, "score", deployment, texts, experts)
         return answer
 
     async def probe(self, base_digest: str, deployment: str, text: str) -> Probe:
-        """Computes logits at the host of a base."""
+        """Computes logits at a host of a base."""
         answer: Probe = await self._ask(base_digest, "probe", deployment, text)
         return answer
+
+    async def close(self) -> None:
+        """Ends every line."""
+        for fleet in self._fleets.values():
+            await fleet.close()
+
+    async def fleet(self, base_digest: str) -> Fleet:
+        """The replicas of a base.
+
+        Raises:
+            HostUnavailable: nothing serves it.
+        """
+        fleet = self._fleets.get(base_digest)
+        if fleet is None:
+            handle = await self._handle(base_digest)
+            fleet = self._fleets.setdefault(
+                base_digest,
+                Fleet(
+                    ServedTransport(host_application(base_digest), handle),
+                    wait_s=self._wait_s,
+                    drain_s=self._drain_s,
+                ),
+            )
+        return fleet
 
     async def _ask(self, base_digest: str, method: str, *arguments: Any) -> Any:
         handle = await self._handle(base_digest)
@@ -88,18 +166,20 @@ class ServedHosts:
             raise refused from None
 
     async def _handle(self, base_digest: str) -> DeploymentHandle[Any]:
-        handle = self._handles.get(base_digest)
-        if handle is None:
-            name = host_application(base_digest)
-            try:
-                handle = await asyncio.to_thread(serve.get_app_handle, name)
-            except RayServeException as error:
-                raise HostUnavailable(
-                    "No model host runs for this deployment yet. It starts by itself; ask again soon.",
-                    retry_after_s=2,
-                ) from error
-            self._handles[base_digest] = handle
-        return handle
+        known = self._handles.get(base_digest)
+        if known is not None:
+            return known
+        name = host_application(base_digest)
+        try:
+            handle: DeploymentHandle[Any] = await asyncio.to_thread(serve.get_app_handle, name)
+        except RayServeException as error:
+            raise HostUnavailable(
+                "No model host runs for this deployment yet. It starts by itself; ask again soon.",
+                retry_after_s=2,
+            ) from error
+        if not handle.is_initialized:
+            handle._init()  # so that its router hears of the replicas before the first request
+        return self._handles.setdefault(base_digest, handle)
 
 
 def _as_refusal(error: Exception) -> Exception:

@@ -12,6 +12,7 @@ Tree::
         ├── PromptRefused           too long, empty, or in a form this base cannot read
         ├── HostStopping            the host is shutting down
         ├── HostOverloaded          the queue is full
+        ├── ReplicaLost             the replica that answered is gone; another one can go on
         └── EpochRefused            the register answered with a lower epoch or another snapshot
 """
 
@@ -72,3 +73,9 @@ class EpochRefused(HostingError):
     """The register answered with a lower epoch or with a snapshot that is not what its digest says."""
 
     code = "epoch_refused"
+
+
+class ReplicaLost(HostingError):
+    """The replica that answered has ended, was paused or cannot be reached."""
+
+    code = "replica_lost"

@@ -7,11 +7,13 @@ from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
 from cluster.bootstrap import open_store, read_settings, trusted_keys
 from cluster.home import Home
 from cluster.hosting.facts import HostHealth, HostSettings
-from cluster.hosting.messages import GenerationChunk, GenerationRequest, ScoreAnswer
+from cluster.hosting.lines import Frame, Switchboard
+from cluster.hosting.messages import GenerationRequest, ScoreAnswer
 from cluster.office.client import connect_office
 from cluster.office.protocol import Admission
 from cluster.settings import Settings
@@ -20,6 +22,10 @@ from model_core.errors import SealMissing
 from model_core.packing.bundle import CheckedBundle
 from model_core.packing.manifest import ExpertManifest
 from model_core.packing.seal import PLATFORM_TENANT, TrustedKeys
+
+_ROUTER = "cluster.hosting.targeting:TargetedRouter"
+_UNBOUNDED = 1_000_000
+_LAST_WORDS_S = 10.0
 
 if TYPE_CHECKING:
     from cluster.hosting.probe import Probe
@@ -75,13 +81,20 @@ class ModelHost:
             ),
         )
         await self._server.start()
+        self._switchboard = Switchboard(self._server.generate, self._server.in_flight)
 
-    async def generate(
-        self, admission: Admission, request: GenerationRequest
-    ) -> AsyncGenerator[GenerationChunk, None]:
-        """Streams an answer; see ``ModelServer.generate``."""
-        async for chunk in self._server.generate(admission, request):
-            yield chunk
+    async def line(self, name: str) -> AsyncGenerator[Frame, None]:
+        """A gateway's line; see ``Switchboard.line``."""
+        async for frame in self._switchboard.line(name):
+            yield frame
+
+    async def begin(self, name: str, stream: str, admission: Admission, request: GenerationRequest) -> None:
+        """Begins a stream on a gateway's line; see ``Switchboard.begin``."""
+        await self._switchboard.begin(name, stream, admission, request)
+
+    async def drop(self, name: str, streams: tuple[str, ...]) -> None:
+        """Ends streams of a gateway's line."""
+        self._switchboard.drop(name, streams)
 
     async def probe(self, deployment: str, text: str, experts: tuple[str, ...] | None = None) -> Probe:
         """Logits of a text under a deployment's present composition; see ``ModelServer.probe``."""
@@ -109,12 +122,13 @@ class ModelHost:
 def host_application(settings: Settings, base_digest: str) -> serve.Application:
     """The Serve application of one base."""
     deployment = serve.deployment(
-        num_replicas=1,
-        max_ongoing_requests=settings.host_sequences * 16,
+        num_replicas=settings.host_replicas,
+        max_ongoing_requests=_UNBOUNDED,  # a host bounds itself and says when to come again
+        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=settings.drain_s + _LAST_WORDS_S,
     )(ModelHost)
     return deployment.bind(settings.model_dump(mode="json"), base_digest)

@@ -19,6 +19,11 @@ class Places:
         self._waiting = 0
         self._changed = asyncio.Condition()
 
+    @property
+    def taken(self) -> int:
+        """Places that are taken or waited for."""
+        return self._total - self._free + self._waiting
+
     @contextlib.asynccontextmanager
     async def take(self, count: int) -> AsyncGenerator[None, None]:
         """Takes places for the block's duration.

@@ -151,6 +151,10 @@ class ModelServer:
         if broken:
             raise HostStopping("The model host failed and is being replaced; ask again in a few seconds.")
 
+    def in_flight(self) -> int:
+        """Choices that are computed or that wait here."""
+        return self._places.taken
+
     def health(self) -> HostHealth:
         """This host's state."""
         return HostHealth(

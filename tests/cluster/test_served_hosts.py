@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,20 @@ class _Host:
     """A model host that counts, refuses or breaks as the prompt says, and writes down how it ended."""
 
     def __init__(self, diary: str) -> None:
+        from cluster.hosting.lines import Switchboard
+
         self._diary = Path(diary)
+        self._switchboard = Switchboard(self.generate, lambda: 0)
+
+    async def line(self, name: str) -> AsyncGenerator[Any, None]:
+        async for frame in self._switchboard.line(name):
+            yield frame
+
+    async def begin(self, name: str, stream: str, admission: Admission, request: GenerationRequest) -> None:
+        await self._switchboard.begin(name, stream, admission, request)
+
+    async def drop(self, name: str, streams: tuple[str, ...]) -> None:
+        self._switchboard.drop(name, streams)
 
     async def generate(
         self, admission: Admission, request: GenerationRequest
@@ -37,11 +53,15 @@ class _Host:
         ended = "left"
         try:
             for place in range(request.max_tokens):
+                if request.prompt == "who":
+                    yield GenerationChunk(text=str(os.getpid()))
+                    return
                 if request.prompt == "refuse":
                     raise PromptRefused("The prompt does not fit. Shorten it.", limit=3)
                 if request.prompt == "break" and place:
                     raise RuntimeError("inner")
-                yield GenerationChunk(token_ids=(place,), text=str(place))
+                text = os.getpid() if request.prompt == "long" else place
+                yield GenerationChunk(token_ids=(place,), text=str(text))
                 await asyncio.sleep(0.05)
             ended = "finished"
         finally:
@@ -54,6 +74,7 @@ def diary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small Ray with one scripted host; the file in which it says how its answers ended."""
     import ray
     from ray import serve
+    from ray.serve.config import RequestRouterConfig
 
     from cluster.gateway.deploy import host_application
 
@@ -70,7 +91,16 @@ def diary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     serve.start(proxy_location="Disabled")
     path = tmp_path_factory.mktemp("diary") / "diary.txt"
     path.touch()
-    deployment = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=50)(_Host)
+    router = RequestRouterConfig(request_router_class="cluster.hosting.targeting:TargetedRouter")
+    deployment = serve.deployment(
+        num_replicas=2,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=1000,
+        request_router_config=router,
+        health_check_period_s=1,
+        graceful_shutdown_wait_loop_s=0.05,
+        graceful_shutdown_timeout_s=2,
+    )(_Host)
     serve.run(deployment.bind(str(path)), name=host_application(BASE), route_prefix=None)
     yield path
     serve.shutdown()
@@ -96,9 +126,19 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def _texts(admission: Admission, request: GenerationRequest) -> list[str]:
+    async with _hosts() as hosts:
+        return [chunk.text async for chunk in hosts.generate(admission, request)]
+
+
+@asynccontextmanager
+async def _hosts() -> AsyncIterator[Any]:
     from cluster.gateway.deploy import ServedHosts
 
-    return [chunk.text async for chunk in ServedHosts().generate(admission, request)]
+    hosts = ServedHosts()
+    try:
+        yield hosts
+    finally:
+        await hosts.close()
 
 
 def _ended(diary: Path, request_id: str) -> str:
@@ -127,21 +167,21 @@ def test_refusals_cross_as_themselves(diary: Path) -> None:
 
 def test_unexpected_errors_do_not_pass_for_refusals(diary: Path) -> None:
     """A fault of the host arrives as an error that is none of ours, so that the door hides its text."""
-    with pytest.raises(Exception, match="inner") as caught:
+    with pytest.raises(Exception, match=r"^RuntimeError$") as caught:  # the text stays at the host
         _run(_texts(_admission("broken"), GenerationRequest(prompt="break", max_tokens=5)))
     assert not isinstance(caught.value, ProductError | GenerationFailed)
 
 
 def test_closing_cancels_at_the_host(diary: Path) -> None:
     """A client that leaves after the first chunk ends the host's work long before its end."""
-    from cluster.gateway.deploy import ServedHosts
 
     async def leave_early() -> str:
         request = GenerationRequest(prompt="x", max_tokens=2000)
-        stream = ServedHosts().generate(_admission("early"), request)
-        first = await anext(stream)
-        await stream.aclose()
-        await asyncio.sleep(0.2)
+        async with _hosts() as hosts:
+            stream = hosts.generate(_admission("early"), request)
+            first = await anext(stream)
+            await stream.aclose()
+            await asyncio.to_thread(_ended, diary, "early")
         return first.text
 
     assert _run(leave_early()) == "0"
@@ -154,3 +194,47 @@ def test_base_without_host_is_unavailable(diary: Path) -> None:
     with pytest.raises(HostUnavailable) as caught:
         _run(_texts(admission, GenerationRequest(prompt="x", max_tokens=1)))
     assert caught.value.facts["retry_after_s"] >= 1
+
+
+def test_same_beginnings_meet_at_one_replica_and_others_spread(diary: Path) -> None:
+    """Twelve requests that begin alike are answered by one process, twelve that do not by both."""
+
+    async def pids(beginnings: list[str]) -> set[str]:
+        from cluster.gateway.deploy import ServedHosts
+
+        hosts, found = ServedHosts(), set()
+        fleet = await hosts.fleet(BASE)
+        async with asyncio.timeout(20):
+            while len(fleet.replicas) < 2:
+                await asyncio.sleep(0.02)
+        for place, beginning in enumerate(beginnings):
+            admission = _admission(f"who-{place}").model_copy(update={"deployment": beginning})
+            chunks = hosts.generate(admission, GenerationRequest(prompt="who", max_tokens=1))
+            found |= {chunk.text async for chunk in chunks}
+        await hosts.close()
+        return found
+
+    assert len(_run(pids(["same"] * 12))) == 1
+    assert len(_run(pids([f"other {n}" for n in range(12)]))) == 2
+
+
+def test_killed_replica_ends_its_stream_with_a_loss_and_the_other_goes_on(diary: Path) -> None:
+    """SIGKILL in the middle: what came stands, the stream says it is lost, the next request is served."""
+
+    async def story() -> tuple[int, str, list[str]]:
+        async with _hosts() as hosts:
+            stream = hosts.generate(_admission("killed"), GenerationRequest(prompt="long", max_tokens=2000))
+            got = [await anext(stream)]
+            os.kill(int(got[0].text), signal.SIGKILL)
+            code = ""
+            try:
+                got.extend([chunk async for chunk in stream])
+            except ProductError as error:
+                code = error.code
+            after = hosts.generate(_admission("after"), GenerationRequest(prompt="x", max_tokens=3))
+            return len(got), code, [chunk.text async for chunk in after]
+
+    came, code, after = _run(story())
+    assert came >= 1
+    assert code == "replica_lost"
+    assert after == ["0", "1", "2"]
