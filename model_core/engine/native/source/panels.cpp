@@ -18,12 +18,6 @@ constexpr int64_t PASS_BYTES = 384 << 10;
 
 using TileFunction = void (*)(const char *panels, int64_t steps, const float *x, const Target &target);
 
-constexpr int most_panels(int rows) {
-    int panels = 8;
-    while (panels > 1 && rows * panels > MAX_SUMS) panels /= 2;
-    return panels;
-}
-
 template <int KIND, int R, int P>
 constexpr TileFunction tile_or_none() {
     if constexpr (P <= most_panels(R)) {
@@ -34,13 +28,13 @@ constexpr TileFunction tile_or_none() {
 }
 
 struct TileRow {
-    TileFunction by_panels[4];  // of 1, 2, 4 and 8 panels
+    TileFunction by_panels[3];  // of 1, 2 and 4 panels
 };
 
 template <int KIND, int... R>
 const TileRow &tiles_of(int rows, std::integer_sequence<int, R...>) {
     static constexpr TileRow table[] = {{{tile_or_none<KIND, R + 1, 1>(), tile_or_none<KIND, R + 1, 2>(),
-                                          tile_or_none<KIND, R + 1, 4>(), tile_or_none<KIND, R + 1, 8>()}}...};
+                                          tile_or_none<KIND, R + 1, 4>()}}...};
     return table[rows - 1];
 }
 
@@ -51,44 +45,31 @@ const TileRow &tiles_of(int kind, int rows) {
     return tiles_of<F32>(rows, sizes);
 }
 
-// How rows are cut into tiles that differ by at most one row.
-struct Cut {
-    int64_t rows, tiles;
-
-    explicit Cut(int64_t rows) : rows(rows), tiles((rows + MAX_ROWS - 1) / MAX_ROWS) {}
-    int64_t begin(int64_t tile) const { return tile * rows / tiles; }
-    int size(int64_t tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
-    int largest() const { return static_cast<int>((rows + tiles - 1) / tiles); }
-};
-
-void multiply_pass(const Matrix &matrix, int64_t first, int64_t last, const RowSource &x, int64_t rows, float *y,
-                   int64_t y_stride, bool add) {
-    const Cut cut(rows);
-    const int64_t steps = steps_of(matrix), row_floats = steps * x_per_step(matrix.kind);
-    const float *packed = pack_rows(matrix.kind, x, matrix.n_in, cut.tiles, [&](int64_t tile) { return cut.begin(tile); });
+void multiply_packed(const Matrix &matrix, int64_t first, int64_t last, const PackedRows &x, float *y, int64_t y_stride,
+                     bool add) {
+    const int64_t steps = steps_of(matrix);
     int64_t panel = first;
     while (panel < last) {
-        int log = 3;
-        while (log > 0 && ((1 << log) > most_panels(cut.largest()) || (1 << log) > last - panel)) --log;
+        int log = 2;
+        while (log > 0 && ((1 << log) > most_panels(x.cut.largest()) || (1 << log) > last - panel)) --log;
         const char *from = static_cast<const char *>(matrix.data) + panel * steps * step_bytes(matrix.kind);
-        Target target{y + panel * LANES, y_stride, matrix.n_out - panel * LANES, nullptr, add};
+        Target target{nullptr, y_stride, matrix.n_out - panel * LANES, nullptr, add};
         if (matrix.kind == I8) target.scales = matrix.scales + panel * LANES;
-        for (int64_t tile = 0; tile < cut.tiles; ++tile) {
-            target.y = y + cut.begin(tile) * y_stride + panel * LANES;
-            const TileRow &functions = tiles_of(matrix.kind, cut.size(tile));
-            functions.by_panels[log](from, steps, packed + cut.begin(tile) * row_floats, target);
+        for (int64_t tile = 0; tile < x.cut.tiles; ++tile) {
+            target.y = y + x.cut.begin(tile) * y_stride + panel * LANES;
+            tiles_of(matrix.kind, x.cut.size(tile)).by_panels[log](from, steps, x.tile(tile), target);
         }
         panel += int64_t{1} << log;
     }
 }
 
-void multiply_rows(const Matrix &matrix, int64_t first, int64_t last, const RowSource &x, int64_t rows, float *y,
-                   int64_t y_stride, bool add) {
+// Calls use(packed rows, first row) for passes over all rows.
+template <class Use>
+void each_pass(const Matrix &matrix, const RowSource &x, int64_t rows, const Use &use) {
     const int64_t row_bytes = steps_of(matrix) * x_per_step(matrix.kind) * 4;
     const int64_t in_pass = std::max<int64_t>(MAX_ROWS, PASS_BYTES / row_bytes / MAX_ROWS * MAX_ROWS);
     for (int64_t row = 0; row < rows; row += in_pass) {
-        const int64_t n = std::min(in_pass, rows - row);
-        multiply_pass(matrix, first, last, x.from(row), n, y + row * y_stride, y_stride, add);
+        use(pack_rows(matrix.kind, x.from(row), matrix.n_in, std::min(in_pass, rows - row)), row);
     }
 }
 
@@ -100,23 +81,20 @@ struct Share {
 
 // y = silu(W x) * (up x) for a part: outputs of the second matrix stand beside those of the first only until they are
 // used, a few panels at a time.
-void multiply_gated(const Share &share, const RowSource &x) {
-    constexpr int64_t AT_ONCE = 8 * LANES;
+void multiply_gated(const Product &one, int64_t first, int64_t last, const PackedRows &x, float *y) {
+    constexpr int64_t AT_ONCE = 8;
     static thread_local std::vector<float> beside;
-    const Product &one = *share.product;
-    beside.resize(static_cast<size_t>(share.rows * AT_ONCE));
-    const int64_t columns = one.matrix.n_out;
-    for (int64_t panel = share.first; panel < share.last; panel += 8) {
-        const int64_t end = std::min(panel + 8, share.last), begin = panel * LANES;
-        float *y = one.y + share.row * one.y_stride;
-        multiply_rows(one.matrix, panel, end, x, share.rows, y, one.y_stride, false);
-        multiply_rows(one.up, panel, end, x, share.rows, beside.data() - begin, AT_ONCE, false);
-        for (int64_t row = 0; row < share.rows; ++row) {
-            for (int64_t column = begin; column < std::min(end * LANES, columns); column += LANES) {
+    beside.resize(static_cast<size_t>(x.cut.rows * AT_ONCE * LANES));
+    for (int64_t panel = first; panel < last; panel += AT_ONCE) {
+        const int64_t end = std::min(panel + AT_ONCE, last), begin = panel * LANES;
+        multiply_packed(one.matrix, panel, end, x, y, one.y_stride, false);
+        multiply_packed(one.up, panel, end, x, beside.data() - begin, AT_ONCE * LANES, false);
+        for (int64_t row = 0; row < x.cut.rows; ++row) {
+            const float *up = beside.data() + row * AT_ONCE * LANES;
+            for (int64_t column = begin; column < std::min(end * LANES, one.matrix.n_out); column += LANES) {
                 float *gate = y + row * one.y_stride + column;
-                const int64_t width = columns - column;
-                const Lanes up = load_first(beside.data() + row * AT_ONCE + column - begin, width);
-                store_first(gate, gated(load_first(gate, width), up), width);
+                const int64_t width = one.matrix.n_out - column;
+                store_first(gate, gated(load_first(gate, width), load_first(up + column - begin, width)), width);
             }
         }
     }
@@ -125,8 +103,11 @@ void multiply_gated(const Share &share, const RowSource &x) {
 void compute(const Share &share) {
     const Product &one = *share.product;
     const RowSource x = RowSource{one.x, one.x_stride, one.x_rows}.from(share.row);
-    if (one.up.data != nullptr) return multiply_gated(share, x);
-    multiply_rows(one.matrix, share.first, share.last, x, share.rows, one.y + share.row * one.y_stride, one.y_stride, one.add);
+    each_pass(one.matrix, x, share.rows, [&](const PackedRows &packed, int64_t row) {
+        float *y = one.y + (share.row + row) * one.y_stride;
+        if (one.up.data != nullptr) return multiply_gated(one, share.first, share.last, packed, y);
+        multiply_packed(one.matrix, share.first, share.last, packed, y, one.y_stride, one.add);
+    });
 }
 
 // What a product costs, in units in which one panel of one input costs about 1 to read and 1 / 8 per row to compute.
@@ -143,11 +124,16 @@ constexpr int64_t LEAST_ROWS = 8 * MAX_ROWS;  // fewer would pack rows for too f
 void cut(const Product &one, int64_t pieces, std::vector<Share> &shares) {
     const int64_t panels = panels_of(one.matrix);
     const int64_t by_rows = std::clamp<int64_t>(one.rows / LEAST_ROWS, 1, pieces);
-    const int64_t by_panels = std::clamp<int64_t>((pieces + by_rows - 1) / by_rows, 1, std::max<int64_t>(1, panels / 4));
+    // Panels are handed out in groups that a tile takes at once.
+    const int64_t group = most_panels(Cut(one.rows / by_rows).largest());
+    const int64_t groups = (panels + group - 1) / group;
+    const int64_t by_panels = std::clamp<int64_t>((pieces + by_rows - 1) / by_rows, 1, groups);
     for (int64_t part = 0; part < by_panels; ++part) {
+        const int64_t first = part * groups / by_panels * group;
+        const int64_t last = std::min(panels, (part + 1) * groups / by_panels * group);
         for (int64_t rows = 0; rows < by_rows; ++rows) {
             const int64_t row = rows * one.rows / by_rows, end = (rows + 1) * one.rows / by_rows;
-            shares.push_back({&one, part * panels / by_panels, (part + 1) * panels / by_panels, row, end - row});
+            shares.push_back({&one, first, last, row, end - row});
         }
     }
 }
@@ -158,7 +144,9 @@ float exp_one(float x) { return exp_lanes(splat(x)).part[0][0]; }
 
 void multiply(const Matrix &matrix, int64_t first, int64_t last, const float *x, int64_t x_stride, int64_t rows, float *y,
               int64_t y_stride, bool add) {
-    multiply_rows(matrix, first, last, RowSource{x, x_stride, nullptr}, rows, y, y_stride, add);
+    each_pass(matrix, RowSource{x, x_stride, nullptr}, rows, [&](const PackedRows &packed, int64_t row) {
+        multiply_packed(matrix, first, last, packed, y + row * y_stride, y_stride, add);
+    });
 }
 
 void multiply_many(Pool &pool, const Product *products, int64_t n_products) {

@@ -90,6 +90,11 @@ inline __m512i sixteen_steps(const float *row, int64_t step, int64_t n_in) {
 template <bool PAIRS>
 void pack_tile(const RowSource &x, int64_t n_in, int64_t steps, int rows, float *packed) {
     for (int64_t step = 0; step < steps; step += 16) {
+        if (rows == 1) {
+            const auto mask = static_cast<__mmask16>((1u << std::min<int64_t>(16, steps - step)) - 1u);
+            _mm512_mask_storeu_epi32(packed + step, mask, sixteen_steps<PAIRS>(x.row(0), step, n_in));
+            continue;
+        }
         __m512i block[16];
         for (int row = 0; row < rows; ++row) block[row] = sixteen_steps<PAIRS>(x.row(row), step, n_in);
         for (int row = rows; row < 16; ++row) block[row] = _mm512_setzero_si512();
@@ -102,19 +107,41 @@ void pack_tile(const RowSource &x, int64_t n_in, int64_t steps, int rows, float 
 }
 #endif
 
-// Packs tiles of rows behind one another; begin(tile) is the first row of a tile, and begin(tiles) the end of the last.
-// The result is this thread's until its next call.
-template <class Begin>
-const float *pack_rows(int kind, const RowSource &x, int64_t n_in, int64_t tiles, const Begin &begin) {
+// How rows are cut into tiles that differ by at most one row.
+struct Cut {
+    int64_t rows, tiles;
+
+    explicit Cut(int64_t n) : rows(n), tiles((n + MAX_ROWS - 1) / MAX_ROWS) {}
+    int64_t begin(int64_t tile) const { return tile * rows / tiles; }
+    int size(int64_t tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
+    int largest() const { return static_cast<int>((rows + tiles - 1) / tiles); }
+};
+
+// Tiles of rows, one behind the other.
+struct PackedRows {
+    const float *x;
+    Cut cut;
+    int64_t row_floats;
+
+    const float *tile(int64_t index) const { return x + cut.begin(index) * row_floats; }
+};
+
+// Packs rows for products with a kind of matrix. The result is this thread's until its next call.
+inline PackedRows pack_rows(int kind, const RowSource &x, int64_t n_in, int64_t n_rows) {
     static thread_local Scratch scratch;
     const bool pairs = kind == BF16;
-    const int64_t steps = pairs ? (n_in + 1) / 2 : n_in, row_floats = steps * x_per_step(kind);
-    if (!pairs && begin(tiles) == 1) return x.row(0);
-    float *packed = scratch.floats(begin(tiles) * row_floats);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-        const RowSource rows = x.from(begin(tile));
-        const int n = static_cast<int>(begin(tile + 1) - begin(tile));
-        float *to = packed + begin(tile) * row_floats;
+    const int64_t steps = pairs ? (n_in + 1) / 2 : n_in;
+    PackedRows out{nullptr, Cut(n_rows), steps * x_per_step(kind)};
+    if (!pairs && n_rows == 1) {
+        out.x = x.row(0);
+        return out;
+    }
+    float *packed = scratch.floats(n_rows * out.row_floats);
+    out.x = packed;
+    for (int64_t tile = 0; tile < out.cut.tiles; ++tile) {
+        const RowSource rows = x.from(out.cut.begin(tile));
+        const int n = out.cut.size(tile);
+        float *to = packed + out.cut.begin(tile) * out.row_floats;
 #if defined(__AVX512F__)
         if (!pairs || PAIRS_AT_ONCE) {
             pairs ? pack_tile<true>(rows, n_in, steps, n, to) : pack_tile<false>(rows, n_in, steps, n, to);
@@ -123,13 +150,13 @@ const float *pack_rows(int kind, const RowSource &x, int64_t n_in, int64_t tiles
 #endif
         for (int row = 0; row < n; ++row) {
             const float *from = rows.row(row);
-            for (int64_t input = 0; input < row_floats; ++input) {
+            for (int64_t input = 0; input < out.row_floats; ++input) {
                 const float value = input < n_in ? from[input] : 0.0f;
                 to[input * n + row] = pairs ? rounded_bf16(value) : value;
             }
         }
     }
-    return packed;
+    return out;
 }
 
 }  // namespace experts
