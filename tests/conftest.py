@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from model_core.packing.bundle import CheckedBundle, countersign_bundle, write_bundle
 from model_core.packing.canonical import digest_bytes, merkle_root
@@ -40,9 +40,11 @@ if TYPE_CHECKING:
 
 _ZERO = "sha256:" + "0" * 64
 
-# A change is judged by examples that anyone can draw again; `make explore` draws new ones each time.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("explore", derandomize=False, print_blob=True)
+# A change is judged by examples that anyone can draw again; `make explore` draws new ones each time. How long
+# one takes says something about the machine's other work, not about the law.
+_PATIENT: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, **_PATIENT)
+settings.register_profile("explore", derandomize=False, print_blob=True, **_PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
