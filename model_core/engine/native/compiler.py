@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the C++ sources of this package into one shared library, once per machine, and keeps it on disk.
 
-The library is plain C to its callers: no headers of torch or Python, so compiling takes seconds and the result
-depends on the compiler and the processor alone. Its file is named by a digest of all it was made from and one
-of what it is, so a file that was changed is not loaded, and another compiler, processor or release makes its
-own. Knows nothing of what the sources compute. Where nothing can be compiled the answer says why.
+The library is plain C to its callers: no headers of torch or Python, so compiling takes seconds and the
+result depends on the compiler and the processor alone. Its file is named by a digest of all it was made from
+and one of what it is, so a file that was changed is not loaded, and another compiler, processor or release
+makes its own. Knows nothing of what the sources compute. Where nothing can be compiled the answer says why.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from model_core.engine.native.locking import locked, not_ours
 
 SOURCE = Path(__file__).parent / "source"
 COMPILERS = ("c++", "g++", "clang++")
@@ -31,8 +30,8 @@ FLAGS = (
     "-shared",
     "-fPIC",
     "-pthread",
-    # Products and sums are fused where the source says so, and nowhere else: another choice in another copy of a
-    # kernel would give a row other bits.
+    # Products and sums are fused where the source says so, and nowhere else: another choice in another copy
+    # of a kernel would give a row other bits.
     "-ffp-contract=off",
     "-fno-math-errno",
 )
@@ -87,13 +86,13 @@ def build_library(
         return NoLibrary(reason=f"No C++ compiler was found ({wanted}); torch computes instead.")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if why := _not_ours(folder):
+        if why := not_ours(folder):
             return NoLibrary(reason=f"The folder for compiled kernels {why}; torch computes instead.")
         version = _version(program)
         inputs = _digest_inputs(program, version, source)
         if (found := _find_built(folder, inputs)) is not None:
             return BuiltLibrary(path=found, compiler=version, compile_s=0.0)
-        with _locked(folder / f"{inputs}.lock"):
+        with locked(folder / f"kernels-{inputs}.lock", patience_s=_LOCK_PATIENCE_S):
             if (found := _find_built(folder, inputs)) is not None:
                 return BuiltLibrary(path=found, compiler=version, compile_s=0.0)
             return _compile(program, version, folder, inputs, source)
@@ -104,16 +103,6 @@ def build_library(
 def _find(compiler: str | None) -> str | None:
     names = COMPILERS if compiler is None else (compiler,)
     return next((path for name in names if (path := shutil.which(name)) is not None), None)
-
-
-def _not_ours(path: Path) -> str | None:
-    """Why what lies there cannot be trusted as code of our own, or None."""
-    status = path.stat()
-    if status.st_uid not in (os.geteuid(), 0):
-        return "belongs to another user"
-    if status.st_mode & stat.S_IWOTH:
-        return "can be written by every user"
-    return None
 
 
 def _version(program: str) -> str:
@@ -151,7 +140,7 @@ def _processor() -> str:
 def _find_built(folder: Path, inputs: str) -> Path | None:
     """The whole and trusted library made from these inputs, if there is one; damaged ones are removed."""
     for path in sorted(folder.glob(f"kernels-{inputs}-*.so")):
-        if path.is_symlink() or _not_ours(path) is not None:
+        if not_ours(path) is not None:
             continue
         if hashlib.sha256(path.read_bytes()).hexdigest()[:24] == path.stem.rpartition("-")[2]:
             return path
@@ -184,20 +173,3 @@ def _compile(program: str, version: str, folder: Path, inputs: str, source: Path
     return NoLibrary(
         reason=f"{version} refused the kernels ({complaint.strip()[:300]}); torch computes instead."
     )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits for whoever compiles the same; one that hangs is not waited for for ever."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline_s = time.monotonic() + _LOCK_PATIENCE_S
-        while time.monotonic() < deadline_s:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(handle)
