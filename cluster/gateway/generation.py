@@ -8,7 +8,7 @@ place is given back exactly once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from cluster.errors import HostUnavailable
 from cluster.gateway.door import Door
 from cluster.gateway.errors import GenerationFailed, MalformedBody
+from cluster.gateway.moving import generate_through
 from cluster.gateway.threshold import log_unexpected
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.office.protocol import Admission
@@ -31,15 +32,21 @@ class Generation:
 
     Args:
         door: whose place it takes; the place must have been taken already.
+        credential: the caller's, for the admission that an answer needs when its replica is lost.
         admission: the office's.
         request: what is generated.
         request_id: the door's name of the HTTP request, for the log.
     """
 
-    def __init__(self, door: Door, admission: Admission, request: GenerationRequest, request_id: str) -> None:
+    def __init__(
+        self, door: Door, credential: str, admission: Admission, request: GenerationRequest, request_id: str
+    ) -> None:
+        async def admit(tokens: int, choices: int) -> Admission:
+            return await door.office.admit_request(credential, admission.deployment, tokens, choices)
+
         self._door = door
         self._request_id = request_id
-        self._chunks: AsyncGenerator[GenerationChunk, None] = door.hosts.generate(admission, request)
+        self._chunks = generate_through(door.hosts, admit, admission, request)
         self._first: GenerationChunk | None = None
         self._closed = False
 

@@ -71,7 +71,7 @@ async def _answer(
     door.take_place()
     try:
         admission = await door.office.admit_request(credential, asked.model, max_tokens, generation_request.n)
-        generation = Generation(door, admission, generation_request, request_id_of(request))
+        generation = Generation(door, credential, admission, generation_request, request_id_of(request))
     except BaseException:
         door.free_place()
         raise

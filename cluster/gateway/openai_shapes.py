@@ -113,7 +113,8 @@ class Shape:
         if self._account is None:
             return None
         shown = self._account.model_dump(mode="json")
-        return {"request_id": shown["request_id"], "segments": shown["segments"]}
+        also = {"continued_as": shown["continued_as"]} if shown["continued_as"] else {}
+        return {"request_id": shown["request_id"], **also, "segments": shown["segments"]}
 
     def _count(self, chunk: GenerationChunk) -> None:
         self._completion_tokens += len(chunk.token_ids)

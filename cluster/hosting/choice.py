@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.hosting.messages import Segment, TokenLogprob
+from cluster.hosting.messages import Segment, TokenLogprob, added_shares, joined_segments
 from cluster.hosting.plan import NewSet
 from cluster.office.protocol import UsageRecord
 from model_core.engine.requests import Sampling, TokenEvent
@@ -188,7 +188,7 @@ class ChoiceAccount:
             end = start + 1
             shares = tokens[start].event.attribution_ppm
             while end < len(tokens) and tokens[end].label == label:
-                shares = _added(shares, tokens[end].event.attribution_ppm)
+                shares = added_shares(shares, tokens[end].event.attribution_ppm)
                 end += 1
             records.append(
                 UsageRecord(
@@ -216,31 +216,6 @@ class ChoiceAccount:
             start = end
         self.segments = list(joined_segments((*self.segments, *fresh)))
         return records, tuple(fresh)
-
-
-def joined_segments(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Segments of one choice in order, with neighbours of the same composition made one."""
-    joined: list[Segment] = []
-    for segment in segments:
-        last = joined[-1] if joined else None
-        if last is not None and (last.index, last.composition_digest, last.to_token) == (
-            segment.index,
-            segment.composition_digest,
-            segment.from_token,
-        ):
-            joined[-1] = last.model_copy(
-                update={"to_token": segment.to_token, "experts": _added(last.experts, segment.experts)}
-            )
-        else:
-            joined.append(segment)
-    return tuple(joined)
-
-
-def _added(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
-    total = dict(first)
-    for name, ppm in second.items():
-        total[name] = total.get(name, 0) + ppm
-    return total
 
 
 def token_logprob(event: TokenEvent, decode: Callable[[Sequence[int]], str]) -> TokenLogprob:

@@ -4,6 +4,7 @@
 An append-only file of checksummed JSON lines, ``<folder>/<server_id>.jsonl``::
 
     <crc32, 8 hex digits> {"k": "head", "server_id": ...}
+    <crc32> {"k": "open", "r": a bare usage record}   a request began
     <crc32> {"k": "use", "r": [usage records of one engine step]}
     <crc32> {"k": "batch", "s": 1, "to": 17}      extent of batch 1: all use lines up to the 17th
     <crc32> {"k": "ack", "s": 1}                  the office stored batch 1
@@ -117,6 +118,7 @@ class UsageJournal:
         self._next_sequence = 1
         self._unacknowledged: dict[int, tuple[UsageRecord, ...]] = {}
         self._journaled_tokens = 0
+        self._unfinished: dict[str, UsageRecord] = {}
 
     @classmethod
     def create(cls, folder: Path, server_id: str) -> UsageJournal:
@@ -168,9 +170,27 @@ class UsageJournal:
             return
         with self._mutex:
             self._write({"k": "use", "r": [record.model_dump(mode="json") for record in records]})
-            self._uses += 1
-            self._loose.extend(records)
-            self._journaled_tokens += sum(record.completion_tokens for record in records)
+            self._take_records(records)
+
+    def open(self, record: UsageRecord) -> None:
+        """Notes that a request has begun.
+
+        Args:
+            record: without tokens; what is written as its last if this server ends before the request does.
+        """
+        with self._mutex:
+            self._write({"k": "open", "r": record.model_dump(mode="json")})
+            self._unfinished[record.request_id] = record
+
+    def finish_all(self) -> int:
+        """Writes a final record for every request that has none: its server lives no more.
+
+        Returns:
+            How many were unfinished.
+        """
+        unfinished = [record.model_copy(update={"final": True}) for record in self._unfinished.values()]
+        self.append(unfinished)
+        return len(unfinished)
 
     @property
     def journaled_tokens(self) -> int:
@@ -228,6 +248,17 @@ class UsageJournal:
         """Releases the file as a crash would (tests)."""
         os.close(self._fd)
 
+    def _take_records(self, records: Sequence[UsageRecord]) -> None:
+        self._uses += 1
+        self._loose.extend(records)
+        for record in records:
+            self._journaled_tokens += record.completion_tokens
+            if record.final:
+                self._unfinished.pop(record.request_id, None)
+            elif record.request_id in self._unfinished:
+                bare = {"prompt_tokens": 0, "completion_tokens": 0, "experts": {}}
+                self._unfinished[record.request_id] = record.model_copy(update=bare)
+
     def _enclose(self, sequence: int) -> None:
         self._unacknowledged[sequence] = merge_records(self._loose)
         self._loose = []
@@ -275,10 +306,10 @@ class UsageJournal:
     def _take_line(self, body: dict[str, Any]) -> None:
         match body.get("k"):
             case "use":
-                records = [UsageRecord.model_validate(entry) for entry in body["r"]]
-                self._uses += 1
-                self._loose.extend(records)
-                self._journaled_tokens += sum(record.completion_tokens for record in records)
+                self._take_records([UsageRecord.model_validate(entry) for entry in body["r"]])
+            case "open":
+                record = UsageRecord.model_validate(body["r"])
+                self._unfinished[record.request_id] = record
             case "batch":
                 self._enclose(int(body["s"]))
             case "ack":

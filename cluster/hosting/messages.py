@@ -10,6 +10,7 @@ prompts and completions, so their ``repr`` hides them and nobody may log their d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,6 +55,8 @@ class GenerationRequest(Message):
         stop: texts that end a choice; the stop text itself is never emitted.
         logprobs: how many alternatives per token to report (0 reports the chosen token alone); None for none.
         ignore_eos: go on past the end-of-text token until ``max_tokens``, for measurements.
+        resumed: where another host began the answer: the tokens that it released of each choice, None for a
+            choice that has ended. Only what follows is generated; ``max_tokens`` counts them in.
     """
 
     prompt: str | None = Field(default=None, repr=False)
@@ -67,6 +70,16 @@ class GenerationRequest(Message):
     stop: tuple[str, ...] = Field(default=(), repr=False, max_length=MAX_STOPS)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     ignore_eos: bool = False
+    resumed: tuple[tuple[int, ...] | None, ...] = Field(default=(), repr=False)
+
+    @property
+    def open_choices(self) -> tuple[int, ...]:
+        """Numbers of the choices that are to be generated."""
+        return tuple(n for n in range(self.n) if not self.resumed or self.resumed[n] is not None)
+
+    def said(self, index: int) -> tuple[int, ...]:
+        """Tokens of a choice that another host released."""
+        return (self.resumed[index] or ()) if self.resumed else ()
 
 
 class TokenLogprob(Message):
@@ -106,6 +119,32 @@ class Segment(Message):
     experts: dict[str, int]
 
 
+def joined_segments(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Segments of one choice in order, with neighbours of the same composition made one."""
+    joined: list[Segment] = []
+    for segment in segments:
+        last = joined[-1] if joined else None
+        if last is not None and (last.index, last.composition_digest, last.to_token) == (
+            segment.index,
+            segment.composition_digest,
+            segment.from_token,
+        ):
+            joined[-1] = last.model_copy(
+                update={"to_token": segment.to_token, "experts": added_shares(last.experts, segment.experts)}
+            )
+        else:
+            joined.append(segment)
+    return tuple(joined)
+
+
+def added_shares(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    """Sums of two shares by name."""
+    total = dict(first)
+    for name, ppm in second.items():
+        total[name] = total.get(name, 0) + ppm
+    return total
+
+
 class GenerationAccount(Message):
     """What the host says about a finished request; the gateway passes it on as ``marketplace``.
 
@@ -114,9 +153,11 @@ class GenerationAccount(Message):
         prompt_tokens: tokens of the prompt as the host counted them.
         completion_tokens: over all choices.
         segments: by choice, then by token.
+        continued_as: further requests that went on with the answer when a host was lost, in order.
     """
 
     request_id: str
+    continued_as: tuple[str, ...] = ()
     prompt_tokens: int
     completion_tokens: int
     segments: tuple[Segment, ...]

@@ -1,52 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places in the engine: how many choices compute, how many wait, and when to say no instead."""
+"""How many choices a host takes in, and when it says no instead.
+
+Who computes next is the engine's matter, which is fair between tenants. Here stands only the bound: of all
+choices that compute or wait, and of one tenant's, so that nobody fills the waiting room alone.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import Iterator
 
 from cluster.hosting.errors import HostOverloaded
 
 
 class Places:
-    """Places in the engine: at most ``total`` are taken, at most ``waiting`` wait for one."""
+    """Places of one host.
 
-    def __init__(self, total: int, waiting: int) -> None:
-        self._free = self._total = total
-        self._may_wait = waiting
-        self._waiting = 0
-        self._changed = asyncio.Condition()
+    Args:
+        computing: choices that compute at the same time.
+        waiting: choices that may wait besides; a quarter of them is never one tenant's alone.
+    """
+
+    def __init__(self, computing: int, waiting: int) -> None:
+        self._computing = computing
+        self._total = computing + waiting
+        self._per_tenant = computing + waiting - waiting // 4
+        self._by_tenant: Counter[str] = Counter()
 
     @property
     def taken(self) -> int:
-        """Places that are taken or waited for."""
-        return self._total - self._free + self._waiting
+        """Places that are taken."""
+        return self._by_tenant.total()
 
-    @contextlib.asynccontextmanager
-    async def take(self, count: int) -> AsyncGenerator[None, None]:
+    @contextlib.contextmanager
+    def take(self, tenant: str, count: int) -> Iterator[None]:
         """Takes places for the block's duration.
 
         Raises:
-            HostOverloaded: too many wait already.
+            HostOverloaded: too many are taken, or the request can never be computed at once.
         """
-        if count > self._total or self._waiting + count > self._may_wait:
+        mine = self._by_tenant[tenant] + count
+        if count > self._computing or self.taken + count > self._total or mine > self._per_tenant:
             raise HostOverloaded("This model host is busy; ask again in a second.", retry_after_s=1)
-        self._waiting += count
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._free >= count)
-                self._free -= count
-        finally:
-            self._waiting -= count
+        self._by_tenant[tenant] += count
         try:
             yield
         finally:
-            # Not awaited: a generator that is being closed must not wait here.
-            self._free += count
-            self._telling = asyncio.ensure_future(self._tell())
-
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+            self._by_tenant[tenant] -= count
+            if not self._by_tenant[tenant]:
+                del self._by_tenant[tenant]

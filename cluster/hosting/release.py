@@ -74,10 +74,20 @@ class Release:
         self._queue: asyncio.Queue[tuple[Choice, Item]] = asyncio.Queue()
         self._texts = [TextAssembler(decode, request.stop) for _ in range(request.n)]
         self._accounts = [
-            ChoiceAccount(request_id=admission.request_id, deployment=admission.deployment, index=index)
+            ChoiceAccount(
+                request_id=admission.request_id,
+                deployment=admission.deployment,
+                index=index,
+                released=len(request.said(index)),
+            )
             for index in range(request.n)
         ]
-        self._open = set(range(request.n))
+        self._said = sum(account.released for account in self._accounts)
+        for index, text in enumerate(self._texts):
+            for token_id in request.said(index):
+                text.add(token_id)  # shown already; what it holds back is still to come
+        self._open = set(request.open_choices)
+        self._first = True
         self._last_label = (admission.epoch, admission.composition_digest)
         self._prompt_recorded = False
         self._final_recorded = False
@@ -122,6 +132,10 @@ class Release:
         if not self._final_recorded:
             self._prompt_recorded = True
             self._write([self._bare_record(*self._last_label)], final=True)
+
+    def open(self) -> None:
+        """Notes in the journal that the request has begun, so that its end is written even after a crash."""
+        self._journal.open(self._bare_record(*self._last_label))
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     async def _next_items(self, hold_s: float) -> dict[Choice, list[Item]]:
@@ -220,7 +234,7 @@ class Release:
         fresh: tuple[Segment, ...],
     ) -> GenerationChunk:
         wants_logprobs = self._request.logprobs is not None
-        first = sum(account.released for account in self._accounts) == len(taken)
+        first, self._first = self._first, False
         return GenerationChunk(
             index=choice.index,
             token_ids=tuple(token.event.token_id for token in taken),
@@ -245,7 +259,7 @@ class Release:
         return GenerationAccount(
             request_id=self._admission.request_id,
             prompt_tokens=self._prompt_tokens,
-            completion_tokens=sum(account.released for account in self._accounts),
+            completion_tokens=sum(account.released for account in self._accounts) - self._said,
             segments=tuple(segments),
         )
 

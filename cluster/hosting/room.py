@@ -63,6 +63,7 @@ class EngineRoom:
         threads: compute threads.
         keep_poisoned: withdrawn experts stay resident, filled with NaN, as a standing proof that nothing
             multiplies them.
+        max_waiting: sequences that may wait besides.
     """
 
     def __init__(
@@ -74,9 +75,16 @@ class EngineRoom:
         max_context: int = 512,
         threads: int = 1,
         keep_poisoned: bool = False,
+        max_waiting: int = 256,
     ) -> None:
         self.bank = bank
-        self.engine = Engine(bank, max_sequences=max_sequences, max_context=max_context)
+        # Whoever is computing may have to queue again, so the engine takes that many more than may wait.
+        self.engine = Engine(
+            bank,
+            max_sequences=max_sequences,
+            max_context=max_context,
+            max_waiting=max_waiting + max_sequences,
+        )
         self.counts = RoomCounts()
         self.failure: BaseException | None = None
         self._gate = gate
@@ -194,11 +202,7 @@ class EngineRoom:
             raise DeploymentNotHosted("The choice has no composition.", deployment=choice.deployment)
         key = self.bank.state_key(choice.set.experts, top_k=choice.set.top_k, consumer=choice.consumer)
         released = len(choice.released_ids)
-        sampling = choice.sampling
-        if released:
-            # The engine draws by the index of the new token: an own seed per restart keeps the draws apart.
-            seed = None if sampling.seed is None else sampling.seed + 1_000_003 * choice.run
-            sampling = replace(sampling, max_tokens=sampling.max_tokens - released, seed=seed)
+        sampling = replace(choice.sampling, max_tokens=choice.sampling.max_tokens - released)
         choice.finished = False
         choice.computed = released
         self.engine.submit(
@@ -209,6 +213,7 @@ class EngineRoom:
                 top_k=choice.set.top_k,
                 state_key=key,
                 sampling=sampling,
+                n_said=released,
             )
         )
 

@@ -114,6 +114,7 @@ class ModelServer:
             max_context=self.max_context,
             threads=self.settings.threads,
             keep_poisoned=self.settings.keep_poisoned,
+            max_waiting=self.settings.max_waiting,
         )
         self.room.start()
         self.link = RegisterLink(
@@ -186,24 +187,17 @@ class ModelServer:
             LeaseLost: the register has not answered for too long.
         """
         prompt_ids = prompt_ids_of(request, self.tokenizer)
-        room_left = self.max_context - len(prompt_ids)
-        max_tokens = min(request.max_tokens, admission.reserved_tokens // request.n, room_left)
-        if max_tokens < 1:
+        indexes = request.open_choices
+        limit = min(request.max_tokens, self.max_context - len(prompt_ids))
+        shares = admission.reserved_tokens // max(1, len(indexes))
+        limits = {n: min(limit, len(request.said(n)) + shares) for n in indexes}
+        if any(limits[n] <= len(request.said(n)) for n in indexes):
             raise PromptRefused(
                 f"The prompt has {len(prompt_ids)} tokens and leaves no room for an answer; at most "
                 f"{self.max_context - 1} fit.",
                 prompt_tokens=len(prompt_ids),
                 max_context=self.max_context,
             )
-        release = Release(
-            admission=admission,
-            request=request,
-            prompt_tokens=len(prompt_ids),
-            journal=self.journal,
-            gate=self.gate,
-            decode=self.tokenizer.decode,
-            names=self._names,
-        )
         choices = [
             Choice(
                 name=f"{admission.request_id}/{index}",
@@ -211,22 +205,31 @@ class ModelServer:
                 deployment=admission.deployment,
                 consumer=admission.tenant,
                 prompt_ids=prompt_ids,
-                sampling=sampling_of(request, max_tokens, index, self.tokenizer),
+                sampling=sampling_of(request, limits[index], index, self.tokenizer),
                 notify=self._notify,
+                released_ids=list(request.said(index)),
             )
-            for index in range(request.n)
+            for index in indexes
         ]
-        try:
-            async with self._places.take(request.n):
-                try:
-                    await self._begin(admission, choices, release)
-                    async for chunk in release.chunks(self.settings.hold_s, self._leave):
-                        yield chunk
-                finally:
-                    for choice in choices:
-                        self._leave(choice)
-        finally:
-            release.close()
+        with self._places.take(admission.tenant, len(indexes)):
+            release = Release(
+                admission=admission,
+                request=request,
+                prompt_tokens=len(prompt_ids),
+                journal=self.journal,
+                gate=self.gate,
+                decode=self.tokenizer.decode,
+                names=self._names,
+            )
+            release.open()
+            try:
+                await self._begin(admission, choices, release)
+                async for chunk in release.chunks(self.settings.hold_s, self._leave):
+                    yield chunk
+            finally:
+                for choice in choices:
+                    self._leave(choice)
+                release.close()
 
     async def probe(self, deployment: str, text: str, experts: tuple[str, ...] | None = None) -> Probe:
         """Logits of a text under a deployment's present composition, computed alone between two steps.

@@ -105,6 +105,7 @@ async def recover(folder: Path, office: UsageDesk) -> int:
         if journal is None:
             continue
         try:
+            await asyncio.to_thread(journal.finish_all)  # frees what its requests still hold
             await upload(journal, office)
             settled += journal.settled
         finally:

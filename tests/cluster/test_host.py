@@ -658,3 +658,33 @@ def test_stop_text_ends_a_choice_and_is_not_shown(world: World, tmp_path: Path) 
             assert account.completion_tokens == len(tokens_of(chunks)) < 60
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answer_that_another_host_began_goes_on_as_if_it_never_stopped(
+    world: World, tmp_path: Path, temperature: float
+) -> None:
+    """Tokens and text after the cut are those of the uninterrupted answer; only they are charged."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        fields = {"temperature": temperature, "seed": 11, "n": 2, "max_tokens": 24, "ignore_eos": True}
+        async with running(world, office, tmp_path) as server:
+            whole = await collect(server, admission(world), **fields)
+            said = [tokens_of([c for c in whole if c.index == index]) for index in range(2)]
+            text = "".join(chunk.text for chunk in whole if chunk.index == 1)
+            cut = 9
+            given = admission(world)
+            rest = await collect(server, given, **fields, resumed=(None, tuple(said[1][:cut])))
+            assert {chunk.index for chunk in rest} == {1}
+            assert tokens_of(rest) == said[1][cut:]
+            assert text.endswith("".join(chunk.text for chunk in rest))
+            account = rest[-1].marketplace
+            assert account is not None
+            assert account.completion_tokens == 24 - cut
+            assert (account.segments[0].from_token, account.segments[-1].to_token) == (cut, 24)
+        mine = [one for one in office.records if one.request_id == given.request_id]
+        assert sum(one.completion_tokens for one in mine) == 24 - cut
+
+    asyncio.run(story())

@@ -54,6 +54,9 @@ class Journal:
             raise JournalDamaged("The disk is full.")
         self.records += records
 
+    def open(self, record: UsageRecord) -> None:
+        """Nothing to note."""
+
 
 class Way:
     """One request with one choice on its way out."""

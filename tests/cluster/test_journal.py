@@ -274,3 +274,24 @@ def test_a_journal_that_is_closed_while_it_is_read_is_read_once(tmp_path: Path) 
             (tmp_path / "closed").mkdir(exist_ok=True)
             left.rename(tmp_path / "closed" / left.name)
     assert sorted(names) == ["srv_a", "srv_b"]
+
+
+def test_requests_of_a_killed_server_are_ended_when_its_journal_is_recovered(tmp_path: Path) -> None:
+    """What began and never ended gets a final record, whatever was journaled of it; what ended gets none."""
+    journal = UsageJournal.create(tmp_path, "srv_1")
+    for request in (1, 2, 3):
+        journal.open(record(request, 0))
+    journal.append([record(1, 4)])
+    journal.append([record(2, 2, epoch=5)])
+    journal.append([record(3, 1, final=True)])
+    journal.abandon()
+
+    office = Office()
+    assert asyncio.run(recover(tmp_path, office)) == 1
+    stored = [one for batch in office.batches.values() for one in batch]
+    assert {one.request_id: (one.completion_tokens, one.final) for one in stored} == {
+        "req_1": (4, True),
+        "req_2": (2, True),
+        "req_3": (1, True),
+    }
+    assert asyncio.run(recover(tmp_path, office)) == 0
