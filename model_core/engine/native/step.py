@@ -20,9 +20,18 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
+from model_core.engine.native.derived import DerivedFolder
+from model_core.engine.native.footprint import release_file_pages
 from model_core.engine.native.library import Library
 from model_core.engine.native.tables import BatchView, ModelView, Record, StatesView, model_view, state_kind
-from model_core.engine.native.weights import PackedExpert, matrices, pack_base, pack_expert, poison
+from model_core.engine.native.weights import (
+    PackedBase,
+    PackedExpert,
+    matrices,
+    pack_base,
+    pack_expert,
+    poison,
+)
 from model_core.engine.runner import Piece, StepResult
 from model_core.network.bank import ExpertBank
 from model_core.network.expert import Expert
@@ -34,11 +43,13 @@ class NativeRunner:
     """Computes steps over one bank with compiled kernels, on CPU.
 
     Args:
-        bank: whose weights; packed here, so what the bank holds is not read again until ``refresh``.
+        bank: whose weights; what it holds is packed here and not read again until ``refresh``.
         library: the compiled code.
         n_pages: pages of keys and values.
         n_tails: places for prefix sums.
         threads: how many compute; None takes as many as torch.
+        folder: where packed weights are kept for all processes of the machine; None packs into memory of
+            this process alone. Whoever withdraws an expert from the machine discards its file there.
 
     Attributes:
         touched_E: rows that the last step multiplied with each column's matrices, all layers together.
@@ -48,14 +59,22 @@ class NativeRunner:
     row_exact = True
 
     def __init__(
-        self, bank: ExpertBank, library: Library, *, n_pages: int, n_tails: int, threads: int | None = None
+        self,
+        bank: ExpertBank,
+        library: Library,
+        *,
+        n_pages: int,
+        n_tails: int,
+        threads: int | None = None,
+        folder: DerivedFolder | None = None,
     ) -> None:
         self.n_pages, self.n_tails = n_pages, n_tails
         self._bank, self._calls = bank, _declared(library)
         self._step = self._calls.experts_step_open(threads or torch.get_num_threads())
         shape = bank.shape
         self._rope = (bank.decoder.rope_cos.contiguous(), bank.decoder.rope_sin.contiguous())
-        self._base = pack_base(bank.decoder)
+        self._folder = folder
+        self._base = self._take_base()
         self._experts: dict[str, _Held] = {}
         self._names: tuple[str, ...] = ()
         self._gated = False
@@ -141,7 +160,7 @@ class NativeRunner:
     def refresh(self) -> None:
         """See ``Runner.refresh``."""
         names, poisoned = self._bank.names(), self._bank.poisoned
-        held = {name: self._held(name, poisoned=name in poisoned) for name in names[1:]}
+        held = {name: self._hold(name, poisoned=name in poisoned) for name in names[1:]}
         self._experts, self._names = held, names
         experts = [one.packed for one in held.values()]
         # Once true it stays so: places may still hold sums of an expert that has gone.
@@ -178,22 +197,37 @@ class NativeRunner:
             layers = list(self._experts[name].packed.layers)
         return frozenset(matrix.data.data_ptr() for layer in layers for matrix in matrices(layer.network))
 
-    def _held(self, name: str, *, poisoned: bool) -> _Held:
+    def _take_base(self) -> PackedBase:
+        decoder = self._bank.decoder
+        if self._folder is None:
+            return pack_base(decoder)
+        derived = self._folder.base(self._bank.base_digest, decoder)
+        release_file_pages(decoder.state_dict().values())
+        return derived.weights
+
+    def _hold(self, name: str, *, poisoned: bool) -> _Held:
         source = self._bank.held(name)
         held = self._experts.get(name)
-        if held is None or held.source() is not source:
-            held = _Held(source=weakref.ref(source), packed=pack_expert(source))
-        elif poisoned:
-            poison(held.packed)
-        return held
+        if held is not None and held.source() is source:
+            if poisoned and not held.poisoned:
+                poison(held.packed)
+                held.poisoned = True
+            return held
+        if self._folder is None or poisoned:
+            # What was poisoned before it came here must not go into a file under its digest.
+            return _Held(weakref.ref(source), pack_expert(source), poisoned)
+        derived = self._folder.expert(name, source)
+        release_file_pages(source.state_dict().values())
+        return _Held(weakref.ref(source), derived.weights, poisoned)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(slots=True)
 class _Held:
     """A packed expert and what it was packed from: the same digest may come back as other tensors."""
 
     source: weakref.ref[Expert]
     packed: PackedExpert
+    poisoned: bool
 
 
 def _zeros(*size: int, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tensor_builders import (
     tiny_shape,
 )
 
+from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import Library
 from model_core.engine.native.step import NativeRunner
 from model_core.engine.runner import Piece
@@ -199,6 +201,27 @@ def test_an_expert_that_comes_back_under_its_name_is_packed_again(library: Libra
     runner.refresh()
     with pytest.raises(KeyError):
         runner.addresses(name)
+
+
+def test_runners_of_one_folder_map_one_copy_and_poison_their_own(library: Library, tmp_path: Path) -> None:
+    """Equal bits with and without files; NaN in one runner is seen by no other, early or late."""
+    decoder, experts = random_world(20, 2, kinds=("full", "int8"))
+    banks = [bank_of(decoder, experts) for _ in range(4)]
+    folder = DerivedFolder(tmp_path / "derived")
+    runners = [
+        runner_of(bank, library, folder=place)
+        for bank, place in zip(banks[:3], (None, folder, folder), strict=True)
+    ]
+    for name in banks[1].digests:
+        banks[1].poison(name)
+    runners[1].refresh()
+    runners.append(runner_of(banks[3], library, folder=folder))
+    walks = [
+        finish(r, Pages(r, random.Random(1)).walk(bank, r, prompt(2, 20), sorted(experts), 2))
+        for bank, r in zip(banks, runners, strict=True)
+        if bank is not banks[1]
+    ]
+    assert all(same_bits(walk, walks[0]) for walk in walks)
 
 
 def test_erased_pages_hold_nothing(library: Library) -> None:
