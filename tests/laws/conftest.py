@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from model_core.engine.native.compiler import NoLibrary
+from model_core.engine.native.library import Library, load_library
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "model_core"))
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -21,3 +24,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def library(pytestconfig: pytest.Config) -> Library:
+    """The compiled kernels, kept from run to run; where nothing can be compiled, their laws are skipped."""
+    found = load_library(Path(pytestconfig.rootpath) / "build" / "kernels")
+    if isinstance(found, NoLibrary):
+        pytest.skip(found.reason)
+    return found
