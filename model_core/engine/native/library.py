@@ -37,6 +37,7 @@ class Library:
         calls.experts_multiply_gated.restype = None
         calls.experts_multiply_panels.argtypes = [matrix, _I64, _I64, _P, _I64, _I64, _P, _I64, _I32]
         calls.experts_multiply_panels.restype = None
+        calls.experts_pool_count.argtypes, calls.experts_pool_count.restype = [_P, _I64, _P], None
         calls.experts_exp.argtypes, calls.experts_exp.restype = [_P, _P, _I64], None
 
 

@@ -29,6 +29,11 @@ void experts_multiply_panels(const Matrix *matrix, int64_t first, int64_t last, 
     multiply(*matrix, first, last, x, x_stride, rows, y, y_stride, add != 0);
 }
 
+// Counts every task of a region where it runs: counts[task] += 1.
+void experts_pool_count(void *pool, int64_t n, int64_t *counts) {
+    static_cast<Pool *>(pool)->run(n, [counts](int64_t task, int) { counts[task] += 1; });
+}
+
 void experts_exp(const float *x, float *y, int64_t n) {
     for (int64_t index = 0; index < n; ++index) y[index] = experts::exp_one(x[index]);
 }
