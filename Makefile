@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test explore check format lint types imports dead docs chaos bench bench-training bench-composition base lock clean
+.PHONY: help setup demo test explore check format lint types imports dead docs chaos protocol bench bench-training bench-composition bench-serving bench-serving-full bench-peers base lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -62,13 +62,28 @@ docs: $(VENV)/.dev
 chaos: $(VENV)/.dev ## kill every process with SIGKILL, 20 seeds over three phases, and bring it up again
 	@$(BIN)/python -m examples.chaos --seeds 20
 
-bench: bench-training bench-composition ## every benchmark against its peers; rows in build/bench-NAME.json
+protocol: $(VENV)/.dev ## every state of the recomposition protocol within larger bounds, and its mutants' shortest traces
+	@PYTHONPATH=.:tests/protocol $(BIN)/python tests/protocol/protocol_run.py
+
+bench: bench-training bench-composition bench-serving ## every benchmark against its peers; rows in build/bench-NAME.json
 
 bench-training: $(VENV)/.dev ## tokens per second of expert training against Hugging Face Trainer
 	@$(BIN)/python -m benchmarks.training $(BENCH)
 
 bench-composition: $(VENV)/.dev ## what merging costs each owner, under rows, tuned router and gates (DATA=folder of texts)
 	@$(BIN)/python -m benchmarks.composition --data "$(DATA)" $(BENCH)
+
+bench-serving: bench-peers ## tokens per second of serving against Hugging Face and llama.cpp, a quarter of an hour
+	@$(BIN)/python -m benchmarks.serving $(BENCH)
+
+bench-serving-full: bench-peers ## every shape, format, concurrency and prompt length; hours, goes on where it was ended
+	@$(BIN)/python -m benchmarks.serving --full --resume $(BENCH)
+
+bench-peers: $(VENV)/.dev
+	@$(BIN)/python -c 'import gguf, llama_cpp' 2>/dev/null || { \
+		echo "- llama.cpp's Python package (compiles for some minutes, once)"; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' \
+		|| echo "- llama.cpp could not be installed (see above) and is left out"; }
 
 base: $(VENV)/.dev ## rebuild the starter base from text that every installation has
 	@$(BIN)/python -m examples.make_base
