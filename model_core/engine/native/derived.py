@@ -15,6 +15,7 @@ weights are packed in memory, and the answer says why. This module does not know
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
@@ -119,17 +120,16 @@ class DerivedFolder:
             if why := not_ours(self.folder):
                 return _in_memory(make, f"the folder for packed weights {why}")
             path, fingerprint = self.folder / f"{name}.weights", _fingerprint(tensors)
-            found: _Weights | None = _open(path, name, fingerprint)
-            if found is not None:
-                return Derived(weights=found, path=path, made_s=0.0)
-            with locked(self.folder / f"{name}.lock", patience_s=_LOCK_PATIENCE_S):
-                begin_s = time.monotonic()
-                found = _open(path, name, fingerprint)
-                if found is None:
-                    _write(path, name, fingerprint, make())
-                    give_back_freed()
+            found, made_s = _open(path, name, fingerprint), 0.0
+            if found is None:
+                with locked(self.folder / f"{name}.lock", patience_s=_LOCK_PATIENCE_S):
                     found = _open(path, name, fingerprint)
-                made_s = time.monotonic() - begin_s
+                    if found is None:
+                        begin_s = time.monotonic()
+                        _write(path, name, fingerprint, make())
+                        give_back_freed()
+                        found = _open(path, name, fingerprint)
+                        made_s = time.monotonic() - begin_s
         except OSError as error:
             return _in_memory(make, f"packed weights cannot be kept in a file ({error})")
         if found is None:
@@ -227,8 +227,10 @@ def _open(path: Path, name: str, fingerprint: str) -> Any:
     """The weights of a whole file that was made from these, mapped; None where there is no such file."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):  # there is none, or a link that is not followed
+            return None
+        raise
     with os.fdopen(handle, "rb") as stream:
         header = _read_header(stream.read(_PREFIX.size), stream.read)
         if header is None or not _fits(header, path, name, fingerprint):
