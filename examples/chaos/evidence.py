@@ -77,7 +77,7 @@ def journaled(home: Home) -> Usage:
     """Journaled tokens, from every line that is whole, of open and closed journals."""
     found: Usage = {}
     for server, body in _journal_lines(home):
-        for record in body.get("r", ()):
+        for record in body["r"] if body.get("k") == "use" else ():
             one = found.setdefault((server, record["request_id"]), Tokens())
             one.completion += int(record["completion_tokens"])
             one.experts.update({bundle: int(ppm) for bundle, ppm in record["experts"].items() if ppm})
