@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A witness inside a model host that believes nothing the engine says about itself.
+
+It sits at the call of the matrix product: ``torch.nn.functional.linear`` is replaced by one that looks at the
+address of the weights. Addresses are noted when an expert comes into the bank, by the digest of the bundle
+that it was loaded from; how the engine masks, routes, names its columns or attributes plays no part. What it
+saw is written line by line to a file of each engine, in the order in which the engine's thread did it.
+
+Only plays and tests install it: the product has no switch for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+
+from cluster.hosting import server as serving
+from cluster.hosting.room import EngineRoom
+from model_core.engine.engine import Engine
+from model_core.network.bank import PUBLIC, ExpertBank
+
+
+def short(digest: str) -> str:
+    """Enough of a digest to tell experts apart in a long file; ``public`` stays."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+class Recorder:
+    """Writes what engines of this process really multiply.
+
+    Args:
+        folder: one file per engine is written into it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._here = threading.local()
+        self._owner: dict[int, str] = {}  # address of a gate matrix -> digest of its bundle
+        self._logs: dict[int, _Log] = {}  # by the identity of an engine
+        self._undo: list[tuple[Any, str, Any]] = []
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Recorder]:
+        """Records for the duration of the block."""
+        self.install()
+        try:
+            yield self
+        finally:
+            for holder, name, original in reversed(self._undo):
+                setattr(holder, name, original)
+            self._undo.clear()
+
+    def install(self) -> None:
+        """Puts the witness in its places, for as long as the process lives."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._around(F, "linear", self._linear)
+        self._around(ExpertBank, "__init__", self._opened)
+        self._around(ExpertBank, "add", self._added)
+        self._around(EngineRoom, "__init__", self._room)
+        self._around(EngineRoom, "apply", self._applied)
+        self._around(EngineRoom, "_change", self._changed)
+        self._around(Engine, "step", self._stepped)
+        self._around(Engine, "commit", self._kept)
+        self._around(serving.ModelServer, "__init__", self._server)
+
+    def _around(self, holder: Any, name: str, instead: Callable[..., Any]) -> None:
+        original = getattr(holder, name)
+        self._undo.append((holder, name, original))
+
+        @functools.wraps(original)
+        def around(*arguments: Any, **named: Any) -> Any:
+            return instead(original, *arguments, **named)
+
+        setattr(holder, name, around)
+
+    # -- at the matrix product ------------------------------------------------------------------------
+
+    def _linear(self, original: Any, x: Any, weight: Any, *rest: Any, **named: Any) -> Any:
+        digest = self._owner.get(weight.data_ptr())
+        if digest is not None:
+            rows = getattr(self._here, "rows", None)
+            if rows is not None:
+                rows[digest] += x.numel() // x.shape[-1]
+        return original(x, weight, *rest, **named)
+
+    # -- where weights come from ----------------------------------------------------------------------
+
+    def _opened(self, original: Any, bank: ExpertBank, *arguments: Any, **named: Any) -> None:
+        original(bank, *arguments, **named)
+        for index in range(bank.shape.n_layers):
+            self._owner[bank.decoder.layer(index).ffn.gate.weight.data_ptr()] = PUBLIC
+
+    def _added(self, original: Any, bank: ExpertBank, digest: str, expert: Any) -> None:
+        original(bank, digest, expert)
+        for index in range(len(expert.layers)):
+            self._owner[expert.layer(index).ffn.gate.weight.data_ptr()] = short(digest)
+
+    # -- what the engine does -------------------------------------------------------------------------
+
+    def _server(self, original: Any, server: Any, *arguments: Any, **named: Any) -> None:
+        original(server, *arguments, **named)
+        # The office is wrapped here and not patched as a class: it may be a client or the office itself.
+        server._office = _Told(server._office, lambda epoch: self._acknowledged(server, epoch))
+
+    def _acknowledged(self, server: Any, epoch: int) -> None:
+        log = self._logs[id(server.room.engine)]
+        log.write(kind="acknowledged", server=server.server_id, epoch=epoch, at_us=_now_us())
+
+    def _room(self, original: Any, room: EngineRoom, *arguments: Any, **named: Any) -> None:
+        original(room, *arguments, **named)
+        path = self._folder / f"{os.getpid()}-{len(self._logs)}-{time.time_ns()}.jsonl"
+        self._logs[id(room.engine)] = _Log(path)
+
+    def _applied(self, original: Any, room: EngineRoom, roster: Any) -> Any:
+        answer = original(room, roster)
+        self._logs[id(room.engine)].write(kind="applied", epoch=roster.epoch, at_us=_now_us())
+        return answer
+
+    def _changed(self, original: Any, room: EngineRoom, choice: Any, *arguments: Any) -> Any:
+        again = len(choice.prompt_ids) + len(choice.released_ids)
+        self._logs[id(room.engine)].write(kind="recomposed", tokens=again)
+        return original(room, choice, *arguments)
+
+    def _stepped(self, original: Any, engine: Engine) -> Any:
+        rows: Counter[str] = Counter()
+        self._here.rows = rows
+        began_us = _now_us()
+        try:
+            events = original(engine)
+        finally:
+            self._here.rows = None
+            log = self._logs.get(id(engine))
+            if log is not None and rows:
+                log.write(kind="step", from_us=began_us, to_us=_now_us(), rows=dict(rows))
+        if log is not None and events:
+            told: Counter[str] = Counter()
+            for event in events:
+                told.update(event.attribution_ppm)
+            log.held = {"ppm": {short(name): ppm for name, ppm in told.items() if ppm}, "tokens": len(events)}
+        return events
+
+    def _kept(self, original: Any, engine: Engine) -> None:
+        original(engine)
+        log = self._logs.get(id(engine))
+        if log is not None and log.held:
+            log.write(kind="kept", **log.held)
+            log.held = {}
+
+
+class _Log:
+    """One engine's file; a line is with the kernel before the engine goes on, so a killed host loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.held: dict[str, Any] = {}
+
+    def write(self, **facts: Any) -> None:
+        os.write(self._descriptor, json.dumps(facts, separators=(",", ":")).encode() + b"\n")
+
+
+class _Told:
+    """The office, with a word to the recorder right before an acknowledgement leaves."""
+
+    def __init__(self, office: Any, tell: Callable[[int], None]) -> None:
+        self._office, self._tell = office, tell
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._office, name)
+
+    async def acknowledge(self, server_id: str, epoch: int, *rest: Any) -> Any:
+        self._tell(epoch)
+        return await self._office.acknowledge(server_id, epoch, *rest)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
