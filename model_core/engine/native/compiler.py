@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,6 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = (
     "-O3",
     "-std=c++17",
-    "-shared",
     "-fPIC",
     "-pthread",
     # Products and sums are fused where the source says so, and nowhere else: another choice in another copy
@@ -149,27 +149,42 @@ def _find_built(folder: Path, inputs: str) -> Path | None:
 
 
 def _compile(program: str, version: str, folder: Path, inputs: str, source: Path) -> BuiltLibrary | NoLibrary:
-    files = [str(path) for path in sorted(source.glob("*.cpp"))]
+    files = sorted(source.glob("*.cpp"))
     complaint = "there is nothing to compile"
     begin_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="compile-", dir=folder) as scratch:
-        out = Path(scratch) / "kernels.so"
-        for machine in _MACHINE_FLAGS:
-            done = subprocess.run(
-                [program, *FLAGS, *machine, "-o", str(out), *files],
-                capture_output=True,
-                text=True,
-                timeout=_COMPILE_TIMEOUT_S,
-                check=False,
-                env=_environment() | {"TMPDIR": scratch},
-            )
-            if done.returncode == 0:
+        for machine in _MACHINE_FLAGS if files else ():
+            out = Path(scratch) / "kernels.so"
+            complaint = _run(program, machine, files, out)
+            if not complaint:
                 out.chmod(0o500)
                 digest = hashlib.sha256(out.read_bytes()).hexdigest()[:24]
                 path = folder / f"kernels-{inputs}-{digest}.so"
                 out.replace(path)
                 return BuiltLibrary(path=path, compiler=version, compile_s=time.monotonic() - begin_s)
-            complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
-    return NoLibrary(
-        reason=f"{version} refused the kernels ({complaint.strip()[:300]}); torch computes instead."
-    )
+    return NoLibrary(reason=f"{version} refused the kernels ({complaint}); torch computes instead.")
+
+
+def _run(program: str, machine: tuple[str, ...], files: list[Path], out: Path) -> str:
+    """Compiles files side by side and links them; returns the first complaint, empty where there is none."""
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(
+            [program, *FLAGS, *machine, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_TIMEOUT_S,
+            check=False,
+            env=_environment() | {"TMPDIR": str(out.parent)},
+        )
+        if done.returncode == 0:
+            return ""
+        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
+        return said.strip()[:300] or f"status {done.returncode}"
+
+    objects = [out.parent / f"{file.stem}.o" for file in files]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        parts = list(zip(files, objects, strict=True))
+        complaints = threads.map(lambda part: call("-c", "-o", str(part[1]), str(part[0])), parts)
+    first = next((one for one in complaints if one), "")
+    return first or call("-shared", "-o", str(out), *map(str, objects))

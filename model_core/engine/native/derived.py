@@ -217,7 +217,7 @@ def _blocks(layout: Layout) -> Iterable[memoryview]:
         if begin > position:
             yield memoryview(bytes(begin - position))
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        yield memoryview(flat.numpy())
+        yield flat.numpy().data
         position = begin + tensor.nbytes
     if layout.size_bytes > position:
         yield memoryview(bytes(layout.size_bytes - position))

@@ -110,7 +110,7 @@ def pack_into(data: Tensor, weight_OI: Tensor, kind: PanelKind) -> None:
         target_PSL = panels_PSLs[..., lane]
         steps = column_OS.shape[1]
         if whole:
-            blocks_PLS = column_OS[: whole * LANES].unflatten(0, (whole, LANES))
+            blocks_PLS = column_OS[: whole * LANES].reshape(whole, LANES, steps)
             target_PSL[:whole, :steps].copy_(blocks_PLS.transpose(1, 2))
         if rest := n_out - whole * LANES:
             target_PSL[whole, :steps, :rest].copy_(column_OS[whole * LANES :].T)

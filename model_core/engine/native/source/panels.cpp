@@ -4,11 +4,9 @@
 #include "panels.hpp"
 
 #include <algorithm>
-#include <utility>
 #include <vector>
 
 #include "rows.hpp"
-#include "tiles.hpp"
 
 namespace experts {
 namespace {
@@ -16,33 +14,8 @@ namespace {
 // Packed rows of one pass stay in a core's second cache together with the panels of a tile.
 constexpr int64_t PASS_BYTES = 384 << 10;
 
-using TileFunction = void (*)(const char *panels, int64_t steps, const float *x, const Target &target);
-
-template <int KIND, int R, int P>
-constexpr TileFunction tile_or_none() {
-    if constexpr (P <= most_panels(R)) {
-        return tile<KIND, R, P>;
-    } else {
-        return nullptr;
-    }
-}
-
-struct TileRow {
-    TileFunction by_panels[3];  // of 1, 2 and 4 panels
-};
-
-template <int KIND, int... R>
-const TileRow &tiles_of(int rows, std::integer_sequence<int, R...>) {
-    static constexpr TileRow table[] = {{{tile_or_none<KIND, R + 1, 1>(), tile_or_none<KIND, R + 1, 2>(),
-                                          tile_or_none<KIND, R + 1, 4>()}}...};
-    return table[rows - 1];
-}
-
 const TileRow &tiles_of(int kind, int rows) {
-    constexpr auto sizes = std::make_integer_sequence<int, MAX_ROWS>();
-    if (kind == BF16) return tiles_of<BF16>(rows, sizes);
-    if (kind == I8) return tiles_of<I8>(rows, sizes);
-    return tiles_of<F32>(rows, sizes);
+    return kind == BF16 ? bf16_tiles(rows) : kind == I8 ? i8_tiles(rows) : f32_tiles(rows);
 }
 
 void multiply_packed(const Matrix &matrix, int64_t first, int64_t last, const PackedRows &x, float *y, int64_t y_stride,

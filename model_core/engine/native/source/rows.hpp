@@ -7,8 +7,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "lanes.hpp"
-#include "tiles.hpp"
+#include "shapes.hpp"
 
 namespace experts {
 

@@ -2,46 +2,14 @@
 // The innermost products: a few rows times a few panels, with every sum in a register.
 //
 // Each sum starts at zero and takes one input after the other, whatever the sizes of the tile: this is what keeps the
-// row law. Rows come packed: for each step the R inputs (bf16: pairs of inputs) of the tile's rows side by side.
+// row law.
 #pragma once
 
-#include "lanes.hpp"
-#include "panels.hpp"
+#include <utility>
+
+#include "shapes.hpp"
 
 namespace experts {
-
-#if defined(__AVX512F__)
-constexpr int MAX_ROWS = 14, MAX_PANELS = 4, MAX_SUMS = 28;
-#else
-constexpr int MAX_ROWS = 6, MAX_PANELS = 4, MAX_SUMS = 6;
-#endif
-
-#if defined(__AVX512BF16__)
-constexpr bool PAIRS_AT_ONCE = true;
-#else
-constexpr bool PAIRS_AT_ONCE = false;
-#endif
-
-// Panels that a tile of some rows takes at once: as many as its sums leave registers for.
-constexpr int most_panels(int rows) {
-    int panels = MAX_PANELS;
-    while (panels > 1 && rows * panels > MAX_SUMS) panels /= 2;
-    return panels;
-}
-
-// Where the results of a tile go.
-struct Target {
-    float *y;
-    int64_t stride;
-    int64_t width;        // outputs from the first panel on that exist
-    const float *scales;  // from the first panel on, or null
-    bool add;
-};
-
-// Floats (or pairs) of packed rows per step and row.
-constexpr int x_per_step(int kind) { return kind == BF16 && !PAIRS_AT_ONCE ? 2 : 1; }
-constexpr int64_t step_bytes(int kind) { return kind == I8 ? LANES : LANES * 4; }
-inline int64_t steps_of(const Matrix &matrix) { return matrix.kind == BF16 ? (matrix.n_in + 1) / 2 : matrix.n_in; }
 
 // How far ahead of its reads a tile fetches panels: few rows read them faster than the processor foresees.
 constexpr int64_t FETCH_AHEAD_BYTES = 2048;
@@ -134,6 +102,27 @@ void tile(const char *panels, int64_t steps, const float *x, const Target &targe
             store_first(to, sum, width);
         }
     }
+}
+
+template <int KIND, int R, int P>
+constexpr TileFunction tile_or_none() {
+    if constexpr (P <= most_panels(R)) {
+        return tile<KIND, R, P>;
+    } else {
+        return nullptr;
+    }
+}
+
+template <int KIND, int... R>
+const TileRow &tiles_by_rows(int rows, std::integer_sequence<int, R...>) {
+    static constexpr TileRow table[] = {
+        {{tile_or_none<KIND, R + 1, 1>(), tile_or_none<KIND, R + 1, 2>(), tile_or_none<KIND, R + 1, 4>()}}...};
+    return table[rows - 1];
+}
+
+template <int KIND>
+const TileRow &tiles(int rows) {
+    return tiles_by_rows<KIND>(rows, std::make_integer_sequence<int, MAX_ROWS>());
 }
 
 }  // namespace experts

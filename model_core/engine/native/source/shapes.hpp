@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// What packing rows, cutting products and the tiles themselves agree on.
+#pragma once
+
+#include "lanes.hpp"
+#include "panels.hpp"
+
+namespace experts {
+
+#if defined(__AVX512F__)
+constexpr int MAX_ROWS = 14, MAX_PANELS = 4, MAX_SUMS = 28;
+#else
+constexpr int MAX_ROWS = 6, MAX_PANELS = 4, MAX_SUMS = 6;
+#endif
+
+#if defined(__AVX512BF16__)
+constexpr bool PAIRS_AT_ONCE = true;
+#else
+constexpr bool PAIRS_AT_ONCE = false;
+#endif
+
+// Panels that a tile of some rows takes at once: as many as its sums leave registers for.
+constexpr int most_panels(int rows) {
+    int panels = MAX_PANELS;
+    while (panels > 1 && rows * panels > MAX_SUMS) panels /= 2;
+    return panels;
+}
+
+// Where the results of a tile go.
+struct Target {
+    float *y;
+    int64_t stride;
+    int64_t width;        // outputs from the first panel on that exist
+    const float *scales;  // from the first panel on, or null
+    bool add;
+};
+
+// Floats (or pairs) of packed rows per step and row.
+constexpr int x_per_step(int kind) { return kind == BF16 && !PAIRS_AT_ONCE ? 2 : 1; }
+constexpr int64_t step_bytes(int kind) { return kind == I8 ? LANES : LANES * 4; }
+inline int64_t steps_of(const Matrix &matrix) { return matrix.kind == BF16 ? (matrix.n_in + 1) / 2 : matrix.n_in; }
+
+// Computes R rows times P panels that lie one behind the other. For each step the R inputs (bf16: pairs of inputs) of the
+// rows stand side by side in x.
+using TileFunction = void (*)(const char *panels, int64_t steps, const float *x, const Target &target);
+
+struct TileRow {
+    TileFunction by_panels[3];  // of 1, 2 and 4 panels; none where the sums have no room
+};
+
+// Tiles of 1 to MAX_ROWS rows. Each kind is compiled apart, which takes several processors less time.
+const TileRow &f32_tiles(int rows);
+const TileRow &bf16_tiles(int rows);
+const TileRow &i8_tiles(int rows);
+
+}  // namespace experts
