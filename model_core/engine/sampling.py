@@ -12,11 +12,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model_core.engine.requests import Sampling
 from model_core.errors import RequestRefused
+
+_BLOCK = 256
+_CANDIDATES = 512
 
 
 def uniform(seed: int | None, request_id: str, index: int) -> float:
@@ -118,30 +123,81 @@ def _draw_warm(
     logits_RV: Tensor, chosen: Sequence[Sampling], uniforms: Sequence[float], *, cuts: bool
 ) -> Tensor:
     device = logits_RV.device
-    temperatures = [[sampling.temperature] for sampling in chosen]
-    temperature_R1 = torch.tensor(temperatures, dtype=torch.float64, device=device)
+    # No temperature is so low that fp32 would lose it: 0 divided by it must stay 0.
+    temperatures = [[max(sampling.temperature, 1e-20)] for sampling in chosen]
+    temperature_R1 = torch.tensor(temperatures, device=device)
     uniform_R1 = torch.tensor([[number] for number in uniforms], dtype=torch.float64, device=device)
-    chances_RV = torch.softmax(logits_RV.double() / temperature_R1, dim=-1)
-    order_RV = None
+    weights_RV = ((logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R1).exp_()
     if cuts:
-        chances_RV, order_RV = chances_RV.sort(dim=-1, descending=True, stable=True)
-        chances_RV = _cut(chances_RV, chosen)
-    # Inverse of the cumulative distribution; scaling u by the kept mass renormalises without a division.
-    reached_RV = chances_RV.cumsum(-1)
-    drawn_R1 = torch.searchsorted(reached_RV, uniform_R1 * reached_RV[:, -1:], right=True)
-    drawn_R1 = drawn_R1.clamp(max=logits_RV.shape[-1] - 1)
-    return (drawn_R1 if order_RV is None else order_RV.gather(-1, drawn_R1)).squeeze(-1)
+        return _draw_cut(weights_RV, chosen, uniform_R1, n_candidates=_CANDIDATES)
+    # Inverse of the cumulative distribution, first by blocks, then inside one: a cumulative sum over the
+    # whole vocabulary of every row would cost more than all else here.
+    blocks_RNW, reached_RN = _blocks(weights_RV)
+    block_R1 = _invert(reached_RN, uniform_R1 * reached_RN[:, -1:])
+    before_R1 = F.pad(reached_RN, (1, 0)).gather(-1, block_R1)
+    rows_R = torch.arange(len(chosen), device=device)
+    inside_RW = blocks_RNW[rows_R, block_R1.squeeze(-1)].double().cumsum(-1)
+    place_R1 = _invert(inside_RW, uniform_R1 * reached_RN[:, -1:] - before_R1)
+    return (block_R1 * _BLOCK + place_R1).squeeze(-1)
 
 
-def _cut(sorted_RV: Tensor, chosen: Sequence[Sampling]) -> Tensor:
-    """Zeroes what top-k and top-p leave out of probabilities sorted downwards; the first always stays."""
-    device, n_tokens = sorted_RV.device, sorted_RV.shape[-1]
+def _blocks(weights_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights in blocks ``[R, N, W]``, filled up with zeros, and the sums up to each block's end, fp64.
+
+    Blocks are summed alike whatever the number of rows, so a row's total does not depend on neighbours.
+    """
+    blocks_RNW = F.pad(weights_RV, (0, -weights_RV.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    return blocks_RNW, blocks_RNW.sum(-1).double().cumsum(-1)
+
+
+def _invert(reached_RN: Tensor, target_R1: Tensor) -> Tensor:
+    """Where a cumulative sum first exceeds its target ``[R, 1]``: never at a place that adds nothing."""
+    below_R1 = torch.nextafter(reached_RN[:, -1:], torch.zeros_like(reached_RN[:, -1:]))
+    return torch.searchsorted(reached_RN, torch.minimum(target_R1, below_R1), right=True)
+
+
+def _draw_cut(
+    weights_RV: Tensor, chosen: Sequence[Sampling], uniform_R1: Tensor, *, n_candidates: int
+) -> Tensor:
+    """Draws from the likeliest tokens; rows that keep more than the candidates are sorted whole."""
+    device, n_tokens = weights_RV.device, weights_RV.shape[-1]
     top_p_R1 = torch.tensor([[sampling.top_p] for sampling in chosen], dtype=torch.float64, device=device)
     top_k_R1 = torch.tensor([[sampling.top_k or n_tokens] for sampling in chosen], device=device)
-    before_RV = sorted_RV.cumsum(-1) - sorted_RV
-    rank_V = torch.arange(n_tokens, device=device)
-    out_RV = ((before_RV >= top_p_R1) & (top_p_R1 < 1)) | (rank_V >= top_k_R1)
-    return sorted_RV.masked_fill(out_RV & (rank_V > 0), 0.0)
+    width = min(n_candidates, n_tokens)
+    # Ties go to the lower token id, whatever order the search finds them in.
+    ids_RC = _likeliest(weights_RV, width).sort(-1).values
+    found_RC, order_RC = weights_RV.gather(-1, ids_RC).sort(dim=-1, descending=True, stable=True)
+    ids_RC = ids_RC.gather(-1, order_RC)
+    chances_RC = found_RC.double() / _blocks(weights_RV)[1][:, -1:]
+    enough_R1 = torch.ones_like(top_k_R1, dtype=torch.bool)
+    if width < n_tokens:
+        # Of tokens as likely as the last candidate some may be missing: they do not count as found.
+        sure_RC = found_RC > found_RC[:, -1:]
+        mass_R1 = chances_RC.where(sure_RC, 0.0).sum(-1, keepdim=True)
+        enough_R1 = (sure_RC.sum(-1, keepdim=True) >= top_k_R1) | ((top_p_R1 < 1) & (mass_R1 > top_p_R1))
+    before_RC = chances_RC.cumsum(-1) - chances_RC
+    rank_C = torch.arange(width, device=device)
+    out_RC = ((before_RC >= top_p_R1) & (top_p_R1 < 1)) | (rank_C >= top_k_R1)
+    reached_RC = chances_RC.masked_fill(out_RC & (rank_C > 0), 0.0).cumsum(-1)
+    place_R1 = _invert(reached_RC, uniform_R1 * reached_RC[:, -1:])
+    tokens_R = ids_RC.gather(-1, place_R1).squeeze(-1)
+    rest = (~enough_R1.squeeze(-1)).nonzero().squeeze(-1)
+    if len(rest):
+        settings = [chosen[row] for row in rest.tolist()]
+        tokens_R[rest] = _draw_cut(weights_RV[rest], settings, uniform_R1[rest], n_candidates=n_tokens)
+    return tokens_R
+
+
+def _likeliest(weights_RV: Tensor, width: int) -> Tensor:
+    """Ids of so many of the largest weights of each row, in any order ``[R, C]``."""
+    rows, n_tokens = weights_RV.shape
+    if width == n_tokens:
+        return torch.arange(n_tokens, device=weights_RV.device).expand(rows, -1)
+    if weights_RV.device.type != "cpu":
+        return weights_RV.topk(width, dim=-1).indices
+    # numpy's selection is several times as fast as torch's on CPU.
+    places = np.argpartition(weights_RV.numpy(), n_tokens - width, axis=-1)
+    return torch.from_numpy(places[:, n_tokens - width :].copy())
 
 
 def check_sampling(sampling: Sampling) -> None:

@@ -13,6 +13,7 @@ from tensor_builders import bank_of, digest, drain, prompt, random_world, reques
 
 from model_core.engine.engine import Engine
 from model_core.engine.plain import generate
+from model_core.engine.torch_runner import TorchRunner
 from model_core.errors import (
     EngineFull,
     ExpertNotResident,
@@ -153,6 +154,57 @@ def test_every_token_is_attributed_to_the_last_millionth(bank: ExpertBank) -> No
     assert got == pytest.approx(expected.tolist(), abs=20)
 
 
+def test_an_answer_that_was_restarted_draws_as_if_it_were_not(bank: ExpertBank) -> None:
+    """Tokens said before go back in as prompt: draws by seed, and penalties, go on where they stopped."""
+    settings: dict[str, Any] = {
+        "temperature": 1.0,
+        "seed": 5,
+        "presence_penalty": 2.0,
+        "frequency_penalty": 0.5,
+    }
+    whole = request(bank, "r", prompt(3, 9), bank.digests[:2], 2, max_tokens=12, **settings)
+    said = tokens(drain(Engine(bank, max_context=64), [whole])["r"])
+    rest = request(bank, "r", [*prompt(3, 9), *said[:5]], bank.digests[:2], 2, max_tokens=7, **settings)
+    again = drain(Engine(bank, max_context=64), [dataclasses.replace(rest, n_said=5)])["r"]
+    assert tokens(again) == said[5:]
+    assert len(set(said)) > 8
+
+
+def test_a_forbidden_token_is_not_said(bank: ExpertBank) -> None:
+    """A bias of -100 on the greedy choice takes the next best; the probability told is the model's own."""
+    free = drain(Engine(bank, max_context=64), [request(bank, "r", prompt(4, 6), (), 1, logprobs=2)])["r"][0]
+    bias = ((free.token_id, -100.0),)
+    held = drain(Engine(bank, max_context=64), [request(bank, "r", prompt(4, 6), (), 1, logit_bias=bias)])[
+        "r"
+    ]
+    assert (held[0].token_id, held[0].logprob) == free.top_logprobs[1]
+
+
+def test_a_memory_that_holds_no_whole_sequence_is_refused(bank: ExpertBank) -> None:
+    """Too few pages for one sequence, or fewer places than sequences."""
+    with pytest.raises(RequestRefused):
+        Engine(bank, max_context=64, n_pages=3)
+    with pytest.raises(RequestRefused):
+        Engine(bank, max_sequences=3, max_context=32, runner=TorchRunner(bank, n_pages=9, n_tails=2))
+
+
+def test_a_tenant_with_much_waiting_does_not_keep_another_waiting(bank: ExpertBank) -> None:
+    """One place: the other tenant's first request is second to begin, behind one of a crowd of twenty."""
+    engine = Engine(bank, max_sequences=1, max_context=32, max_waiting=40, max_waiting_per_tenant=20)
+    crowd = request(bank, "crowd", prompt(1, 6), (), 1, max_tokens=2)
+    for place in range(20):
+        engine.submit(dataclasses.replace(crowd, request_id=f"crowd{place}"))
+    with pytest.raises(EngineFull):
+        engine.submit(dataclasses.replace(crowd, request_id="crowd20"))
+    engine.step()
+    engine.commit()
+    key = bank.state_key((), top_k=1, consumer="other")
+    engine.submit(dataclasses.replace(crowd, request_id="other", state_key=key))
+    order = list(drain(engine))
+    assert order.index("other") <= 2
+    assert engine.n_waiting == 0
+
+
 def test_sequences_end_by_stop_length_and_context(bank: ExpertBank) -> None:
     """The stop token is reported; max_tokens and a full context end as length."""
     ids = prompt(8, 5)
@@ -187,6 +239,9 @@ def test_admission_is_bounded_and_refusals_change_nothing(bank: ExpertBank) -> N
         {"prompt_ids": (1,) * 16},
         {"prompt_ids": (61,)},
         {"prompt_ids": (-1,)},
+        {"weight": 0.0},
+        {"weight": float("inf")},
+        {"n_said": 5},
     ):
         with pytest.raises(RequestRefused):
             engine.submit(dataclasses.replace(good, request_id="x", **change))
@@ -198,6 +253,10 @@ def test_admission_is_bounded_and_refusals_change_nothing(bank: ExpertBank) -> N
         {"top_p": 1.1},
         {"top_k": -1},
         {"logprobs": 21},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": -2.1},
+        {"logit_bias": ((61, 1.0),)},
+        {"logit_bias": ((1, float("nan")),)},
     ):
         sampling = dataclasses.replace(good.sampling, **setting)
         with pytest.raises(RequestRefused):

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_core.engine.attribution import to_ppm
 from model_core.engine.requests import Sampling
-from model_core.engine.sampling import draw, uniform
+from model_core.engine.sampling import adjust, draw, log_probabilities, uniform
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
 
@@ -88,3 +89,72 @@ def test_shares_round_to_exactly_one_million(shares: list[list[float]]) -> None:
 def test_ties_of_remainders_go_to_the_earlier_column() -> None:
     """A third each: the first one gets the odd millionth."""
     assert to_ppm(np.ones((1, 3)), ("x", "y", "z")) == [{"x": 333_334, "y": 333_333, "z": 333_333}]
+
+
+def drawn_by_sorting(logits_V: torch.Tensor, sampling: Sampling, number: float) -> int:
+    """One draw as the settings describe it: the whole vocabulary sorted, in fp64."""
+    chances_V, order_V = torch.softmax(logits_V.double() / sampling.temperature, -1).sort(
+        descending=True, stable=True
+    )
+    before_V = chances_V.cumsum(0) - chances_V
+    kept_V = (before_V < sampling.top_p) | (sampling.top_p == 1)
+    kept_V &= torch.arange(len(kept_V)) < (sampling.top_k or len(kept_V))
+    kept_V[0] = True
+    reached_V = chances_V.where(kept_V, 0.0).cumsum(0)
+    return int(order_V[torch.searchsorted(reached_V, number * reached_V[-1], right=True)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.01, 1.0, 4.0]),
+    ties=st.booleans(),
+    top_p=st.sampled_from([1.0, 0.99, 0.6, 0.05]),
+    top_k=st.sampled_from([0, 1, 40, 600]),
+)
+def test_a_large_vocabulary_is_cut_as_if_it_were_sorted_whole(
+    seed: int, spread: float, ties: bool, top_p: float, top_k: int
+) -> None:
+    """Few or many tokens kept, many of them equally likely: the same tokens as from a full sort."""
+    logits = spread * torch.randn(4, 1500, generator=torch.Generator().manual_seed(seed))
+    if ties:
+        logits = (2 * logits).round() / 2
+    sampling = Sampling(temperature=0.8, top_p=top_p, top_k=top_k)
+    uniforms = [uniform(seed, "r", row) for row in range(4)]
+    if top_p == 1.0 and top_k == 0:  # the plain draw walks through token ids, not through a sorted list
+        expected = draw(logits, [sampling] * 4, uniforms).tolist()
+        chances = torch.softmax(logits.double() / 0.8, -1).cumsum(-1)
+        found = torch.searchsorted(chances, torch.tensor(uniforms, dtype=torch.float64)[:, None], right=True)
+        assert found.squeeze(-1).tolist() == expected
+        return
+    drawn = draw(logits, [sampling] * 4, uniforms).tolist()
+    assert drawn == [drawn_by_sorting(logits[row], sampling, uniforms[row]) for row in range(4)]
+
+
+def test_biases_and_penalties_move_their_own_row_alone() -> None:
+    """A bias of -100 forbids, penalties weigh what was drawn before, and other rows are not touched."""
+    logits = LOGITS.repeat(4, 1)
+    asked = [
+        Sampling(),
+        Sampling(logit_bias=((0, -100.0), (4, 3.0))),
+        Sampling(presence_penalty=1.0),
+        Sampling(presence_penalty=0.5, frequency_penalty=0.25),
+    ]
+    moved = adjust(logits, asked, [(), (), (0, 0, 1), (0, 0, 1)])
+    assert torch.equal(logits, LOGITS.repeat(4, 1))
+    assert torch.equal(moved[0], LOGITS)
+    assert moved[1].tolist() == [-98.0, 1.0, 0.5, 0.0, 2.0]
+    assert moved[2].tolist() == [1.0, 0.0, 0.5, 0.0, -1.0]
+    assert moved[3].tolist() == [1.0, 0.25, 0.5, 0.0, -1.0]
+    assert adjust(logits, [Sampling()] * 4, [()] * 4) is logits
+
+
+def test_log_probabilities_are_those_of_the_unchanged_logits() -> None:
+    """Own and best alternatives per row, as many as asked for; temperature and biases do not show."""
+    own, best = log_probabilities(
+        LOGITS.repeat(2, 1), torch.tensor([1, 0]), [Sampling(logprobs=2), Sampling(temperature=0.0)]
+    )
+    expected = torch.log_softmax(LOGITS, -1)
+    assert own == pytest.approx([float(expected[1]), float(expected[0])])
+    assert [token for token, _ in best[0]] == [0, 1]
+    assert best[1] == ()
