@@ -41,14 +41,19 @@ class Generation:
     def __init__(
         self, door: Door, credential: str, admission: Admission, request: GenerationRequest, request_id: str
     ) -> None:
-        async def admit(tokens: int, choices: int) -> Admission:
-            return await door.office.admit_request(credential, admission.deployment, tokens, choices)
+        async def admit(tokens: int) -> Admission:
+            return await door.office.admit_request(credential, admission.deployment, tokens)
 
         self._door = door
         self._request_id = request_id
         self._chunks = generate_through(door.hosts, admit, admission, request)
         self._first: GenerationChunk | None = None
         self._closed = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether the host says that no bit of the answer depends on what is computed beside it."""
+        return self._first is not None and bool(self._first.exact)
 
     async def start(self) -> None:
         """Waits for the first chunk, so that refusals of the host still become an HTTP status.

@@ -32,7 +32,8 @@ MOVABLE = (ReplicaLost, HostStopping, LeaseLost)
 _MOST_MOVES = 4
 _PAUSE_S = 0.1
 
-Admit = Callable[[int, int], Awaitable[Admission]]
+#: Admits so many tokens over all choices.
+Admit = Callable[[int], Awaitable[Admission]]
 
 
 class Told:
@@ -45,6 +46,8 @@ class Told:
 
     def __init__(self, admission: Admission, request: GenerationRequest) -> None:
         self._request = request
+        self._reserved = admission.reserved_tokens
+        self._untold = True
         self._requests = [admission.request_id]
         self._ids: list[list[int]] = [[] for _ in range(request.n)]
         self._open = set(range(request.n))
@@ -52,19 +55,24 @@ class Told:
         self._prompt_tokens: int | None = None
 
     @property
-    def needed(self) -> tuple[int, int]:
-        """Tokens that an open choice may still want at most, and how many choices are open."""
+    def needed(self) -> int:
+        """Tokens that the rest may take at most."""
+        if self._untold:
+            return self._reserved
         left = [self._request.max_tokens - len(self._ids[index]) for index in self._open]
-        return max(left, default=0), len(left)
+        return max(left, default=0) * len(left)
 
     def rest(self, admission: Admission) -> GenerationRequest:
         """What is still to be generated, under another admission."""
         self._requests.append(admission.request_id)
+        if self._untold:
+            return self._request
         said = tuple(tuple(ids) if n in self._open else None for n, ids in enumerate(self._ids))
-        return self._request.model_copy(update={"resumed": said})
+        return self._request.model_copy(update={"resumed": said, "echo": False})
 
     def take(self, chunk: GenerationChunk) -> GenerationChunk:
         """Notes a chunk and answers it as the client is to see it."""
+        self._untold = False
         self._ids[chunk.index].extend(chunk.token_ids)
         self._segments.extend(chunk.segments)
         if chunk.finish_reason is not None:
@@ -74,16 +82,19 @@ class Told:
             return chunk
         account = chunk.marketplace and self._account(chunk.marketplace)
         shown = chunk.prompt_tokens if first else None
-        return chunk.model_copy(update={"prompt_tokens": shown, "marketplace": account})
+        exact = chunk.exact if first else None
+        return chunk.model_copy(update={"prompt_tokens": shown, "exact": exact, "marketplace": account})
 
     def _account(self, last: GenerationAccount) -> GenerationAccount:
-        segments = joined_segments(sorted(self._segments, key=lambda one: (one.index, one.from_token)))
+        by_place = sorted(self._segments, key=lambda one: (one.part != "prompt", one.index, one.from_token))
+        segments = joined_segments(by_place)
         return last.model_copy(
             update={
                 "request_id": self._requests[0],
                 "continued_as": tuple(self._requests[1:]),
                 "completion_tokens": sum(len(ids) for ids in self._ids),
                 "segments": segments,
+                "scored_tokens": sum(one.to_token for one in segments if one.part == "prompt"),
             }
         )
 
@@ -95,7 +106,7 @@ async def generate_through(
 
     Args:
         hosts: where answers come from.
-        admit: admits (tokens per choice, choices) again.
+        admit: admits the rest.
         admission: the first.
         request: what is generated.
 
@@ -109,8 +120,7 @@ async def generate_through(
             async for chunk in chunks:
                 yield told.take(chunk)
         except MOVABLE as error:
-            tokens, choices = told.needed
-            if moves == _MOST_MOVES or tokens < 1:
+            if moves == _MOST_MOVES or told.needed < 1:
                 raise
             log.warning("an answer moves to another replica: %s", error.code)
         else:
@@ -118,5 +128,5 @@ async def generate_through(
         finally:
             await chunks.aclose()
         await asyncio.sleep(_PAUSE_S * moves)
-        admission = await admit(tokens, choices)
+        admission = await admit(told.needed)
         asked = told.rest(admission)

@@ -8,7 +8,6 @@ its composition, epoch and request in headers and says in ``marketplace`` which 
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,18 +17,17 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cluster.gateway.answering import Answers
 from cluster.gateway.answers import openai_error
 from cluster.gateway.bodies import read_json_object
 from cluster.gateway.door import Door
 from cluster.gateway.errors import UnsupportedParameter
-from cluster.gateway.generation import EventStream, Generation, unless_gone
+from cluster.gateway.generation import EventStream, unless_gone
 from cluster.gateway.openai_requests import ChatParameters, CompletionParameters, offered
 from cluster.gateway.openai_shapes import Shape
 from cluster.gateway.sessions import bearer
 from cluster.gateway.threshold import log_unexpected, request_id_of
-from cluster.office.protocol import Admission
 from cluster.problems import invalid_request, problem_of
-from model_core.errors import ProductError
 from policy.errors import UnknownDeployment
 
 MAX_PROMPT_BYTES = 4 << 20
@@ -63,48 +61,32 @@ async def _answer(
     try:
         body = await read_json_object(request, MAX_PROMPT_BYTES)
         asked = _parameters(kind, body)
-        max_tokens = _max_tokens(door, asked)
-        generation_request = asked.generation(max_tokens)
+        prompts = asked.generations(_max_tokens(door, asked))
     except Exception:
         await door.office.identify(credential)  # a stranger learns only that a key is needed
         raise
-    door.take_place()
+    answers = Answers(door, credential, asked.model, request_id_of(request))
     try:
-        admission = await door.office.admit_request(credential, asked.model, max_tokens, generation_request.n)
-        generation = Generation(door, credential, admission, generation_request, request_id_of(request))
+        await unless_gone(request, answers.start(prompts))
     except BaseException:
-        door.free_place()
+        await answers.abandon()
         raise
     shape = Shape(
         chat=kind is ChatParameters,
         model=asked.model,
-        request_id=admission.request_id,
-        n=generation_request.n,
-        logprobs=generation_request.logprobs is not None,
+        request_ids=[admission.request_id for admission in answers.admissions],
+        n=prompts[0].n,
+        logprobs=prompts[0].logprobs is not None,
     )
-    try:
-        await unless_gone(request, generation.start())
-    except Exception:
-        await generation.close()
-        await _give_back(door, admission)
-        raise
-    headers = _headers(admission)
+    headers = _headers(answers)
     if asked.stream:
-        events = _events(
-            generation, shape, include_usage=asked.include_usage, request_id=request_id_of(request)
-        )
-        return EventStream(events, generation.close, headers)
+        events = _events(answers, shape, include_usage=asked.include_usage, request_id=request_id_of(request))
+        return EventStream(events, answers.close, headers)
     try:
-        whole = await unless_gone(request, _whole(generation, shape))
+        whole = await unless_gone(request, _whole(answers, shape))
     finally:
-        await generation.close()
+        await answers.close()
     return JSONResponse(whole, headers=headers)
-
-
-async def _give_back(door: Door, admission: Admission) -> None:
-    """Frees the budget of a request that no host began; a hold that stays expires by itself."""
-    with contextlib.suppress(ProductError):
-        await door.office.release_request(admission.request_id)
 
 
 def _parameters(
@@ -127,22 +109,24 @@ def _max_tokens(door: Door, asked: CompletionParameters | ChatParameters) -> int
     return wanted
 
 
-def _headers(admission: Admission) -> dict[str, str]:
+def _headers(answers: Answers) -> dict[str, str]:
+    first = answers.admissions[0]
     return {
-        "X-Marketplace-Composition": admission.composition_digest,
-        "X-Marketplace-Epoch": str(admission.epoch),
-        "X-Marketplace-Request": admission.request_id,
+        "X-Marketplace-Composition": first.composition_digest,
+        "X-Marketplace-Epoch": str(first.epoch),
+        "X-Marketplace-Exact": str(answers.exact).lower(),
+        "X-Marketplace-Request": ",".join(admission.request_id for admission in answers.admissions),
     }
 
 
-async def _whole(generation: Generation, shape: Shape) -> dict[str, Any]:
-    async for chunk in generation.chunks():
-        shape.take(chunk)
+async def _whole(answers: Answers, shape: Shape) -> dict[str, Any]:
+    async for prompt, chunk in answers.chunks():
+        shape.take(chunk, prompt)
     return shape.whole()
 
 
 async def _events(
-    generation: Generation, shape: Shape, *, include_usage: bool, request_id: str
+    answers: Answers, shape: Shape, *, include_usage: bool, request_id: str
 ) -> AsyncIterator[bytes]:
     # The last event carries our account, which arrives with the host's last chunk. So the newest event is
     # held back until the next one exists; events with text are released at once.
@@ -150,8 +134,8 @@ async def _events(
     try:
         for event in shape.opening():
             yield _data(event)
-        async for chunk in generation.chunks():
-            for event in shape.events(chunk):
+        async for prompt, chunk in answers.chunks():
+            for event in shape.events(chunk, prompt):
                 if held is not None:
                     yield _data(held)
                     held = None
@@ -171,7 +155,7 @@ async def _events(
         log_unexpected(error, request_id)
         yield _data({"error": openai_error(problem_of(error))})
     finally:
-        await generation.close()
+        await answers.close()
 
 
 def _data(event: dict[str, Any]) -> bytes:

@@ -17,17 +17,15 @@ from cluster.gateway.errors import UnsupportedParameter
 from cluster.hosting.messages import MAX_CHOICES, MAX_LOGPROBS, MAX_STOPS, ChatTurn, GenerationRequest
 
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_PROMPTS = 64
+MAX_BIASES = 300
 
 _DROPPED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
 
 #: Parameters of the OpenAI API that are not offered: the values that ask for nothing, and what to do.
 _NOT_OFFERED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "echo": ((False, None), "echo is not offered: keep the prompt that you sent."),
     "best_of": ((1, None), "best_of is not offered: ask for n choices and choose among them."),
     "suffix": (("", None), "suffix is not offered: the models continue text, they do not fill gaps."),
-    "presence_penalty": ((0, None), "presence_penalty is not offered: leave it out."),
-    "frequency_penalty": ((0, None), "frequency_penalty is not offered: leave it out."),
-    "logit_bias": (({}, None), "logit_bias is not offered: leave it out."),
     "tools": (([], None), "Tools are not offered: the models answer with text alone."),
     "tool_choice": (("none", "auto", None), "Tools are not offered: the models answer with text alone."),
     "parallel_tool_calls": ((True, False, None), "Tools are not offered."),
@@ -69,6 +67,10 @@ class _Parameters(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    top_k: int | None = Field(default=None, ge=-1)
+    presence_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
+    frequency_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=MAX_BIASES)
 
     @property
     def include_usage(self) -> bool:
@@ -88,6 +90,10 @@ class _Parameters(BaseModel):
             "seed": self.seed,
             "stop": stops,
             "ignore_eos": bool(self.ignore_eos),
+            "top_k": max(0, self.top_k or 0),
+            "presence_penalty": self.presence_penalty or 0.0,
+            "frequency_penalty": self.frequency_penalty or 0.0,
+            "logit_bias": _biases(self.logit_bias or {}),
         }
 
 
@@ -95,28 +101,38 @@ class CompletionParameters(_Parameters):
     """The body of ``POST /v1/completions``."""
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(repr=False)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    echo: bool | None = None
 
-    def generation(self, max_tokens: int) -> GenerationRequest:
-        """What the host is asked.
+    def generations(self, max_tokens: int) -> list[GenerationRequest]:
+        """What hosts are asked: one request per prompt, in order.
 
         Raises:
-            UnsupportedParameter: several prompts, or none.
+            UnsupportedParameter: no prompt, too many, or nothing to generate and nothing to echo.
         """
+        if max_tokens < 1 and not self.echo:
+            raise UnsupportedParameter("max_tokens is at least 1 unless echo is true.", param="max_tokens")
+        common = self._common() | {
+            "max_tokens": max_tokens,
+            "logprobs": self.logprobs,
+            "echo": bool(self.echo),
+        }
         prompt = self.prompt
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-            if len(prompt) > 1:
-                raise UnsupportedParameter("Send one prompt per request.", param="prompt")
-            prompt = prompt[0]
-        if not prompt:
+        several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | list)
+        prompts: list[Any] = list(prompt) if several else [prompt]
+        if len(prompts) > MAX_PROMPTS:
+            raise UnsupportedParameter(f"At most {MAX_PROMPTS} prompts go in one request.", param="prompt")
+        if not all(prompts):
             raise UnsupportedParameter(
                 "The prompt is empty. Send a text or a list of tokens.", param="prompt"
             )
-        chosen: dict[str, Any] = (
-            {"prompt": prompt} if isinstance(prompt, str) else {"prompt_token_ids": prompt}
-        )
-        return GenerationRequest(**chosen, max_tokens=max_tokens, logprobs=self.logprobs, **self._common())
+        return [
+            GenerationRequest(prompt=one, **common)
+            if isinstance(one, str)
+            else GenerationRequest(prompt_token_ids=tuple(one), **common)
+            for one in prompts
+        ]
 
     def wanted_tokens(self, default: int) -> int:
         """Most new tokens per choice; OpenAI's default of this door is 16 whatever the installation's."""
@@ -157,20 +173,22 @@ class ChatParameters(_Parameters):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
-    def generation(self, max_tokens: int) -> GenerationRequest:
-        """What the host is asked.
+    def generations(self, max_tokens: int) -> list[GenerationRequest]:
+        """What the host is asked: one request.
 
         Raises:
             UnsupportedParameter: alternatives are asked for without log-probabilities.
         """
         if self.top_logprobs is not None and not self.logprobs:
             raise UnsupportedParameter("top_logprobs needs logprobs: true.", param="top_logprobs")
-        return GenerationRequest(
-            turns=tuple(message.turn() for message in self.messages),
-            max_tokens=max_tokens,
-            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            **self._common(),
-        )
+        return [
+            GenerationRequest(
+                turns=tuple(message.turn() for message in self.messages),
+                max_tokens=max_tokens,
+                logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+                **self._common(),
+            )
+        ]
 
     def wanted_tokens(self, default: int) -> int:
         """Most new tokens per choice."""
@@ -178,6 +196,29 @@ class ChatParameters(_Parameters):
             if wanted is not None:
                 return wanted
         return default
+
+
+def tokens_to_hold(request: GenerationRequest) -> int:
+    """Tokens that a request may compute at most, over all choices, before anybody has counted its prompt.
+
+    A scored prompt counts: its tokens, or one per byte of its text and one that opens it.
+    """
+    scored = 0
+    if request.scores_prompt:
+        ids, text = request.prompt_token_ids, request.prompt or ""
+        scored = len(ids) if ids is not None else len(text.encode("utf-8", "surrogatepass")) + 1
+    return request.max_tokens * request.n + scored
+
+
+def _biases(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    found = []
+    for token, bias in biases.items():
+        if not token.isascii() or not token.isdigit() or len(token) > 9 or not -100.0 <= bias <= 100.0:
+            raise UnsupportedParameter(
+                "logit_bias maps token ids to numbers between -100 and 100.", param="logit_bias"
+            )
+        found.append((int(token), float(bias)))
+    return tuple(sorted(found))
 
 
 def offered(body: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the epoch, the composition and the routed share of each expert.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,33 +36,43 @@ class Choice:
 
 
 class Shape:
-    """One request's answer in the making.
+    """One answer in the making, of one prompt or of several.
 
     Args:
         chat: chat completion or plain completion.
         model: the deployment's name.
-        request_id: of the admission.
-        n: number of choices.
+        request_ids: of the admissions, one per prompt; the first names the answer.
+        n: number of choices per prompt; those of the second prompt come after those of the first.
         logprobs: whether log-probabilities were asked for.
     """
 
-    def __init__(self, *, chat: bool, model: str, request_id: str, n: int, logprobs: bool) -> None:
+    def __init__(self, *, chat: bool, model: str, request_ids: Sequence[str], n: int, logprobs: bool) -> None:
         self._chat = chat
         self._model = model
-        self._id = f"{'chatcmpl' if chat else 'cmpl'}-{request_id}"
+        self._id = f"{'chatcmpl' if chat else 'cmpl'}-{request_ids[0]}"
+        self._n = n
         self._logprobs = logprobs
         self._created_s = int(time.time())
-        self._choices = [Choice() for _ in range(n)]
+        self._choices = [Choice() for _ in range(n * len(request_ids))]
         self._completion_tokens = 0
-        self._prompt_tokens = 0
-        self._account: GenerationAccount | None = None
+        self._prompt_tokens = [0] * len(request_ids)
+        self._accounts: list[GenerationAccount | None] = [None] * len(request_ids)
 
-    def take(self, chunk: GenerationChunk) -> None:
-        """Counts a chunk and keeps its text for the whole answer."""
-        choice = self._choices[chunk.index]
+    def take(self, chunk: GenerationChunk, prompt: int = 0) -> None:
+        """Counts a chunk and keeps its text for the whole answer.
+
+        Args:
+            chunk: what came.
+            prompt: number of the prompt that it answers.
+        """
+        if chunk.prompt is not None:
+            for choice in self._choices[prompt * self._n : (prompt + 1) * self._n]:
+                choice.parts.append(chunk.prompt.text)
+                choice.logprobs.extend(chunk.prompt.logprobs or ())
+        choice = self._choices[prompt * self._n + chunk.index]
         choice.parts.append(chunk.text)
         choice.logprobs.extend(chunk.logprobs or ())
-        self._count(chunk)
+        self._count(chunk, prompt)
         if chunk.finish_reason is not None:
             choice.finish = _FINISH[chunk.finish_reason]
 
@@ -83,45 +94,56 @@ class Shape:
         role = {"role": "assistant", "content": ""}
         return [self._event([self._delta(index, role, None, None)]) for index in range(len(self._choices))]
 
-    def events(self, chunk: GenerationChunk) -> list[dict[str, Any]]:
+    def events(self, chunk: GenerationChunk, prompt: int = 0) -> list[dict[str, Any]]:
         """The stream events of a chunk; a finish is an event of its own."""
-        self._count(chunk)
+        self._count(chunk, prompt)
         made = []
+        if chunk.prompt is not None:
+            for index in range(prompt * self._n, (prompt + 1) * self._n):
+                found = list(chunk.prompt.logprobs or ())
+                made.append(self._event([self._text_delta(index, chunk.prompt.text, found)]))
+        index = prompt * self._n + chunk.index
         if chunk.text or chunk.logprobs:
-            made.append(self._event([self._text_delta(chunk)]))
+            made.append(self._event([self._text_delta(index, chunk.text, list(chunk.logprobs or ()))]))
         if chunk.finish_reason is not None:
             finish = _FINISH[chunk.finish_reason]
             if self._chat:
-                made.append(self._event([self._delta(chunk.index, {}, None, finish)]))
+                made.append(self._event([self._delta(index, {}, None, finish)]))
             else:
-                made.append(self._event([self._plain(chunk.index, "", None, finish)]))
+                made.append(self._event([self._plain(index, "", None, finish)]))
         return made
+
+    @property
+    def complete(self) -> bool:
+        """Whether every prompt's account has come."""
+        return all(account is not None for account in self._accounts)
 
     def closing_usage(self) -> dict[str, Any]:
         """The usage event of a stream whose caller asked for it; it has no choices."""
         return {**self._event([]), "usage": self.usage(), "marketplace": self.marketplace()}
 
     def usage(self) -> dict[str, int]:
-        """Tokens: the host's own account once it came, what arrived before."""
-        prompt, completion = self._prompt_tokens, self._completion_tokens
-        if self._account is not None:
-            prompt, completion = self._account.prompt_tokens, self._account.completion_tokens
+        """Tokens: the hosts' own accounts once they came, what arrived before."""
+        prompt, completion = sum(self._prompt_tokens), self._completion_tokens
+        if self.complete:
+            accounts = [account for account in self._accounts if account is not None]
+            prompt = sum(account.prompt_tokens for account in accounts)
+            completion = sum(account.completion_tokens for account in accounts)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def marketplace(self) -> dict[str, Any] | None:
-        """Our own field."""
-        if self._account is None:
+        """Our own field: of the one prompt, or a list over several."""
+        if not self.complete:
             return None
-        shown = self._account.model_dump(mode="json")
-        also = {"continued_as": shown["continued_as"]} if shown["continued_as"] else {}
-        return {"request_id": shown["request_id"], **also, "segments": shown["segments"]}
+        shown = [_shown(account) for account in self._accounts if account is not None]
+        return shown[0] if len(shown) == 1 else {"request_id": shown[0]["request_id"], "prompts": shown}
 
-    def _count(self, chunk: GenerationChunk) -> None:
+    def _count(self, chunk: GenerationChunk, prompt: int) -> None:
         self._completion_tokens += len(chunk.token_ids)
         if chunk.prompt_tokens is not None:
-            self._prompt_tokens = chunk.prompt_tokens
+            self._prompt_tokens[prompt] = chunk.prompt_tokens
         if chunk.marketplace is not None:
-            self._account = chunk.marketplace
+            self._accounts[prompt] = chunk.marketplace
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created_s, "model": self._model}
@@ -143,15 +165,15 @@ class Shape:
             "finish_reason": finish,
         }
 
-    def _text_delta(self, chunk: GenerationChunk) -> dict[str, Any]:
-        found = list(chunk.logprobs or ()) if self._logprobs else None
+    def _text_delta(self, index: int, text: str, logprobs: list[TokenLogprob]) -> dict[str, Any]:
+        found = logprobs if self._logprobs else None
         if self._chat:
             shown = None if found is None else _chat_logprobs(found)
-            return self._delta(chunk.index, {"content": chunk.text}, shown, None)
-        choice = self._choices[chunk.index]
+            return self._delta(index, {"content": text}, shown, None)
+        choice = self._choices[index]
         shown = None if found is None else _plain_logprobs(found, choice.offset)
         choice.offset += sum(len(one.token) for one in found or ())
-        return self._plain(chunk.index, chunk.text, shown, None)
+        return self._plain(index, text, shown, None)
 
     @staticmethod
     def _delta(
@@ -172,15 +194,30 @@ def _plain_logprobs(found: list[TokenLogprob], offset: int) -> dict[str, Any]:
     return {
         "tokens": [one.token for one in found],
         "token_logprobs": [one.logprob for one in found],
-        "top_logprobs": [{text: logprob for text, _, logprob in one.top} for one in found],
+        "top_logprobs": [None if one.logprob is None else _by_text(one) for one in found],
         "text_offset": offsets,
     }
+
+
+def _by_text(one: TokenLogprob) -> dict[str, float]:
+    """Alternatives by text; where several tokens look alike the likeliest stands for them."""
+    found: dict[str, float] = {}
+    for text, _, logprob in one.top:
+        found.setdefault(text, logprob)
+    return found
+
+
+def _shown(account: GenerationAccount) -> dict[str, Any]:
+    shown = account.model_dump(mode="json")
+    wanted = ["request_id", "exact", "segments"]
+    wanted += [name for name in ("continued_as", "scored_tokens") if shown[name]]
+    return {name: shown[name] for name in wanted}
 
 
 def _chat_logprobs(found: list[TokenLogprob]) -> dict[str, Any]:
     return {
         "content": [
-            _token(one.token, one.logprob)
+            _token(one.token, one.logprob or 0.0)
             | {"top_logprobs": [_token(text, logprob) for text, _, logprob in one.top]}
             for one in found
         ],

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 FinishReason = Literal["stop", "length", "cancelled", "withdrawn"]
 
-MAX_STOPS = 4
+MAX_STOPS = 16
 MAX_CHOICES = 8
-MAX_LOGPROBS = 5
+MAX_LOGPROBS = 20
 MAX_TEXTS = 256
 MAX_TEXT_CHARACTERS = 200_000
 
@@ -47,7 +47,7 @@ class GenerationRequest(Message):
         prompt: plain text to continue.
         prompt_token_ids: tokens to continue.
         turns: a conversation to answer.
-        max_tokens: most new tokens per choice.
+        max_tokens: most new tokens per choice; 0 only echoes.
         n: number of choices; choice ``i`` is sampled with seed ``seed + i``.
         temperature: 0 is greedy.
         top_p: nucleus mass in (0, 1].
@@ -55,6 +55,12 @@ class GenerationRequest(Message):
         stop: texts that end a choice; the stop text itself is never emitted.
         logprobs: how many alternatives per token to report (0 reports the chosen token alone); None for none.
         ignore_eos: go on past the end-of-text token until ``max_tokens``, for measurements.
+        echo: give the prompt back before the answer, with its log-probabilities where ``logprobs`` asks for
+            them; then every scored token of the prompt counts as a computed one.
+        top_k: draw from the k likeliest tokens; 0 from all.
+        logit_bias: added to the logits, as (token id, bias).
+        presence_penalty: taken off the logit of every token that was said.
+        frequency_penalty: taken off as often as it was said.
         resumed: where another host began the answer: the tokens that it released of each choice, None for a
             choice that has ended. Only what follows is generated; ``max_tokens`` counts them in.
     """
@@ -62,7 +68,7 @@ class GenerationRequest(Message):
     prompt: str | None = Field(default=None, repr=False)
     prompt_token_ids: tuple[int, ...] | None = Field(default=None, repr=False)
     turns: tuple[ChatTurn, ...] | None = Field(default=None, repr=False)
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=0)
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -70,6 +76,11 @@ class GenerationRequest(Message):
     stop: tuple[str, ...] = Field(default=(), repr=False, max_length=MAX_STOPS)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     ignore_eos: bool = False
+    echo: bool = False
+    top_k: int = Field(default=0, ge=0)
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     resumed: tuple[tuple[int, ...] | None, ...] = Field(default=(), repr=False)
 
     @property
@@ -81,6 +92,11 @@ class GenerationRequest(Message):
         """Tokens of a choice that another host released."""
         return (self.resumed[index] or ()) if self.resumed else ()
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the tokens of the prompt are computed for their log-probabilities."""
+        return self.echo and self.logprobs is not None
+
 
 class TokenLogprob(Message):
     """The log-probability (natural log) of one token and of its best alternatives.
@@ -88,14 +104,26 @@ class TokenLogprob(Message):
     Attributes:
         token: the token's text.
         token_id: its number in the vocabulary.
-        logprob: of the chosen token.
+        logprob: of the chosen token; None for a prompt's first, which nothing stands before.
         top: alternatives, best first, as (text, token id, logprob).
     """
 
     token: str = Field(repr=False)
     token_id: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, int, float], ...] = Field(default=(), repr=False)
+
+
+class PromptEcho(Message):
+    """The prompt, given back.
+
+    Attributes:
+        text: its text, without what the host opened it with.
+        logprobs: one per token of the text when asked for.
+    """
+
+    text: str = Field(repr=False)
+    logprobs: tuple[TokenLogprob, ...] | None = Field(default=None, repr=False)
 
 
 class Segment(Message):
@@ -103,6 +131,7 @@ class Segment(Message):
 
     Attributes:
         index: which choice.
+        part: ``answer``, or ``prompt`` for tokens of the prompt that were scored (counted from 0 too).
         epoch: of the register when the run began.
         composition_digest: of the experts that were allowed.
         from_token: first completion token of the run (counted from 0).
@@ -112,6 +141,7 @@ class Segment(Message):
     """
 
     index: int = 0
+    part: Literal["answer", "prompt"] = "answer"
     epoch: int
     composition_digest: str
     from_token: int
@@ -124,8 +154,9 @@ def joined_segments(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     joined: list[Segment] = []
     for segment in segments:
         last = joined[-1] if joined else None
-        if last is not None and (last.index, last.composition_digest, last.to_token) == (
+        if last is not None and (last.index, last.part, last.composition_digest, last.to_token) == (
             segment.index,
+            segment.part,
             segment.composition_digest,
             segment.from_token,
         ):
@@ -153,11 +184,15 @@ class GenerationAccount(Message):
         prompt_tokens: tokens of the prompt as the host counted them.
         completion_tokens: over all choices.
         segments: by choice, then by token.
+        scored_tokens: tokens of the prompt whose log-probabilities were computed.
+        exact: whether no bit of the answer depended on what else was computed beside it.
         continued_as: further requests that went on with the answer when a host was lost, in order.
     """
 
     request_id: str
     continued_as: tuple[str, ...] = ()
+    scored_tokens: int = 0
+    exact: bool = False
     prompt_tokens: int
     completion_tokens: int
     segments: tuple[Segment, ...]
@@ -179,6 +214,8 @@ class GenerationChunk(Message):
         marketplace: set on the request's last chunk alone.
         prompt_tokens: set on the first chunk, so that a client that leaves early can still be told.
         segments: what the new tokens were computed with, for an answer whose end another host computes.
+        prompt: set on the first chunk of a request that asks for it; it belongs to every choice.
+        exact: set on the first chunk: whether no bit of the answer depends on what is computed beside it.
     """
 
     index: int = 0
@@ -189,6 +226,8 @@ class GenerationChunk(Message):
     marketplace: GenerationAccount | None = None
     prompt_tokens: int | None = None
     segments: tuple[Segment, ...] = ()
+    prompt: PromptEcho | None = Field(default=None, repr=False)
+    exact: bool | None = None
 
 
 class ScoredText(Message):

@@ -45,4 +45,8 @@ def sampling_of(
         seed=None if request.seed is None else request.seed + index,
         stop_ids=() if request.ignore_eos else (tokenizer.end_of_text_id,),
         logprobs=request.logprobs or 0,
+        top_k=request.top_k,
+        logit_bias=request.logit_bias,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
     )

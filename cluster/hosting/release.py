@@ -29,6 +29,7 @@ from cluster.hosting.messages import (
     GenerationAccount,
     GenerationChunk,
     GenerationRequest,
+    PromptEcho,
     Segment,
 )
 from cluster.office.protocol import Admission, UsageRecord
@@ -50,6 +51,7 @@ class Release:
         gate: looked at before and after that.
         decode: token ids to text.
         names: (deployment, bundle digest) to the name shown in receipts.
+        exact: whether no bit of the answer depends on what is computed beside it.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Release:
         gate: ReleaseGate,
         decode: Callable[[Sequence[int]], str],
         names: Callable[[str, str], str],
+        exact: bool = False,
     ) -> None:
+        self._exact = exact
         self._admission = admission
         self._request = request
         self._prompt_tokens = prompt_tokens
@@ -82,6 +86,7 @@ class Release:
             )
             for index in range(request.n)
         ]
+        self._scored: list[Segment] = []
         self._said = sum(account.released for account in self._accounts)
         for index, text in enumerate(self._texts):
             for token_id in request.said(index):
@@ -123,6 +128,41 @@ class Release:
                 if chunk.finish_reason is not None:
                     leave(choice)
                 yield chunk
+
+    def prompt(self, echo: PromptEcho, scored: UsageRecord | None) -> list[GenerationChunk]:
+        """The prompt, given back; journaled first where its tokens were computed.
+
+        No await lies between the journal and the answer: look at the gate right before and right after.
+
+        Args:
+            echo: what is shown.
+            scored: what the scored tokens cost; None where nothing was computed.
+        """
+        ends = not self._request.max_tokens
+        if scored is not None:
+            self._last_label = (scored.epoch, scored.composition_digest)
+            self._scored.append(
+                Segment(
+                    part="prompt",
+                    epoch=scored.epoch,
+                    composition_digest=scored.composition_digest,
+                    from_token=0,
+                    to_token=scored.completion_tokens,
+                    experts={self._name(digest): ppm for digest, ppm in scored.experts.items()},
+                )
+            )
+        if scored is not None or ends:
+            self._write([scored or self._bare_record(*self._last_label)], final=ends)
+        first = GenerationChunk(
+            prompt=echo, prompt_tokens=self._prompt_tokens, exact=self._exact, segments=tuple(self._scored)
+        )
+        self._first = False
+        if not ends:
+            return [first]
+        indexes, self._open = sorted(self._open), set()
+        closing = [GenerationChunk(index=index, finish_reason="length") for index in indexes]
+        closing[-1] = closing[-1].model_copy(update={"marketplace": self._summary()})
+        return [first, *closing]
 
     def close(self) -> None:
         """Writes the final record if none was written: the client left, or the request failed.
@@ -243,6 +283,7 @@ class Release:
             finish_reason=finish,
             marketplace=None if self._open else self._summary(),
             prompt_tokens=self._prompt_tokens if first else None,
+            exact=self._exact if first else None,
             segments=fresh,
         )
 
@@ -255,12 +296,15 @@ class Release:
         )
 
     def _summary(self) -> GenerationAccount:
-        segments: list[Segment] = [part for account in self._accounts for part in account.segments]
+        answers = [part for account in self._accounts for part in account.segments]
+        segments: list[Segment] = [*self._scored, *answers]
         return GenerationAccount(
             request_id=self._admission.request_id,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=sum(account.released for account in self._accounts) - self._said,
             segments=tuple(segments),
+            scored_tokens=sum(part.to_token for part in self._scored),
+            exact=self._exact,
         )
 
     def _name(self, digest: str) -> str:

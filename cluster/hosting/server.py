@@ -13,7 +13,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cluster.hosting.choice import Choice, Ending, Failure, StepToken
 from cluster.hosting.errors import (
@@ -27,10 +27,12 @@ from cluster.hosting.facts import HostHealth, HostSettings
 from cluster.hosting.floor import EpochFloor
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.journal import UsageJournal
+from cluster.hosting.lease import wall_us
 from cluster.hosting.link import RegisterDesk, RegisterLink
 from cluster.hosting.messages import (
     GenerationChunk,
     GenerationRequest,
+    PromptEcho,
     ScoreAnswer,
     ScoredText,
 )
@@ -40,9 +42,9 @@ from cluster.hosting.probe import Probe, probe
 from cluster.hosting.prompts import prompt_ids_of, sampling_of
 from cluster.hosting.release import Release
 from cluster.hosting.room import EngineRoom
-from cluster.hosting.scoring import chosen_experts, score_texts
+from cluster.hosting.scoring import ScoredPrompt, chosen_experts, score_prompt, score_texts, scored_tokens
 from cluster.hosting.uploader import Uploader, UsageDesk
-from cluster.office.protocol import Admission
+from cluster.office.protocol import Admission, UsageRecord
 from model_core.network.bank import ExpertBank
 from model_core.network.checkpoint import load_expert_folder
 from model_core.packing.bundle import CheckedBundle, check_bundle
@@ -54,6 +56,8 @@ from model_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+_LOOK_AGAIN_S = 0.05
 _TEXTS_AT_ONCE = 8  # about one forward pass, so that streams wait no longer than for a long prompt
 
 
@@ -189,9 +193,11 @@ class ModelServer:
         prompt_ids = prompt_ids_of(request, self.tokenizer)
         indexes = request.open_choices
         limit = min(request.max_tokens, self.max_context - len(prompt_ids))
-        shares = admission.reserved_tokens // max(1, len(indexes))
+        reserved = admission.reserved_tokens - (len(prompt_ids) if request.scores_prompt else 0)
+        shares = reserved // max(1, len(indexes))
         limits = {n: min(limit, len(request.said(n)) + shares) for n in indexes}
-        if any(limits[n] <= len(request.said(n)) for n in indexes):
+        echoes_only = request.echo and not request.max_tokens and reserved >= 0 and limit >= 0
+        if not echoes_only and any(limits[n] <= len(request.said(n)) for n in indexes):
             raise PromptRefused(
                 f"The prompt has {len(prompt_ids)} tokens and leaves no room for an answer; at most "
                 f"{self.max_context - 1} fit.",
@@ -220,9 +226,15 @@ class ModelServer:
                 gate=self.gate,
                 decode=self.tokenizer.decode,
                 names=self._names,
+                exact=self.room.engine.exact,
             )
             release.open()
             try:
+                if request.echo:
+                    for chunk in await self._echo(admission, request, prompt_ids, release):
+                        yield chunk
+                    if echoes_only:
+                        return
                 await self._begin(admission, choices, release)
                 async for chunk in release.chunks(self.settings.hold_s, self._leave):
                     yield chunk
@@ -319,23 +331,79 @@ class ModelServer:
                 self.room.call(lambda digest=digest, expert=expert: self.room.install(digest, expert))  # type: ignore[misc]
             )
 
-    async def _begin(self, admission: Admission, choices: list[Choice], release: Release) -> None:
+    async def _echo(
+        self, admission: Admission, request: GenerationRequest, ids: tuple[int, ...], release: Release
+    ) -> list[GenerationChunk]:
+        """The prompt given back, scored where asked for, under what permits it at the end as at the start."""
+        opened = int(request.prompt_token_ids is None)  # the host's own first token is not shown
+        shown = ids[opened:]
+        text = self.tokenizer.decode(shown)
+        if request.logprobs is None:
+            return release.prompt(PromptEcho(text=text), None)
+        await self._reach(admission)
+        while True:
+            served, scored = await self._score_prompt(admission.deployment, ids, request.logprobs)
+            now = self.room.roster.served.get(admission.deployment)
+            if (
+                self.gate.is_open()
+                and now is not None
+                and now.composition_digest == served.composition_digest
+            ):
+                break
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        logprobs = scored_tokens(self.tokenizer, ids, scored)
+        record = UsageRecord(
+            request_id=admission.request_id,
+            deployment=admission.deployment,
+            epoch=served.epoch,
+            composition_digest=served.composition_digest,
+            prompt_tokens=0,
+            completion_tokens=len(scored.logprobs),
+            experts=scored.experts,
+            at_us=wall_us(),
+        )
+        chunks = release.prompt(PromptEcho(text=text, logprobs=logprobs[opened:]), record)
+        if not self.gate.is_open():
+            raise LeaseLost("The lease ended while the prompt was scored; ask again.", retry_after_s=1)
+        return chunks
+
+    async def _score_prompt(
+        self, deployment: str, ids: tuple[int, ...], alternatives: int
+    ) -> tuple[Served, ScoredPrompt]:
+        def compute() -> tuple[Served, ScoredPrompt]:
+            served = self.room.roster.served.get(deployment)
+            wanted = chosen_experts(served, None, deployment)
+            if served is None or not self.gate.is_open():
+                raise LeaseLost("The register has not answered lately; nothing is computed without it.")
+            if missing := set(wanted) - set(self.room.bank.digests):
+                raise ExpertsNotLoaded("Experts of this deployment are being loaded.", missing=len(missing))
+            return served, score_prompt(self.room.bank, ids, wanted, served.top_k, alternatives)
+
+        return await self._patiently(compute)
+
+    async def _reach(self, admission: Admission) -> None:
         if not await self.link.reached(admission.epoch, self.settings.reach_s):
             raise LeaseLost(
                 "This host has not heard of the epoch that admitted the request; ask again in a few seconds.",
                 epoch=admission.epoch,
             )
+
+    async def _patiently(self, command: Callable[[], T]) -> T:
+        """Runs a command of the engine's thread, again and again while experts are being loaded."""
         deadline = self._loop.time() + self.settings.reach_s
+        while True:
+            try:
+                return await asyncio.wrap_future(self.room.call(command))
+            except ExpertsNotLoaded:
+                if self._loop.time() > deadline:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _begin(self, admission: Admission, choices: list[Choice], release: Release) -> None:
+        await self._reach(admission)
         for choice in choices:
             self._releases[choice] = release
-            while True:
-                try:
-                    await asyncio.wrap_future(self.room.call(lambda choice=choice: self.room.submit(choice)))  # type: ignore[misc]
-                    break
-                except ExpertsNotLoaded:
-                    if self._loop.time() > deadline:
-                        raise
-                    await asyncio.sleep(0.05)
+            await self._patiently(lambda choice=choice: self.room.submit(choice))  # type: ignore[misc]
 
     def _leave(self, choice: Choice) -> None:
         if self._releases.pop(choice, None) is not None:

@@ -21,7 +21,14 @@ from cluster.gateway.app import build_app
 from cluster.gateway.door import DoorLimits
 from cluster.gateway.server import bind, quiet_server
 from cluster.home import Home
-from cluster.hosting.messages import GenerationAccount, GenerationChunk, GenerationRequest, Segment
+from cluster.hosting.messages import (
+    GenerationAccount,
+    GenerationChunk,
+    GenerationRequest,
+    PromptEcho,
+    Segment,
+    TokenLogprob,
+)
 from cluster.office.protocol import Admission
 from cluster.operations.intake import pack_bundle
 from cluster.settings import Settings
@@ -64,6 +71,12 @@ class ScriptedHosts:
         """Yields one chunk per word and choice, then the account."""
         self.asked.append((admission, request))
         try:
+            if request.echo:
+                yield _echo(request)
+            if not request.max_tokens:
+                for index in range(request.n):
+                    account = _account(admission, request, 0) if index == request.n - 1 else None
+                    yield GenerationChunk(index=index, finish_reason="length", marketplace=account)
             words = self.words[: request.max_tokens]
             for place, word in enumerate(words):
                 if self.fails is not None and place >= self.fails_after:
@@ -84,6 +97,21 @@ class ScriptedHosts:
             self.finished += 1
         finally:
             self.closed += 1
+
+
+def _echo(request: GenerationRequest) -> GenerationChunk:
+    """The prompt of words or numbers, every token but the first with a score."""
+    words = [f"<{number}>" for number in request.prompt_token_ids or ()] or (request.prompt or "").split()
+    logprobs = tuple(
+        TokenLogprob(
+            token=word, token_id=n, logprob=-float(n) if n else None, top=((word, n, -float(n)),) if n else ()
+        )
+        for n, word in enumerate(words)
+    )
+    shown = logprobs if request.logprobs is not None else None
+    return GenerationChunk(
+        prompt=PromptEcho(text="".join(words), logprobs=shown), prompt_tokens=7, exact=True
+    )
 
 
 def _account(admission: Admission, request: GenerationRequest, tokens: int) -> GenerationAccount:

@@ -24,7 +24,7 @@ from cluster.hosting.probe import probe
 from cluster.hosting.server import ModelServer
 from cluster.office.protocol import Admission, EpochNews, UsageRecord
 from model_core.engine.requests import TokenEvent
-from model_core.network.bank import ExpertBank
+from model_core.network.bank import ExpertBank, forward_logits
 from model_core.network.checkpoint import save_expert
 from model_core.network.expert import Expert
 from model_core.packing.ids import new_id
@@ -686,5 +686,52 @@ def test_answer_that_another_host_began_goes_on_as_if_it_never_stopped(
             assert (account.segments[0].from_token, account.segments[-1].to_token) == (cut, 24)
         mine = [one for one in office.records if one.request_id == given.request_id]
         assert sum(one.completion_tokens for one in mine) == 24 - cut
+
+    asyncio.run(story())
+
+
+def test_echoed_prompt_is_scored_journaled_and_charged_as_computed(world: World, tmp_path: Path) -> None:
+    """Scores are those of the plain forward pass; scored tokens are in journal and account, with shares."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path) as server:
+            ids = tuple(world.tokenizer.encode("the quick brown fox"))
+            given = admission(world, tokens=len(ids) + 2)
+            chunks = await collect(
+                server, given, prompt=None, prompt_token_ids=ids, echo=True, logprobs=2, max_tokens=2
+            )
+            scored = chunks[0].prompt
+            assert scored is not None
+            assert scored.text == "the quick brown fox"
+            logits = forward_logits(server.room.bank, ids, world.digests(*OWNERS), 4).float()
+            wanted = torch.log_softmax(logits[:-1], -1).gather(-1, torch.tensor(ids)[1:, None]).flatten()
+            found = [one.logprob for one in scored.logprobs or ()]
+            assert found[0] is None
+            assert torch.allclose(torch.tensor(found[1:], dtype=torch.float32), wanted, atol=1e-5)
+            assert [one.token_id for one in scored.logprobs or ()] == list(ids)
+            assert len(tokens_of(chunks)) == 2
+            account = chunks[-1].marketplace
+            assert account is not None
+            assert (account.scored_tokens, account.completion_tokens) == (len(ids) - 1, 2)
+            assert [part.part for part in account.segments] == ["prompt", "answer"]
+            only = admission(world, tokens=len(ids))
+            last = await collect(server, only, prompt="the quick", echo=True, logprobs=0, max_tokens=0)
+            assert [chunk.finish_reason for chunk in last] == [None, "length"]
+            with pytest.raises(PromptRefused):
+                await collect(
+                    server,
+                    admission(world, tokens=1),
+                    prompt="the quick",
+                    echo=True,
+                    logprobs=0,
+                    max_tokens=0,
+                )
+        mine = [one for one in office.records if one.request_id == given.request_id]
+        assert sum(one.completion_tokens for one in mine) == len(ids) - 1 + 2
+        assert sum(one.prompt_tokens for one in mine) == len(ids)
+        assert sum(sum(one.experts.values()) for one in mine) == (len(ids) + 1) * 1_000_000
+        assert [one.final for one in office.records if one.request_id == only.request_id][-1]
 
     asyncio.run(story())

@@ -104,15 +104,15 @@ class Office:
     """Admits again, and notes for how much."""
 
     def __init__(self, refuses: Exception | None = None) -> None:
-        self.admitted: list[tuple[int, int]] = []
+        self.admitted: list[int] = []
         self.refuses = refuses
 
-    async def admit(self, tokens: int, choices: int) -> Admission:
+    async def admit(self, tokens: int) -> Admission:
         """A new reservation."""
         if self.refuses is not None:
             raise self.refuses
-        self.admitted.append((tokens, choices))
-        return _admission(f"r{len(self.admitted)}", tokens * choices)
+        self.admitted.append(tokens)
+        return _admission(f"r{len(self.admitted)}", tokens)
 
 
 def _collect(hosts: Hosts, office: Office, tokens: int, n: int) -> list[GenerationChunk]:
@@ -144,7 +144,7 @@ def test_client_sees_one_whole_answer_whatever_is_lost(tokens: int, n: int, loss
     assert sorted((s.index, s.from_token, s.to_token) for s in account.segments) == (
         [(i, 0, tokens) for i in range(n)] if office.admitted else sorted(_single(tokens, n))
     )
-    reserved = {"r0": tokens * n} | {f"r{k + 1}": t * c for k, (t, c) in enumerate(office.admitted)}
+    reserved = {"r0": tokens * n} | {f"r{k + 1}": held for k, held in enumerate(office.admitted)}
     assert all(count <= reserved[name] for name, count in hosts.computed.items())
     assert sum(hosts.computed.values()) == tokens * n
     assert hosts.closed == len(hosts.asked)
@@ -167,7 +167,7 @@ def test_a_draining_host_gives_its_answer_away() -> None:
     assert HostStopping in MOVABLE
     hosts, office = Hosts([2], HostStopping("Ending.")), Office()
     assert len(_collect(hosts, office, 5, 1)) == 5
-    assert office.admitted == [(3, 1)]
+    assert office.admitted == [3]
 
 
 def test_without_a_new_admission_the_answer_ends_with_the_refusal() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -229,10 +230,10 @@ def test_hold_of_a_request_that_never_began_is_given_back(town: Any, client: ope
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"echo": True}, "echo"),
         ({"best_of": 3}, "best_of"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"suffix": "end"}, "suffix"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"max_tokens": 65}, "max_tokens"),
@@ -240,9 +241,11 @@ def test_hold_of_a_request_that_never_began_is_given_back(town: Any, client: ope
         ({"temperature": 3}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"n": 99}, "n"),
-        ({"stop": ["a"] * 9}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"prompt": ""}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a"] * 65}, "prompt"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -280,10 +283,140 @@ def test_prompts_are_kept_nowhere(town: Any, client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIError):
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": canary}])
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model=MODEL, prompt=canary, extra_body={"stop": [canary] * 9})
+        client.completions.create(model=MODEL, prompt=canary, extra_body={"stop": [canary] * 17})
     assert canary not in caught.value.message
     for path in town.home.root.rglob("*"):
         assert not path.is_file() or canary.encode() not in path.read_bytes(), path
+
+
+def test_several_prompts_are_answered_as_one_with_their_choices_in_order(
+    town: Any, client: openai.OpenAI
+) -> None:
+    """Choices of the second prompt come after those of the first; usage is the sum; each has an admission."""
+    raw = client.completions.with_raw_response.create(model=MODEL, prompt=["a", "b", "c"], n=2)
+    answer = raw.parse()
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    assert {choice.text for choice in answer.choices} == {"Hello there."}
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (21, 18)
+    ids = [admission.request_id for admission, _ in town.hosts.asked]
+    assert raw.headers["X-Marketplace-Request"].split(",") == ids
+    assert [part["request_id"] for part in answer.model_extra["marketplace"]["prompts"]] == ids
+    assert [asked.prompt for _, asked in town.hosts.asked] == ["a", "b", "c"]
+    events = list(client.completions.create(model=MODEL, prompt=[[1], [2]], stream=True))
+    for index in range(2):
+        assert "".join(e.choices[0].text for e in events if e.choices[0].index == index) == "Hello there."
+    assert "prompts" in events[-1].model_extra["marketplace"]
+
+
+def test_one_refused_prompt_of_several_ends_the_others_and_holds_nothing(
+    town: Any, client: openai.OpenAI
+) -> None:
+    """A list is answered whole or not at all."""
+    town.hosts.fails = HostUnavailable("No host runs. Ask again.")
+    with pytest.raises(openai.InternalServerError):
+        client.completions.create(model=MODEL, prompt=["a", "b"])
+    (budget,) = town.get("dev", "/ledger/budgets")["items"]
+    assert budget["held_micro"] == 0
+    assert town.hosts.closed == len(town.hosts.asked)
+
+
+def test_echo_gives_the_prompt_back_with_its_scores(town: Any, client: openai.OpenAI) -> None:
+    """The text begins with the prompt, its first token has no score, offsets run on into the answer."""
+    answer = client.completions.create(model=MODEL, prompt="one two", echo=True, logprobs=1, max_tokens=0)
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason) == ("onetwo", "length")
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs == [None, -1.0]
+    assert choice.logprobs.top_logprobs == [None, {"two": -1.0}]
+    assert choice.logprobs.text_offset == [0, 3]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 0
+    answer = client.completions.create(model=MODEL, prompt="one two", echo=True, n=2)
+    assert [choice.text for choice in answer.choices] == ["onetwoHello there."] * 2
+    events = list(client.completions.create(model=MODEL, prompt="one two", echo=True, stream=True))
+    assert "".join(event.choices[0].text for event in events) == "onetwoHello there."
+
+
+def test_scored_prompt_is_held_for_before_it_is_counted(town: Any, client: openai.OpenAI) -> None:
+    """The hold covers every token that a prompt may have: its ids, or its bytes and one."""
+    client.completions.create(model=MODEL, prompt="été", echo=True, logprobs=0, max_tokens=3, n=2)
+    client.completions.create(model=MODEL, prompt=[5, 6, 7], echo=True, logprobs=0, max_tokens=0)
+    client.completions.create(model=MODEL, prompt="été", echo=True, max_tokens=3)
+    assert [admission.reserved_tokens for admission, _ in town.hosts.asked] == [6 + 5 + 1, 3, 3]
+
+
+def test_requests_of_lm_eval_are_answered_as_it_reads_them(town: Any) -> None:
+    """A batch of token prompts to be scored, and texts to be continued with many stops."""
+    headers = {"Authorization": f"Bearer {town.keys['dev']}"}
+    scoring = {
+        "model": MODEL,
+        "prompt": [[5, 6, 7], [8, 9]],
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
+    town.hosts.words = ("!",)
+    found = town.http.post("/v1/completions", json=scoring, headers=headers).json()
+    first, second = sorted(found["choices"], key=lambda choice: choice["index"])
+    # It sums what lies behind the context and before the one token that it had to ask for.
+    assert first["logprobs"]["token_logprobs"][:3] == [None, -1.0, -2.0]
+    assert [max(top.values()) for top in first["logprobs"]["top_logprobs"][1:3]] == [-1.0, -2.0]
+    assert len(second["logprobs"]["tokens"]) == 2
+    writing = {
+        "prompt": ["Question: 1+1\nAnswer:"],
+        "model": MODEL,
+        "max_tokens": 32,
+        "temperature": 0,
+        "stop": ["\n\n", "Question:", "</s>", "<|im_end|>", "<|endoftext|>"],
+        "seed": 1234,
+    }
+    found = town.http.post("/v1/completions", json=writing, headers=headers).json()
+    assert [choice["text"] for choice in found["choices"]] == ["!"]
+    assert len(town.hosts.asked[-1][1].stop) == 5
+
+
+def test_stream_reads_as_langchain_reads_it(town: Any) -> None:
+    """Plain server-sent events: deltas, then a usage event without choices, then the end."""
+    headers = {"Authorization": f"Bearer {town.keys['dev']}"}
+    body = {
+        "model": MODEL,
+        "messages": CHAT,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "n": 1,
+        "temperature": 0.7,
+        "max_completion_tokens": 8,
+        "parallel_tool_calls": True,
+    }
+    with town.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(c["delta"].get("content") or "" for e in events for c in e["choices"]) == "Hello there."
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"]["total_tokens"] == 10
+    assert {event["object"] for event in events} == {"chat.completion.chunk"}
+    assert len({event["id"] for event in events}) == 1
+
+
+def test_drawing_parameters_reach_the_host(town: Any, client: openai.OpenAI) -> None:
+    """Penalties and biases are honoured, and a base's own extension can be asked for."""
+    client.completions.create(
+        model=MODEL,
+        prompt="x",
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        logit_bias={"7": -100, "3": 2},
+        extra_body={"top_k": 40},
+    )
+    asked = town.hosts.asked[0][1]
+    assert (asked.presence_penalty, asked.frequency_penalty, asked.top_k) == (0.5, -1.0, 40)
+    assert asked.logit_bias == ((3, 2.0), (7, -100.0))
 
 
 def test_chat_template_is_one_paragraph_per_turn() -> None:
