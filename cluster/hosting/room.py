@@ -194,7 +194,7 @@ class EngineRoom:
     def install(self, digest: str, expert: Expert) -> None:
         """Takes a loaded expert in, unless it is no longer permitted."""
         if digest in self._roster.experts and digest not in self.bank.digests:
-            self.bank.add(digest, expert)
+            self.engine.add_expert(digest, expert)
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _start(self, choice: Choice) -> None:
@@ -250,7 +250,7 @@ class EngineRoom:
             return
         # NaN first: whoever still held the tensors would show it at once.
         self.engine.drop_expert(digest, poison=True)
-        self.bank.remove(digest)
+        self.engine.drop_expert(digest, poison=False)
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
