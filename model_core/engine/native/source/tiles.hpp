@@ -5,6 +5,7 @@
 // row law.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "shapes.hpp"
@@ -71,25 +72,22 @@ void tile(const char *panels, int64_t steps, const float *x, const Target &targe
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p) sums[r][p] = zeros();
     }
-    constexpr int64_t LINE_STEPS = 64 / BYTES;
-    const auto run = [&](int64_t from, int64_t to, int64_t ahead) {
-        for (int64_t step = from; step < to; step += LINE_STEPS) {
-            const char *here = panels + step * BYTES;
-            if constexpr (P >= 2) {
-#pragma GCC unroll 16
-                for (int p = 0; p < P; ++p) __builtin_prefetch(here + p * panel_bytes + ahead);
-            }
-            const int64_t end = LINE_STEPS == 1 ? 1 : to - step < LINE_STEPS ? to - step : LINE_STEPS;
-#pragma GCC unroll 4
-            for (int64_t inner = 0; inner < end; ++inner) {
-                one_step<KIND, R, P>(sums, here + inner * BYTES, panel_bytes, x + (step + inner) * R * x_per_step(KIND));
-            }
-        }
-    };
     // Towards the end of its panels a tile fetches the beginning of those that follow them.
-    const int64_t near_end = steps > FETCH_AHEAD_BYTES / BYTES ? (steps - FETCH_AHEAD_BYTES / BYTES) / LINE_STEPS * LINE_STEPS : 0;
-    run(0, near_end, FETCH_AHEAD_BYTES);
-    run(near_end, steps, FETCH_AHEAD_BYTES + (P - 1) * panel_bytes);
+    constexpr int64_t LINE_STEPS = 64 / BYTES;
+    const int64_t near_end = std::max<int64_t>(0, steps - FETCH_AHEAD_BYTES / BYTES) / LINE_STEPS * LINE_STEPS;
+    int64_t ahead = FETCH_AHEAD_BYTES;
+    for (int64_t step = 0; step < steps; step += LINE_STEPS) {
+        const char *here = panels + step * BYTES;
+        if constexpr (P >= 2) {
+            if (step == near_end) ahead += (P - 1) * panel_bytes;
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) __builtin_prefetch(here + p * panel_bytes + ahead);
+        }
+        const int64_t end = std::min(steps, step + LINE_STEPS);
+        for (int64_t inner = step; inner < end; ++inner) {
+            one_step<KIND, R, P>(sums, panels + inner * BYTES, panel_bytes, x + inner * R * x_per_step(KIND));
+        }
+    }
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
         const int64_t width = target.width - p * LANES;
