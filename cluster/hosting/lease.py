@@ -121,7 +121,8 @@ class OfficeClock:
         if not self.received_us:
             return 0
         passed_us = max(0, boot_us - self.sent_us)
-        return self.received_us + -(-passed_us * _PPM // (_PPM - self.drift_ppm))
+        # Plus one, for readings are rounded down.
+        return self.received_us + 1 - (-passed_us * _PPM // (_PPM - self.drift_ppm))
 
     def heard(self, received_us: int, sent_us: int) -> OfficeClock:
         """The bound after one more answer: that of the question sent last, for that clock may be set, too."""
