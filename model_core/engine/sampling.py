@@ -146,7 +146,7 @@ def _blocks(weights_RV: Tensor) -> tuple[Tensor, Tensor]:
 
     Blocks are summed alike whatever the number of rows, so a row's total does not depend on neighbours.
     """
-    blocks_RNW = F.pad(weights_RV, (0, -weights_RV.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    blocks_RNW = F.pad(weights_RV, (0, -weights_RV.shape[-1] % _BLOCK)).view(len(weights_RV), -1, _BLOCK)
     return blocks_RNW, blocks_RNW.sum(-1).double().cumsum(-1)
 
 

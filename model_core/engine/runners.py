@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best runner that a machine offers for a bank: compiled kernels where they can be had, torch elsewhere.
+
+Decides by what is there (device, dtype, a compiler) and says why. Knows nothing of sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model_core.engine.native.compiler import NoLibrary
+from model_core.engine.native.derived import DerivedFolder
+from model_core.engine.native.library import load_library
+from model_core.engine.native.step import NativeRunner
+from model_core.engine.runner import Runner
+from model_core.engine.torch_runner import TorchRunner, page_bytes
+from model_core.network.bank import ExpertBank
+
+_COMPILED = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedRunner:
+    """A runner and how it came to be.
+
+    Attributes:
+        runner: computes steps over the bank.
+        said: one line for a person: what computes, and why not the compiled kernels where they do not.
+        compile_s: how long compiling took; 0 where nothing was compiled now.
+    """
+
+    runner: Runner
+    said: str
+    compile_s: float = 0.0
+
+
+def open_runner(
+    bank: ExpertBank,
+    *,
+    n_pages: int,
+    n_tails: int,
+    kernels: Path | None,
+    weights: Path | None = None,
+    threads: int | None = None,
+) -> OpenedRunner:
+    """Opens a runner over a bank.
+
+    Args:
+        bank: weights; the runner is made for its device and dtype.
+        n_pages: pages of keys and values.
+        n_tails: places for prefix sums: sequences that run at the same time.
+        kernels: where compiled kernels are kept; None computes with torch.
+        weights: where packed weights are kept for all processes of the machine; None packs into memory.
+        threads: that compute; None takes as many as torch.
+    """
+    device = bank.decoder.embed.weight.device.type
+    if kernels is None:
+        why = "no folder for compiled kernels was given"
+    elif device != "cpu":
+        why = f"the weights are on {device}"
+    elif bank.dtype not in _COMPILED:
+        why = f"there are no compiled kernels for {bank.dtype}"
+    else:
+        library = load_library(kernels)
+        if not isinstance(library, NoLibrary):
+            folder = None if weights is None else DerivedFolder(weights)
+            runner = NativeRunner(
+                bank, library, n_pages=n_pages, n_tails=n_tails, threads=threads, folder=folder
+            )
+            built = library.built
+            return OpenedRunner(
+                runner=runner, said=f"compiled kernels ({built.compiler})", compile_s=built.compile_s
+            )
+        why = library.reason
+    return OpenedRunner(runner=TorchRunner(bank, n_pages=n_pages, n_tails=n_tails), said=f"torch ({why})")
+
+
+def pages_within(bank: ExpertBank, *, size_bytes: int, max_context: int, page_size: int = 16) -> int:
+    """How many pages of keys and values a memory budget holds; always enough for one whole sequence.
+
+    Args:
+        bank: whose shape and dtype decide what a page takes.
+        size_bytes: the budget.
+        max_context: positions of the longest sequence.
+        page_size: positions in a page.
+    """
+    return max(-(-max_context // page_size), size_bytes // page_bytes(bank, page_size))

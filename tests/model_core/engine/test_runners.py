@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner that a machine offers: compiled where it can be, torch elsewhere, and it says which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensor_builders import bank_of, drain, prompt, random_world, request, tokens
+
+from model_core.engine import runners
+from model_core.engine.engine import Engine
+from model_core.engine.native.compiler import NoLibrary
+from model_core.engine.native.step import NativeRunner
+from model_core.engine.runners import open_runner, pages_within
+from model_core.engine.torch_runner import TorchRunner
+from model_core.network.bank import ExpertBank
+
+
+@pytest.fixture(scope="module")
+def bank() -> ExpertBank:
+    """Two gated experts; tests do not change it."""
+    return bank_of(*random_world(25, 2))
+
+
+def test_what_is_opened_computes_the_same_and_says_what_it_is(
+    bank: ExpertBank, pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
+    """Compiled kernels if there is a compiler (exact then), with shared weights or without; else torch."""
+    asked = [request(bank, f"r{i}", prompt(i, 9 + 9 * i), bank.digests[:i], 2) for i in range(3)]
+    plain = drain(Engine(bank, max_sequences=3, max_context=64), asked)
+    for weights in (None, tmp_path / "weights"):
+        opened = open_runner(
+            bank, n_pages=12, n_tails=3, kernels=pytestconfig.rootpath / "build" / "kernels", weights=weights
+        )
+        engine = Engine(bank, max_sequences=3, max_context=64, runner=opened.runner)
+        assert engine.exact == isinstance(opened.runner, NativeRunner)
+        assert opened.said.startswith("compiled kernels (" if engine.exact else "torch (")
+        said = drain(engine, asked)
+        assert {name: tokens(events) for name, events in said.items()} == {
+            name: tokens(events) for name, events in plain.items()
+        }
+
+
+def test_torch_computes_where_nothing_is_compiled(
+    bank: ExpertBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No folder, another dtype, no compiler: torch, with the reason."""
+    reasons = [open_runner(bank, n_pages=4, n_tails=1, kernels=None)]
+    half = bank_of(*random_world(26, 1))
+    half.decoder.double()
+    reasons.append(open_runner(half, n_pages=4, n_tails=1, kernels=tmp_path))
+    monkeypatch.setattr(runners, "load_library", lambda _: NoLibrary(reason="No compiler was found."))
+    reasons.append(open_runner(bank, n_pages=4, n_tails=1, kernels=tmp_path))
+    for opened, part in zip(reasons, ("no folder", "float64", "No compiler"), strict=True):
+        assert isinstance(opened.runner, TorchRunner)
+        assert part in opened.said
+        assert not opened.runner.row_exact
+
+
+def test_a_memory_budget_becomes_pages_and_never_too_few(bank: ExpertBank) -> None:
+    """What the pages take is the budget within a page; one sequence always fits."""
+    budget = 400_000
+    n_pages = pages_within(bank, size_bytes=budget, max_context=64)
+    runner = TorchRunner(bank, n_pages=n_pages, n_tails=1)
+    engine = Engine(bank, max_sequences=1, max_context=64, runner=runner)
+    drain(engine, [request(bank, "r", prompt(1, 40), bank.digests, 2)])
+    taken = runner.size_bytes() - runner.tail_sums_LND.nbytes
+    assert taken <= budget < taken + taken // n_pages + 1
+    assert pages_within(bank, size_bytes=0, max_context=64) == 4
+    assert torch.is_tensor(runner.page_sums[0])
