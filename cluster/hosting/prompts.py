@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from cluster.hosting.chat import ChatFormat
 from cluster.hosting.errors import PromptRefused
-from cluster.hosting.messages import GenerationRequest, render_turns
+from cluster.hosting.messages import GenerationRequest
 from model_core.engine.requests import Sampling
 from model_core.text.tokenizer import TextTokenizer
 
 
-def prompt_ids_of(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple[int, ...]:
+def prompt_ids_of(
+    request: GenerationRequest, tokenizer: TextTokenizer, chat: ChatFormat | None = None
+) -> tuple[int, ...]:
     """Token ids of a request's prompt; text is opened by the end-of-text token, as in training.
 
     Raises:
@@ -23,8 +26,9 @@ def prompt_ids_of(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple
                 vocab_size=tokenizer.vocab_size,
             )
         return ids
-    text = request.prompt if request.prompt is not None else render_turns(request.turns or ())
-    return (tokenizer.begin_id, *tokenizer.encode(text))
+    if request.prompt is None:
+        return (chat or ChatFormat(tokenizer)).ids(request.turns or ())
+    return (tokenizer.begin_id, *tokenizer.encode(request.prompt))
 
 
 def sampling_of(

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from cluster.hosting.chat import ChatFormat
 from cluster.hosting.choice import Choice, Ending, Failure, StepToken
 from cluster.hosting.errors import (
     DeploymentNotHosted,
@@ -107,7 +108,7 @@ class ModelServer:
     async def start(self) -> None:
         """Loads the base, opens the journal and follows the register."""
         self._loop = asyncio.get_running_loop()
-        bank, self.tokenizer = await asyncio.to_thread(self._open_base)
+        bank, self.tokenizer, self.chat = await asyncio.to_thread(self._open_base)
         self.max_context = min(self.settings.max_context, bank.shape.max_positions)
         self.journal = await asyncio.to_thread(UsageJournal.create, self._journals, self.server_id)
         self.uploader = Uploader(self.journal, self._office, interval_s=self.settings.upload_s)
@@ -190,7 +191,7 @@ class ModelServer:
             HostOverloaded: too many choices wait already.
             LeaseLost: the register has not answered for too long.
         """
-        prompt_ids = prompt_ids_of(request, self.tokenizer)
+        prompt_ids = prompt_ids_of(request, self.tokenizer, self.chat)
         indexes = request.open_choices
         limit = min(request.max_tokens, self.max_context - len(prompt_ids))
         reserved = admission.reserved_tokens - (len(prompt_ids) if request.scores_prompt else 0)
@@ -308,9 +309,10 @@ class ModelServer:
         )
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
-    def _open_base(self) -> tuple[ExpertBank, TextTokenizer]:
+    def _open_base(self) -> tuple[ExpertBank, TextTokenizer, ChatFormat]:
         folder = self._verified(self.base_digest)
-        return ExpertBank.open(self.base_digest, folder), TextTokenizer.load(folder / TOKENIZER_FILE)
+        tokenizer = TextTokenizer.load(folder / TOKENIZER_FILE)
+        return ExpertBank.open(self.base_digest, folder), tokenizer, ChatFormat.load(folder, tokenizer)
 
     def _verified(self, digest: str) -> Path:
         """A bundle's folder whose digests and both signatures hold (law 11)."""

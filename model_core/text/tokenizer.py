@@ -43,6 +43,7 @@ class TextTokenizer:
         self, tokenizer: Tokenizer, *, end_of_text: str = END_OF_TEXT, begin_of_text: str | None = None
     ) -> None:
         self._tokenizer = tokenizer
+        self._marking: Tokenizer | None = None
         self.end_of_text_id = self._special(end_of_text)
         self.begin_id = self.end_of_text_id if begin_of_text is None else self._special(begin_of_text)
 
@@ -131,6 +132,19 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the end of text; a marker spelled out in the text is plain text."""
         return self.encode_batch([text])[0]
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Spellings of the special tokens, the longest first."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return tuple(sorted({str(token.content) for token in added if token.special}, key=len, reverse=True))
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text in which spelled-out markers are the special tokens they name."""
+        if self._marking is None:
+            # Its own copy: what reads markers is a switch of the library's object, and threads share that.
+            self._marking = Tokenizer.from_str(self._tokenizer.to_str())
+        return list(self._marking.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts."""
