@@ -24,6 +24,7 @@ from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.plan import EMPTY_ROSTER, NewSet, Plan, Roster, Running, make_plan
 from model_core.engine.engine import Engine
 from model_core.engine.requests import SequenceRequest
+from model_core.engine.runner import Runner
 from model_core.errors import ProductError, TensorsNotFinite
 from model_core.network.bank import ExpertBank
 from model_core.network.expert import Expert
@@ -64,6 +65,7 @@ class EngineRoom:
         keep_poisoned: withdrawn experts stay resident, filled with NaN, as a standing proof that nothing
             multiplies them.
         max_waiting: sequences that may wait besides.
+        runner: computes the steps; None lets torch do it. It has ``max_sequences`` places.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class EngineRoom:
         threads: int = 1,
         keep_poisoned: bool = False,
         max_waiting: int = 256,
+        runner: Runner | None = None,
     ) -> None:
         self.bank = bank
         # Whoever is computing may have to queue again, so the engine takes that many more than may wait.
@@ -84,6 +87,7 @@ class EngineRoom:
             max_sequences=max_sequences,
             max_context=max_context,
             max_waiting=max_waiting + max_sequences,
+            runner=runner,
         )
         self.counts = RoomCounts()
         self.failure: BaseException | None = None
