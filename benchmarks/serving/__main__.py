@@ -52,15 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     jobs = [job for job in (full_jobs() if given.full else quick_jobs()) if (given.only or "") in job.label]
     rows: list[Row] = _compile_rows(arithmetic)
-    for number, job in enumerate(jobs, start=1):
-        print(f"{number} of {len(jobs)}: {job.label} ...", file=sys.stderr, flush=True)
-        found = runner.rows(job)
-        rows += found
-        print_table("so far", found, Console(stderr=True))
-        write_report(
-            "serving", rows, facts=_facts(given, arithmetic, missing, began, whole=number == len(jobs))
-        )
-    runner.close()
+    try:
+        for number, job in enumerate(jobs, start=1):
+            print(f"{number} of {len(jobs)}: {job.label} ...", file=sys.stderr, flush=True)
+            found = runner.rows(job)
+            rows += found
+            print_table("so far", found, Console(stderr=True))
+            whole = number == len(jobs)
+            write_report("serving", rows, facts=_facts(given, arithmetic, missing, began, whole=whole))
+    finally:
+        runner.close()
     print_table("Serving", rows)
     print(f"{BUILD / 'bench-serving.json'}  ({time.monotonic() - began:.0f} s)")
     for row in rows:

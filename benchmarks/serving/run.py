@@ -69,7 +69,10 @@ class Runner:
             return sets.measure_sets(SMALL, arithmetic=self._arithmetic).to_json()
         if job.kind == "growth":
             return growth.measure_growth(arithmetic=self._arithmetic, meter=self._meter).to_json()
-        raise NotImplementedError(job.kind)
+        # Ray, the database and the web server are only needed here.
+        from benchmarks.serving.streaming import measure_streaming
+
+        return measure_streaming(arithmetic=self._arithmetic, threads=self._threads).to_json()
 
     def _stage_of(self, cell: Cell) -> Stage:
         here = self._stage
@@ -86,4 +89,8 @@ def read_rows(job: Job, result: dict[str, Any]) -> list[Row]:
         return rows_of(Measured.from_json(result))
     if job.kind == "sets":
         return sets.rows_of_sets(sets.MixedSets(**result))
-    return growth.rows_of_growth(growth.Growth(**result))
+    if job.kind == "growth":
+        return growth.rows_of_growth(growth.Growth(**result))
+    from benchmarks.serving.streaming import Streaming, rows_of_streaming
+
+    return rows_of_streaming(Streaming(**result))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from benchmarks.report import Row, all_hold, write_report
 from benchmarks.serving.agreement import first_difference
 from benchmarks.serving.case import LARGER, SMALL, SMALL_OLMOE, Cell
+from benchmarks.serving.clients import tokens_told
 from benchmarks.serving.growth import Growth, expected_step_s, rows_of_growth
 from benchmarks.serving.kept import Kept, source_digest
 from benchmarks.serving.measured import BATCH, GENERATE, LLAMA, OURS, Measured, rows_of
@@ -23,6 +24,7 @@ from benchmarks.serving.peak import PeakMeter, products
 from benchmarks.serving.plan import full_jobs, quick_jobs
 from benchmarks.serving.prompts import prompts_of
 from benchmarks.serving.sets import SETS, UNION, MixedSets, rows_of_sets
+from benchmarks.serving.streaming import Streaming, rows_of_streaming
 from benchmarks.serving.trace import Trace, Turn, figures, median_ratio, take_turns, window
 
 _TOY = SMALL.with_sizes(name="toy", layers=2, width=16, inner=24, heads=2, vocabulary=64)
@@ -286,3 +288,22 @@ def test_the_page_shows_every_row_between_its_marks(tmp_path: Path) -> None:
     plot(document, tmp_path / "serving.svg")
     assert "<svg" in (tmp_path / "serving.svg").read_text()
     assert decode_cells(rows) == {"toy": {"ours": 300.0, GENERATE: 100.0, BATCH: 60.0}}
+
+
+def test_streams_may_lose_a_third_of_the_engines_speed() -> None:
+    """65 % of the rounds' ratios hold with a routing hop; less misses."""
+    fine = rows_of_streaming(Streaming(inside=[100.0, 50.0, 200.0], over_http=[66.0, 33.0, 130.0]))
+    assert fine[0].holds is True
+    slow = rows_of_streaming(Streaming(inside=[100.0, 50.0, 200.0], over_http=[64.0, 32.0, 190.0]))
+    assert slow[0].holds is False
+
+
+def test_clients_learn_the_number_of_tokens_from_the_last_event() -> None:
+    """Whatever is cut off before it, the last event with usage counts."""
+    tail = (
+        b'oken"}],"usage":{"completion_tokens":3}}\n\n'
+        b'data: {"choices":[],"usage":null}\n\n'
+        b'data: {"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":17}}\n\ndata: [DONE]\n\n'
+    )
+    assert tokens_told(tail) == 17
+    assert tokens_told(b"HTTP/1.1 429 Too Many Requests\r\n") is None
