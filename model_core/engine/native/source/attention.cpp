@@ -48,16 +48,17 @@ void score(const Number *base, const int64_t *keys, const Query *queries, int64_
     }
 }
 
+// As many pages at once as chains are needed to keep the processor busy, and fewer of what is left.
 template <class Number, int N, int P>
-void score_pages(const Number *base, const std::vector<int64_t> &keys, const Query *queries, int64_t head_dim,
+void score_pages(const Number *base, const int64_t *keys, int64_t n_pages, const Query *queries, int64_t head_dim,
                  float scale, float *scores, int64_t stride) {
-    const auto n_pages = static_cast<int64_t>(keys.size());
     int64_t page = 0;
     for (; page + P <= n_pages; page += P) {
-        score<Number, N, P>(base, keys.data() + page, queries, head_dim, scale, scores + page * PAGE, stride);
+        score<Number, N, P>(base, keys + page, queries, head_dim, scale, scores + page * PAGE, stride);
     }
-    for (; page < n_pages; ++page) {
-        score<Number, N, 1>(base, keys.data() + page, queries, head_dim, scale, scores + page * PAGE, stride);
+    if constexpr (P > 1) {
+        score_pages<Number, N, P / 2>(base, keys + page, n_pages - page, queries, head_dim, scale,
+                                      scores + page * PAGE, stride);
     }
 }
 
@@ -79,14 +80,12 @@ void soften(float *scores, int64_t last) {
     for (int64_t page = 0; page < n_pages; ++page) store(scores + page * PAGE, load(scores + page * PAGE) * share);
 }
 
-// Adds the values of positions from to below end, for N queries and V vectors of the head's width.
+// Adds the values of positions from to below end in their order, for N queries and V vectors of the head's width.
 template <class Number, int N, int V>
 void add_values(const Number *base, const int64_t *values, int64_t width, int64_t from, int64_t end,
-                const float *weights, int64_t stride, Lanes (*sums)[4]) {
+                const float *weights, int64_t stride, Lanes (&sums)[N][V]) {
     Lanes own[N][V];
-    for (int query = 0; query < N; ++query) {
-        for (int part = 0; part < V; ++part) own[query][part] = sums[query][part];
-    }
+    std::copy(&sums[0][0], &sums[0][0] + N * V, &own[0][0]);
     for (int64_t at = from; at < end; ++at) {
         const Number *row = base + values[at / PAGE] + at % PAGE * width;
         Lanes value[V];
@@ -96,43 +95,46 @@ void add_values(const Number *base, const int64_t *values, int64_t width, int64_
             for (int part = 0; part < V; ++part) own[query][part] = fused(weight, value[part], own[query][part]);
         }
     }
-    for (int query = 0; query < N; ++query) {
-        for (int part = 0; part < V; ++part) sums[query][part] = own[query][part];
-    }
+    std::copy(&own[0][0], &own[0][0] + N * V, &sums[0][0]);
 }
 
 // Mixes values for N queries: what all of them see together, then the rest of each alone.
 template <class Number, int N, int V>
-void mix_values(const Number *base, const std::vector<int64_t> &values, const PageLayout &layout, int64_t first,
+void mix_values(const Number *base, const int64_t *values, const PageLayout &layout, int64_t first,
                 const Query *queries, const float *weights, int64_t stride) {
-    const int64_t *at = values.data();
     const Number *shifted = base + first;
-    Lanes sums[N][4] = {};
-    const int64_t together = queries[0].last + 1;
-    add_values<Number, N, V>(shifted, at, layout.padded(), 0, together, weights, stride, sums);
-    for (int query = 1; query < N; ++query) {
-        add_values<Number, 1, V>(shifted, at, layout.padded(), together, queries[query].last + 1,
-                                 weights + query * stride, stride, sums + query);
-    }
+    const int64_t together = queries[0].last + 1, width = layout.padded();
+    Lanes sums[N][V] = {};
+    add_values<Number, N, V>(shifted, values, width, 0, together, weights, stride, sums);
     for (int query = 0; query < N; ++query) {
+        Lanes own[1][V];
+        std::copy(sums[query], sums[query] + V, own[0]);
+        add_values<Number, 1, V>(shifted, values, width, together, queries[query].last + 1, weights + query * stride,
+                                 stride, own);
         for (int part = 0; part < V; ++part) {
             const int64_t from = first + 16 * part, left = layout.head_dim - from;
-            if (left > 0) store_first(queries[query].out + from, sums[query][part], std::min<int64_t>(left, 16));
+            if (left > 0) store_first(queries[query].out + from, own[0][part], std::min<int64_t>(left, 16));
         }
     }
 }
 
-template <class Number, int N>
-void mix_head(const Number *base, const std::vector<int64_t> &values, const PageLayout &layout, const Query *queries,
+template <class Number, int N, int V>
+void mix_head(const Number *base, const int64_t *values, const PageLayout &layout, const Query *queries,
               const float *weights, int64_t stride) {
     int64_t first = 0;
-    for (; first + 64 <= layout.padded(); first += 64) {
-        mix_values<Number, N, 4>(base, values, layout, first, queries, weights, stride);
+    for (; first + 16 * V <= layout.padded(); first += 16 * V) {
+        mix_values<Number, N, V>(base, values, layout, first, queries, weights, stride);
     }
     for (; first < layout.padded(); first += 16) {
         mix_values<Number, N, 1>(base, values, layout, first, queries, weights, stride);
     }
 }
+
+// How many queries and pages are scored at once.
+template <int N, int P>
+struct Pass {
+    static constexpr int queries = N, pages = P;
+};
 
 // Works on as many queries at once as there are, in powers of two.
 template <class Number>
@@ -149,21 +151,24 @@ void attend_as(const Number *base, const PageLayout &layout, const int32_t *page
     if (room.size() < static_cast<size_t>(stride * QUERIES)) room.resize(static_cast<size_t>(stride * QUERIES));
     float *scores = room.data();
     const float scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim));
+    const auto score_next = [&](auto pass, int64_t done) {
+        score_pages<Number, pass.queries, pass.pages>(base, keys.data(), n_pages, queries + done, layout.head_dim, scale,
+                                                      scores + done * stride, stride);
+    };
     int64_t done = 0;
-    for (; done + 8 <= n; done += 8) {
-        score_pages<Number, 8, 2>(base, keys, queries + done, layout.head_dim, scale, scores + done * stride, stride);
+    for (; done + 8 <= n; done += 8) score_next(Pass<8, 2>{}, done);
+    for (; done + 4 <= n; done += 4) score_next(Pass<4, 4>{}, done);
+    for (; done < n; ++done) score_next(Pass<1, 8>{}, done);
+    for (int64_t query = 0; query < n; ++query) soften(scores + query * stride, queries[query].last);
+    for (done = 0; done + 8 <= n; done += 8) {
+        mix_head<Number, 8, 2>(base, values.data(), layout, queries + done, scores + done * stride, stride);
     }
     for (; done + 4 <= n; done += 4) {
-        score_pages<Number, 4, 4>(base, keys, queries + done, layout.head_dim, scale, scores + done * stride, stride);
+        mix_head<Number, 4, 4>(base, values.data(), layout, queries + done, scores + done * stride, stride);
     }
     for (; done < n; ++done) {
-        score_pages<Number, 1, 8>(base, keys, queries + done, layout.head_dim, scale, scores + done * stride, stride);
+        mix_head<Number, 1, 4>(base, values.data(), layout, queries + done, scores + done * stride, stride);
     }
-    for (int64_t query = 0; query < n; ++query) soften(scores + query * stride, queries[query].last);
-    for (done = 0; done + 4 <= n; done += 4) {
-        mix_head<Number, 4>(base, values, layout, queries + done, scores + done * stride, stride);
-    }
-    for (; done < n; ++done) mix_head<Number, 1>(base, values, layout, queries + done, scores + done * stride, stride);
 }
 
 }  // namespace
