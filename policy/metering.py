@@ -87,6 +87,7 @@ class Metering:
             request_id=new_id("req"),
             tenant=principal.tenant,
             principal_id=principal.id,
+            key_id=principal.key_id,
             deployment=deployment,
             epoch=snapshot.epoch,
             composition_digest=composition.digest,

@@ -317,6 +317,8 @@ class ReservationRow(Base):
     request_id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey(_TENANT))
     principal_id: Mapped[str] = mapped_column(ForeignKey(_PRINCIPAL))
+    # Empty for requests of before the column; no foreign key, for SQLite adds none to a table that is there.
+    key_id: Mapped[str] = mapped_column(server_default="")
     deployment: Mapped[str]
     epoch: Mapped[int] = mapped_column(ForeignKey("publications.epoch"))
     composition_digest: Mapped[str]

@@ -95,6 +95,7 @@ class Office:
         self._generation = 0
         self._changed = asyncio.Condition()
         self._published: tuple[Snapshot, bytes] | None = None
+        self._told: dict[str, frozenset[str]] = {}  # which stopped requests each server was told of last
 
     # -- people and programs ---------------------------------------------------------------------------
 
@@ -170,8 +171,7 @@ class Office:
     # -- epochs ----------------------------------------------------------------------------------------
 
     async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
-        """Long-polls for an epoch above ``seen_epoch``."""
-        del server_id  # a server counts once it acknowledges
+        """Long-polls for an epoch above ``seen_epoch``, or for a request that must end."""
         received_us = now_us()
         deadline = asyncio.get_running_loop().time() + min(timeout_s, self._settings.lease_s / 2)
         while True:
@@ -179,7 +179,9 @@ class Office:
             generation = self._generation
             news = await self._read(lambda desk: self._news(desk, seen_epoch, received_us))
             left_s = deadline - asyncio.get_running_loop().time()
-            if news.epoch > seen_epoch or left_s <= 0:
+            told = self._told.get(server_id, frozenset())
+            if news.epoch > seen_epoch or left_s <= 0 or not news.stopped.keys() <= told:
+                self._told[server_id] = frozenset(news.stopped)
                 return news
             try:
                 async with asyncio.timeout(left_s), self._changed:
@@ -314,4 +316,5 @@ class Office:
             office_at_us=now_us(),
             received_us=received_us,
             seen_digest=seen_digest,
+            stopped=dict(desk.stopped.requests()),
         )

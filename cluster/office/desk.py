@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from policy.audit import Audit
     from policy.metering import Metering
     from policy.register import Register
+    from policy.stopped import Stopped
     from tenants.accounts.accounts import Accounts
     from tenants.accounts.datasets import Datasets
     from tenants.accounts.jobs import JobBook
@@ -94,6 +95,13 @@ class Desk:
         from policy.metering import Metering
 
         return Metering(self.session, self.now_us)
+
+    @cached_property
+    def stopped(self) -> Stopped:
+        """Open requests that must end."""
+        from policy.stopped import Stopped
+
+        return Stopped(self.session, self.now_us)
 
     @cached_property
     def ledger(self) -> Ledger:

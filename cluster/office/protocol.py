@@ -113,6 +113,8 @@ class EpochNews(Message):
         received_us: the office's clock when it received the question; 0 if it does not say.
         seen_digest: digest of the snapshot that the office published as the epoch that the asker has seen;
             empty if it does not say or never published it.
+        stopped: open requests that must end though no epoch says so, with the cause of each
+            (``policy.stopped``); read after the question was received, like the epoch.
     """
 
     epoch: int
@@ -122,6 +124,7 @@ class EpochNews(Message):
     office_at_us: int
     received_us: int = 0
     seen_digest: str = ""
+    stopped: dict[str, str] = Field(default_factory=dict)
 
 
 class MetricReading(Message):
