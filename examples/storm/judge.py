@@ -32,10 +32,12 @@ class Forbidden:
     Attributes:
         spans: by short digest: (first forbidden epoch, first permitted epoch again or None).
         withdrawn_us: by (short digest, epoch): wall time at which the owner was told that it is committed.
+        given_us: by (short digest, epoch of the withdrawal): wall time before it was asked to be given back.
     """
 
     spans: dict[str, list[tuple[int, int | None]]]
     withdrawn_us: dict[tuple[str, int], int]
+    given_us: dict[tuple[str, int], int]
 
     @classmethod
     def of(cls, acts: Iterable[Act], digests: dict[str, str]) -> Forbidden:
@@ -47,14 +49,16 @@ class Forbidden:
         """
         spans: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
         at_us: dict[tuple[str, int], int] = {}
+        back_us: dict[tuple[str, int], int] = {}
         for act in acts:
             one = short(digests[act.name])
             if act.kind == "withdraw":
                 spans[one].append((act.epoch, None))
                 at_us[one, act.epoch] = act.told_us
             else:
+                back_us[one, spans[one][-1][0]] = act.sent_us
                 spans[one][-1] = (spans[one][-1][0], act.epoch)
-        return cls(spans=dict(spans), withdrawn_us=at_us)
+        return cls(spans=dict(spans), withdrawn_us=at_us, given_us=back_us)
 
     def at(self, digest: str, epoch: int) -> bool:
         """Whether an expert was forbidden in an epoch."""
@@ -216,17 +220,21 @@ def judge_books(journaled: Usage, metered: Usage, verdict: Verdict) -> None:
 def judge_receipts(
     answers: Sequence[Answer], metered: Usage, digests: dict[str, str], verdict: Verdict
 ) -> None:
-    """Receipts of whole answers must equal what was metered; broken ones never received more than that."""
+    """Receipts of whole answers must equal what was metered; broken ones never received more than that.
+
+    An answer that lost its replica on the way may have cost more than was delivered, never less: what the
+    lost replica had computed and journaled stays charged.
+    """
     by_request: dict[str, Tokens] = {}
     for (_, request), tokens in metered.items():
-        one = by_request.setdefault(request, Tokens())
-        one.completion += tokens.completion
-        one.experts.update(tokens.experts)
+        _add(by_request.setdefault(request, Tokens()), tokens)
     wrong: list[str] = []
     for answer in answers:
-        charged = by_request.get(answer.request_id, Tokens())
-        if len(answer.tokens) > charged.completion:
-            got = len(answer.tokens)
+        charged = Tokens()
+        for request in (answer.request_id, *answer.continued_as):
+            _add(charged, by_request.get(request, Tokens()))
+        got = len(answer.tokens)
+        if got > charged.completion and (answer.ended or not answer.failed):
             wrong.append(f"{answer.request_id} received {got} tokens, metered {charged.completion}")
         if not answer.ended:
             continue
@@ -234,11 +242,23 @@ def judge_receipts(
         for part in answer.segments:
             for name, ppm in part["experts"].items():
                 told[digests.get(name, name)] += ppm
-        if {n: p for n, p in told.items() if p} != {n: p for n, p in charged.experts.items() if p}:
+        covered = sum(part["to_token"] - part["from_token"] for part in answer.segments)
+        moved = bool(answer.continued_as)
+        if covered != got or (covered != charged.completion and not moved):
+            wrong.append(f"{answer.request_id}: {got} received, {covered} told, {charged.completion} metered")
+        if any(ppm > charged.experts[one] for one, ppm in told.items()) or (
+            not moved and +told != +charged.experts
+        ):
             wrong.append(f"{answer.request_id}: the receipt says {dict(told)}, the ledger {charged.experts}")
-        if sum(part["to_token"] - part["from_token"] for part in answer.segments) != charged.completion:
-            wrong.append(f"{answer.request_id}: segments do not cover {charged.completion} tokens")
     verdict.say(wrong, "receipts against ledger")
+    verdict.figures["answers that moved to another replica"] = sum(
+        1 for answer in answers if answer.continued_as
+    )
+
+
+def _add(sum_: Tokens, tokens: Tokens) -> None:
+    sum_.completion += tokens.completion
+    sum_.experts.update(tokens.experts)
 
 
 def judge_releases(
@@ -266,7 +286,10 @@ def judge_releases(
                 arrivals = answer.arrivals_us[part["from_token"] : part["to_token"]]
                 if not ends or not arrivals:
                     continue
-                after_us = max(arrivals) - forbidden.withdrawn_us[one, min(ends)]
+                # A part may go on under a later epoch that permits the same set again.
+                back_us = forbidden.given_us.get((one, min(ends)))
+                meanwhile = [at_us for at_us in arrivals if back_us is None or at_us < back_us]
+                after_us = max(meanwhile, default=0) - forbidden.withdrawn_us[one, min(ends)]
                 latest_us = max(latest_us, after_us)
                 if after_us > LEASE_US + slack_us:
                     late.append(f"{answer.request_id}: {name} {after_us / 1e6:.2f} s after commit")

@@ -2,9 +2,10 @@
 """A witness inside a model host that believes nothing the engine says about itself.
 
 It sits at the call of the matrix product: ``torch.nn.functional.linear`` is replaced by one that looks at the
-address of the weights. Addresses are noted when an expert comes into the bank, by the digest of the bundle
-that it was loaded from; how the engine masks, routes, names its columns or attributes plays no part. What it
-saw is written line by line to a file of each engine, in the order in which the engine's thread did it.
+address of the weights, and compiled steps tell the addresses of what they multiplied. Addresses are noted
+when an expert comes into the bank or is packed, by the digest of the bundle that it was loaded from; how the
+engine masks, routes, names its columns or attributes plays no part. What it saw is written line by line to a
+file of each engine, in the order in which the engine's thread did it.
 
 Only plays and tests install it: the product has no switch for it.
 """
@@ -27,6 +28,8 @@ import torch.nn.functional as F
 from cluster.hosting import server as serving
 from cluster.hosting.room import EngineRoom
 from model_core.engine.engine import Engine
+from model_core.engine.native.step import NativeRunner
+from model_core.engine.native.weights import matrices
 from model_core.network.bank import PUBLIC, ExpertBank
 
 
@@ -72,6 +75,10 @@ class Recorder:
         self._around(Engine, "step", self._stepped)
         self._around(Engine, "commit", self._kept)
         self._around(serving.ModelServer, "__init__", self._server)
+        self._around(NativeRunner, "__init__", self._native)
+        self._around(NativeRunner, "_take_base", self._packed_base)
+        self._around(NativeRunner, "_hold", self._packed)
+        self._around(NativeRunner, "run", self._native_step)
 
     def _around(self, holder: Any, name: str, instead: Callable[..., Any]) -> None:
         original = getattr(holder, name)
@@ -93,7 +100,36 @@ class Recorder:
                 rows[digest] += x.numel() // x.shape[-1]
         return original(x, weight, *rest, **named)
 
+    def _native(self, original: Any, runner: NativeRunner, *arguments: Any, **named: Any) -> None:
+        original(runner, *arguments, **named)
+        runner.record(on=True)
+
+    def _native_step(self, original: Any, runner: NativeRunner, pieces: Any) -> Any:
+        answer = original(runner, pieces)
+        rows = getattr(self._here, "rows", None)
+        if rows is not None:
+            for address, count in runner.recorded():
+                digest = self._owner.get(address)
+                if digest is not None:
+                    rows[digest] += count
+        return answer
+
     # -- where weights come from ----------------------------------------------------------------------
+
+    def _packed_base(self, original: Any, runner: NativeRunner) -> Any:
+        base = original(runner)
+        self._note(PUBLIC, [layer.public for layer in base.layers])
+        return base
+
+    def _packed(self, original: Any, runner: NativeRunner, digest: str, *arguments: Any, **named: Any) -> Any:
+        held = original(runner, digest, *arguments, **named)
+        self._note(short(digest), held.packed.layers)
+        return held
+
+    def _note(self, name: str, layers: Any) -> None:
+        """One matrix of each layer speaks for the network, so that rows are counted once."""
+        for layer in layers:
+            self._owner[next(matrices(layer.network)).data.data_ptr()] = name
 
     def _opened(self, original: Any, bank: ExpertBank, *arguments: Any, **named: Any) -> None:
         original(bank, *arguments, **named)

@@ -33,6 +33,7 @@ class Answer:
         tokens: their texts.
         margins: by how much each token's logprob led the runner-up; empty unless asked for.
         segments: the account of the last event.
+        continued_as: further requests behind it, if replicas were lost on the way.
         ended: the stream came to its end.
         failed: the code it broke with.
         at_us: wall time at which it ended or broke.
@@ -44,6 +45,7 @@ class Answer:
     tokens: list[str] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     segments: list[dict[str, Any]] = field(default_factory=list)
+    continued_as: tuple[str, ...] = ()
     ended: bool = False
     failed: str = ""
     at_us: int = 0
@@ -107,6 +109,7 @@ def _take(answer: Answer, event: dict[str, Any]) -> None:
                 answer.margins.append(best[0] - best[1])
     if event.get("marketplace"):
         answer.segments = event["marketplace"]["segments"]
+        answer.continued_as = tuple(event["marketplace"].get("continued_as") or ())
         answer.ended = True
 
 

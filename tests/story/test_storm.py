@@ -121,7 +121,7 @@ _DIGESTS = {"one": "sha256:" + "1" * 64, "two": "sha256:" + "2" * 64}
 _ONE, _TWO = "1" * 12, "2" * 12
 _ACTS = (
     Act(kind="withdraw", name="one", epoch=5, sent_us=900, told_us=1_000),
-    Act(kind="give", name="one", epoch=6, sent_us=1_900, told_us=2_000),
+    Act(kind="give", name="one", epoch=6, sent_us=9_000_000, told_us=9_001_000),
 )
 _LINES: tuple[dict[str, object], ...] = (
     {"kind": "applied", "epoch": 4},
@@ -134,7 +134,8 @@ _LINES: tuple[dict[str, object], ...] = (
 )
 
 
-_NUMBERS = {"rows multiplied", "steps", "tokens recomputed"}
+_NUMBERS = {"rows multiplied", "steps", "tokens recomputed", "latest token after commit, ms"}
+_NUMBERS |= {"answers that moved to another replica"}
 
 
 def _usage() -> dict[tuple[str, str], Tokens]:
@@ -196,10 +197,16 @@ def _more(answer: Answer) -> None:
     answer.arrivals_us.append(50)
 
 
+def _moved(answer: Answer) -> None:
+    answer.continued_as = ("req-2",)
+    answer.segments[1]["experts"] = {"two": 1_000_000}
+
+
 @pytest.mark.parametrize(
     ("lie", "noticed"),
     [
         (lambda _answer: None, set()),
+        (_moved, set()),
         (_late, {"released after commit + 2 s"}),
         (_forbidden_part, {"receipts that name a forbidden expert", "receipts against ledger"}),
         (_more, {"receipts against ledger"}),
@@ -212,7 +219,7 @@ def test_every_lie_of_a_receipt_is_noticed(lie: Callable[[Answer], None], notice
     forbidden = judge.Forbidden.of(_ACTS, _DIGESTS)
     judge.judge_receipts([answer], _usage(), _DIGESTS, verdict)
     judge.judge_releases([answer], forbidden, _DIGESTS, 500_000, verdict)
-    kinds = {what for what, number in verdict.figures.items() if number and not what.startswith("latest")}
+    kinds = {what for what, number in verdict.figures.items() if number and what not in _NUMBERS}
     assert kinds == noticed
 
 
