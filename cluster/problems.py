@@ -96,6 +96,7 @@ CATALOGUE: Mapping[str, Row] = {
     # model hosts
     "hosting": _row(500, "Internal error in a model host"),
     "journal_damaged": _row(503, "Usage cannot be recorded"),
+    "request_stopped": _row(403, "The request may not be answered any more"),
     "lease_lost": _row(503, "The register does not answer the model host"),
     "deployment_not_hosted": _row(503, "The deployment is not served at present"),
     "experts_not_loaded": _row(503, "Experts are being loaded"),

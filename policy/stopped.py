@@ -7,8 +7,8 @@ was said to whom. Knows neither servers nor how a request ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,14 +17,6 @@ from policy.tables import BudgetRow, ReservationRow
 from tenants.accounts.tables import KeyRow, TenantRow
 
 Cause = Literal["key_revoked", "key_expired", "tenant_suspended", "budget_spent"]
-
-#: What is told to whoever waits for the rest of an answer.
-SENTENCES: Final[Mapping[Cause, str]] = {
-    "key_revoked": "The API key of this request was revoked while it was answered; use another key.",
-    "key_expired": "The API key of this request expired while it was answered; ask for another key.",
-    "tenant_suspended": "The tenant was suspended while the request was answered; ask the platform.",
-    "budget_spent": "The budget no longer covers this request; have it raised before asking again.",
-}
 
 
 class Stopped:

@@ -15,7 +15,13 @@ from typing import Any
 from cluster.hosting.messages import GenerationAccount, GenerationChunk, TokenLogprob
 
 # The host's further reasons exist for receipts; clients know only OpenAI's own.
-_FINISH = {"stop": "stop", "length": "length", "cancelled": "stop", "withdrawn": "content_filter"}
+_FINISH = {
+    "stop": "stop",
+    "length": "length",
+    "cancelled": "stop",
+    "withdrawn": "content_filter",
+    "stopped": "content_filter",
+}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -210,7 +216,7 @@ def _by_text(one: TokenLogprob) -> dict[str, float]:
 def _shown(account: GenerationAccount) -> dict[str, Any]:
     shown = account.model_dump(mode="json")
     wanted = ["request_id", "exact", "segments"]
-    wanted += [name for name in ("continued_as", "scored_tokens") if shown[name]]
+    wanted += [name for name in ("continued_as", "scored_tokens", "ended") if shown[name]]
     return {name: shown[name] for name in wanted}
 
 

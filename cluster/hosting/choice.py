@@ -41,9 +41,15 @@ class StepToken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
-    """A choice ends without a further token."""
+    """A choice ends without a further token.
 
-    reason: Literal["withdrawn"]
+    Attributes:
+        reason: ``withdrawn`` where nothing may answer any more, ``stopped`` where this request may not go on.
+        cause: stable code (``cluster.hosting.endings``).
+    """
+
+    reason: Literal["withdrawn", "stopped"]
+    cause: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ Tree::
     └── HostingError
         ├── JournalDamaged          the usage journal cannot be written or read
         ├── LeaseLost               no news from the register for too long; nothing may be released
+        ├── RequestStopped          the request's key, tenant or budget is gone
         ├── DeploymentNotHosted     this host does not (or no longer) run the deployment
         ├── ExpertsNotLoaded        the composition's experts are still being loaded
         ├── PromptRefused           too long, empty, or in a form this base cannot read
@@ -37,6 +38,12 @@ class LeaseLost(HostingError):
     """The register has not answered for too long; the host may release nothing."""
 
     code = "lease_lost"
+
+
+class RequestStopped(HostingError):
+    """The request may not be answered any more: its key, its tenant or its money is gone."""
+
+    code = "request_stopped"
 
 
 class DeploymentNotHosted(HostingError):

@@ -3,8 +3,8 @@
 
 Questions overlap: every ``renew_s`` another one is sent, whether or not the last was answered, so one slow
 answer on a busy machine does not cost the lease. Answers may arrive in any order; a lower epoch is never
-taken. Order of one piece of news: snapshot verified → compositions made → masks applied on the engine's
-thread → lease renewed → missing experts loaded → acknowledged.
+taken. Order of one piece of news: snapshot verified → compositions made → masks applied and stopped requests
+ended on the engine's thread → lease renewed → missing experts loaded → acknowledged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,6 +71,7 @@ class RegisterLink:
         gate: opened by renewals.
         apply: puts a roster in force; returns once masks hold.
         load: brings permitted experts in; called after the lease was renewed.
+        stop: ends requests, given with the cause of each; returns once nothing of them can be released.
         floor: remembers the highest epoch over restarts; None forgets it.
         renew_s: pause between questions.
         poll_s: how long the office may wait for news before it answers.
@@ -85,6 +86,7 @@ class RegisterLink:
         *,
         apply: Callable[[Roster], Awaitable[None]],
         load: Callable[[Roster], Awaitable[None]],
+        stop: Callable[[Mapping[str, str]], Awaitable[None]],
         floor: EpochFloor | None = None,
         renew_s: float = 0.5,
         poll_s: float = 0.4,
@@ -95,6 +97,8 @@ class RegisterLink:
         self._gate = gate
         self._apply = apply
         self._load = load
+        self._stop = stop
+        self._stopped: frozenset[str] = frozenset()
         self._floor = floor
         self._renew_s = renew_s
         self._poll_s = poll_s
@@ -159,6 +163,10 @@ class RegisterLink:
                 await asyncio.to_thread(self._floor.raise_to, snapshot.epoch)
             self._snapshot = snapshot
             await self._put_in_force()
+        if not news.stopped.keys() <= self._stopped:
+            await self._stop(news.stopped)
+            # Answers may come in any order: what one of them stopped stays so.
+            self._stopped = frozenset(news.stopped)
         self._gate.renew(sent_us, int(news.lease_s * 1_000_000), news.received_us)
 
     async def _put_in_force(self) -> None:

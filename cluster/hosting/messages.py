@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FinishReason = Literal["stop", "length", "cancelled", "withdrawn"]
+FinishReason = Literal["stop", "length", "cancelled", "withdrawn", "stopped"]
 
 MAX_STOPS = 16
 MAX_CHOICES = 8
@@ -176,6 +176,18 @@ def added_shares(first: dict[str, int], second: dict[str, int]) -> dict[str, int
     return total
 
 
+class Ended(Message):
+    """Why an answer ended before its time.
+
+    Attributes:
+        code: stable, e.g. ``key_revoked``.
+        sentence: what to do next.
+    """
+
+    code: str
+    sentence: str
+
+
 class GenerationAccount(Message):
     """What the host says about a finished request; the gateway passes it on as ``marketplace``.
 
@@ -187,12 +199,14 @@ class GenerationAccount(Message):
         scored_tokens: tokens of the prompt whose log-probabilities were computed.
         exact: whether no bit of the answer depended on what else was computed beside it.
         continued_as: further requests that went on with the answer when a host was lost, in order.
+        ended: set if the answer was ended from outside: its deployment, key, tenant or budget is gone.
     """
 
     request_id: str
     continued_as: tuple[str, ...] = ()
     scored_tokens: int = 0
     exact: bool = False
+    ended: Ended | None = None
     prompt_tokens: int
     completion_tokens: int
     segments: tuple[Segment, ...]

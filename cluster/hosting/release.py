@@ -20,11 +20,13 @@ from cluster.hosting.choice import (
     TextAssembler,
     token_logprob,
 )
+from cluster.hosting.endings import ended
 from cluster.hosting.errors import HostStopping, LeaseLost
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.journal import UsageJournal
 from cluster.hosting.lease import wall_us
 from cluster.hosting.messages import (
+    Ended,
     FinishReason,
     GenerationAccount,
     GenerationChunk,
@@ -96,6 +98,7 @@ class Release:
         self._last_label = (admission.epoch, admission.composition_digest)
         self._prompt_recorded = False
         self._final_recorded = False
+        self._ended: Ended | None = None
 
     def put(self, choice: Choice, item: Item) -> None:
         """Takes what the engine computed (event loop)."""
@@ -226,8 +229,9 @@ class Release:
                 finish = "stop" if text_out.stopped else item.event.finished
                 if finish is not None:
                     break
-        if finish is None and any(isinstance(item, Ending) for item in items):
-            finish = "withdrawn"
+        ending = next((item for item in items if isinstance(item, Ending)), None)
+        if finish is None and ending is not None:
+            finish, self._ended = ending.reason, ended(ending.cause)
         if finish is not None:
             text += text_out.flush()
             self._open.discard(choice.index)
@@ -305,6 +309,7 @@ class Release:
             segments=tuple(segments),
             scored_tokens=sum(part.to_token for part in self._scored),
             exact=self._exact,
+            ended=self._ended,
         )
 
     def _name(self, digest: str) -> str:

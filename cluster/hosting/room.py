@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -19,7 +19,8 @@ from typing import TypeVar
 import torch
 
 from cluster.hosting.choice import Choice, Ending, Failure, Label, StepToken
-from cluster.hosting.errors import DeploymentNotHosted, ExpertsNotLoaded, HostStopping
+from cluster.hosting.endings import ended
+from cluster.hosting.errors import DeploymentNotHosted, ExpertsNotLoaded, HostStopping, RequestStopped
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.plan import EMPTY_ROSTER, NewSet, Plan, Roster, Running, make_plan
 from model_core.engine.engine import Engine
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _IDLE_WAIT_S = 0.5
 _HELD_WAIT_S = 0.02
+# A request is stopped while its reservation is open, which is for an hour at most.
+_MOST_STOPPED = 10_000
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,6 +99,7 @@ class EngineRoom:
         self._keep_poisoned = keep_poisoned
         self._roster: Roster = EMPTY_ROSTER
         self._choices: dict[str, Choice] = {}
+        self._stopped: dict[str, str] = {}
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -143,10 +147,12 @@ class EngineRoom:
         """Starts a choice under its deployment's present composition.
 
         Raises:
+            RequestStopped: the register stopped the request.
             DeploymentNotHosted: the deployment is gone or nothing may answer for it.
             ExpertsNotLoaded: some of its experts are not resident yet.
         """
         served = self._roster.served.get(choice.deployment)
+        self.check_going(choice.name)
         if served is None or not served.allowed:
             raise DeploymentNotHosted(
                 "This deployment is not served at present; look at its reasons before asking again.",
@@ -161,6 +167,31 @@ class EngineRoom:
         choice.epoch = self._roster.epoch
         self._start(choice)
         self._choices[choice.name] = choice
+
+    def stop_requests(self, stopped: Mapping[str, str]) -> None:
+        """Ends requests: when this returns, nothing of them is computed or released any more.
+
+        Args:
+            stopped: request id to cause; ids are never used again, so what is stopped stays so.
+        """
+        for request_id, cause in stopped.items():
+            self._stopped.setdefault(request_id, cause)
+        while len(self._stopped) > _MOST_STOPPED:
+            self._stopped.pop(next(iter(self._stopped)))
+        for choice in list(self._choices.values()):
+            cause = stopped.get(_request_of(choice.name), "")
+            if cause:
+                self._end(choice, Ending(reason="stopped", cause=cause))
+
+    def check_going(self, name: str) -> None:
+        """Refuses what belongs to a stopped request; ``name`` is the request's or one of its choices'.
+
+        Raises:
+            RequestStopped: the register stopped it.
+        """
+        cause = self._stopped.get(_request_of(name))
+        if cause is not None:
+            raise RequestStopped(ended(cause).sentence, cause=cause)
 
     def leave(self, choice: Choice) -> None:
         """Forgets a choice, whatever its state."""
@@ -182,7 +213,9 @@ class EngineRoom:
         ]
         plan = make_plan(roster, self.bank.digests, running)
         for name in plan.end:
-            self._end(self._choices[name])
+            closed = self._choices[name].deployment not in roster.served
+            cause = "deployment_closed" if closed else "deployment_denied"
+            self._end(self._choices[name], Ending(reason="withdrawn", cause=cause))
         for name, new_set in plan.recompose.items():
             self._change(self._choices[name], new_set)
         for choice in self._choices.values():
@@ -239,14 +272,14 @@ class EngineRoom:
             key = self.bank.state_key(new_set.experts, top_k=new_set.top_k, consumer=choice.consumer)
             self.engine.recompose(choice.engine_id, new_set.experts, key)
 
-    def _end(self, choice: Choice) -> None:
+    def _end(self, choice: Choice, ending: Ending) -> None:
         with choice.mutex:
             choice.generation += 1
         del self._choices[choice.name]
         if not choice.finished:
             self.engine.cancel(choice.engine_id)
         choice.finished = True
-        choice.notify(choice, Ending(reason="withdrawn"))
+        choice.notify(choice, ending)
 
     def _drop(self, digest: str) -> None:
         if self._keep_poisoned:
@@ -318,3 +351,8 @@ class EngineRoom:
             choice.notify(choice, Failure(error=error))
         for command in commands:
             command()
+
+
+def _request_of(name: str) -> str:
+    """The request that a choice belongs to."""
+    return name.partition("/")[0]

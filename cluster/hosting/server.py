@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -129,6 +129,7 @@ class ModelServer:
             self.gate,
             apply=self._apply,
             load=self._load,
+            stop=self._stop_requests,
             floor=EpochFloor(self._journals / "epoch.floor"),
             renew_s=self.settings.renew_s,
         )
@@ -324,6 +325,9 @@ class ModelServer:
     async def _apply(self, roster: Roster) -> None:
         await asyncio.wrap_future(self.room.call(lambda: self.room.apply(roster)))
 
+    async def _stop_requests(self, stopped: Mapping[str, str]) -> None:
+        await asyncio.wrap_future(self.room.call(lambda: self.room.stop_requests(stopped)))
+
     async def _load(self, roster: Roster) -> None:
         for digest in sorted(roster.experts - set(self.room.bank.digests)):
             folder = await asyncio.to_thread(self._verified, digest)
@@ -353,6 +357,7 @@ class ModelServer:
             ):
                 break
             await asyncio.sleep(_LOOK_AGAIN_S)
+        self.room.check_going(admission.request_id)
         logprobs = scored_tokens(self.tokenizer, ids, scored)
         record = UsageRecord(
             request_id=admission.request_id,
