@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_core.engine.engine import Engine
+from model_core.engine.engine import PAGE_SIZE, Engine
 from model_core.engine.native.compiler import NoLibrary, build_library
-from model_core.engine.native.library import Library, load_library
-from model_core.engine.native.step import NativeRunner
+from model_core.engine.runners import open_runner
+from model_core.engine.torch_runner import TorchRunner
 from model_core.network.bank import ExpertBank
 
 
@@ -48,50 +48,44 @@ class Arithmetic:
 
 
 def choose(folder: Path, *, threads: int, torch_only: bool = False) -> Arithmetic:
-    """Compiled kernels if this machine can build them.
-
-    They are compiled once more than needed, so that the time this takes is known whatever the folder holds.
+    """Compiled kernels if this machine can build them; they are compiled anew, so that the time is known.
 
     Args:
-        folder: where compiled kernels are kept.
+        folder: where compiled kernels are kept; emptied.
         threads: that compute.
         torch_only: whether torch computes anyway.
     """
     if torch_only:
-        return _by_torch("as asked")
-    with tempfile.TemporaryDirectory(prefix="bench-serving-") as fresh:
-        built = build_library(Path(fresh))
-    library = load_library(folder)
-    if isinstance(built, NoLibrary) or isinstance(library, NoLibrary):
-        return _by_torch((built if isinstance(built, NoLibrary) else library).reason)  # type: ignore[union-attr]
+        return _arithmetic(None, threads, said="torch (as asked)")
+    shutil.rmtree(folder, ignore_errors=True)
+    built = build_library(folder)
+    if isinstance(built, NoLibrary):
+        return _arithmetic(None, threads, said=f"torch ({built.reason})")
+    said = f"compiled kernels ({built.compiler})"
+    return _arithmetic(folder, threads, said=said, compile_s=built.compile_s)
+
+
+def _arithmetic(
+    kernels: Path | None, threads: int, *, said: str, compile_s: float | None = None
+) -> Arithmetic:
     return Arithmetic(
-        native=True,
-        said=f"compiled kernels ({built.compiler})",
-        compile_s=built.compile_s,
-        make=lambda bank, room: _native_engine(bank, room, library, threads),
+        native=kernels is not None,
+        said=said,
+        compile_s=compile_s,
+        make=lambda bank, room: _engine(bank, room, kernels, threads),
     )
 
 
-def _by_torch(why: str) -> Arithmetic:
-    return Arithmetic(native=False, said=f"torch ({why})", make=_torch_engine)
-
-
-def _torch_engine(bank: ExpertBank, room: Room) -> Engine:
+def _engine(bank: ExpertBank, room: Room, kernels: Path | None, threads: int) -> Engine:
+    """An engine as a model host opens it, but with packed weights in memory of its own."""
+    pages = room.sequences * -(-room.context // PAGE_SIZE)
+    opened = open_runner(bank, n_pages=pages, n_tails=room.sequences, kernels=kernels, threads=threads)
+    if kernels is not None and isinstance(opened.runner, TorchRunner):
+        raise RuntimeError(f"Compiled kernels were there and are not used: {opened.said}.")
     return Engine(
         bank,
         max_sequences=room.sequences,
         max_context=room.context,
         prefill_tokens=room.prefill_tokens,
-    )
-
-
-def _native_engine(bank: ExpertBank, room: Room, library: Library, threads: int) -> Engine:
-    pages = room.sequences * -(-room.context // NativeRunner.page_size)
-    runner = NativeRunner(bank, library, n_pages=pages, n_tails=room.sequences, threads=threads)
-    return Engine(
-        bank,
-        max_sequences=room.sequences,
-        max_context=room.context,
-        prefill_tokens=room.prefill_tokens,
-        runner=runner,
+        runner=opened.runner,
     )
