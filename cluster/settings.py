@@ -37,7 +37,12 @@ class Settings(BaseSettings):
         threads: torch threads of each model host and each training child.
         max_running_per_tenant: training jobs of one tenant that may run at the same time.
         lease_s: how long a model host serves without news from the office.
+        gateways: processes that answer at the gateway's address; the kernel spreads connections over them.
+        first_token_s: how long a request may wait for its first token, in queues and in computing.
+        request_s: how long an answer may take in all.
         host_replicas: model hosts per base; more of them share its requests.
+        host_replicas_max: most model hosts per base under load; 0 keeps to ``host_replicas``.
+        host_http_port: port at which model hosts answer HTTP themselves, without a gateway between; 0 is off.
         drain_s: how long a model host that is told to stop may finish its answers; the rest go on elsewhere.
         host_sequences: answers that each model host computes at the same time; more wait.
         host_context: longest prompt plus answer in tokens; at most what the base allows.
@@ -66,7 +71,12 @@ class Settings(BaseSettings):
     threads: int = Field(default=1, ge=1, le=256)
     max_running_per_tenant: int = Field(default=1, ge=1, le=1000)
     lease_s: float = Field(default=2.0, gt=0, le=60)
+    gateways: int = Field(default=1, ge=1, le=64)
+    first_token_s: float = Field(default=120.0, gt=0, le=3600)
+    request_s: float = Field(default=1800.0, gt=0, le=86400)
     host_replicas: int = Field(default=1, ge=1, le=256)
+    host_replicas_max: int = Field(default=0, ge=0, le=256)
+    host_http_port: int = Field(default=0, ge=0, le=65535)
     drain_s: float = Field(default=30.0, ge=0, le=3600)
     host_sequences: int = Field(default=32, ge=1, le=1024)
     host_context: int = Field(default=1024, ge=16)

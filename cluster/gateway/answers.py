@@ -64,7 +64,7 @@ def _headers(problem: Problem) -> dict[str, str]:
     headers: dict[str, str] = {}
     if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="marketplace"'
-    if problem.status in {429, 503}:
+    if problem.status in {429, 503, 504}:
         after_s = problem.facts.get("retry_after_s", 1)
         headers["Retry-After"] = str(max(1, round(after_s)) if isinstance(after_s, int | float) else 1)
     allow = problem.facts.get("allow")

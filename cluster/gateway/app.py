@@ -28,7 +28,7 @@ from cluster.gateway.hosts import Hosts
 from cluster.gateway.management import PREFIX, add_management
 from cluster.gateway.openai import add_openai
 from cluster.gateway.proofs import add_proofs
-from cluster.gateway.sessions import bearer
+from cluster.gateway.sessions import Sessions, bearer
 from cluster.gateway.threshold import Threshold, request_id_of
 from cluster.office.protocol import OfficeProtocol
 from cluster.operations.catalogue import OPERATIONS
@@ -43,6 +43,7 @@ def build_app(
     limits: DoorLimits,
     operations: Mapping[str, Operation] = OPERATIONS,
     artifacts: ArtifactStore | None = None,
+    sessions: Sessions | None = None,
 ) -> FastAPI:
     """Builds the gateway.
 
@@ -52,8 +53,9 @@ def build_app(
         limits: how much the door takes.
         operations: the table that routes are made of.
         artifacts: where exported bundles are read; None exports nothing.
+        sessions: people signed in to the console; None keeps them in this process.
     """
-    door = Door(office=office, hosts=hosts, limits=limits)
+    door = Door(office=office, hosts=hosts, limits=limits, sessions=sessions or Sessions())
     app = FastAPI(
         title="Expert marketplace", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )

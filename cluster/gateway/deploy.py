@@ -9,6 +9,7 @@ handles, one application per base.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ from cluster.gateway.app import build_app
 from cluster.gateway.door import DoorLimits
 from cluster.gateway.errors import TooManyRequests
 from cluster.gateway.fleet import Fleet
-from cluster.gateway.server import bind, quiet_server
+from cluster.gateway.sealed import KEY_BYTES, SealedSessions
+from cluster.gateway.server import bind, free_port, quiet_server
 from cluster.home import Home
 from cluster.hosting.announcements import listen
 from cluster.hosting.lines import Frame
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from cluster.hosting.probe import Probe
 
 APPLICATION = "gateway"
+_LAST_ANSWERS_S = 5.0
 
 
 def host_application(base_digest: str) -> str:
@@ -196,24 +199,29 @@ def _as_refusal(error: Exception) -> Exception:
 
 
 class Gateway:
-    """One replica: an HTTP server in the replica's own event loop."""
+    """One replica: an HTTP server in the replica's own event loop.
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    Args:
+        settings: the operator's choices, as a document.
+        session_key: shared by the gateways of one deployment; None keeps console sessions in this process.
+    """
+
+    def __init__(self, settings: dict[str, Any], session_key: bytes | None = None) -> None:
         self._settings = Settings.model_validate(settings)
+        self._session_key = session_key
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._starting = asyncio.get_running_loop().create_task(self._start())
 
     async def _start(self) -> None:
         settings = self._settings
-        limits = DoorLimits(
-            staging=Home(settings.home).uploads,
-            max_upload_bytes=settings.max_upload_bytes,
-            max_tokens=settings.max_tokens,
-        )
         artifacts = await asyncio.to_thread(open_store, settings, Home(settings.home))
-        app = build_app(connect_office(), ServedHosts(), limits, artifacts=artifacts)
-        listener = await bind(settings.http_host, settings.http_port)
+        sessions = None if self._session_key is None else SealedSessions(self._session_key)
+        hosts = ServedHosts(wait_s=min(20.0, settings.first_token_s), drain_s=settings.drain_s)
+        app = build_app(
+            connect_office(), hosts, door_limits(settings), artifacts=artifacts, sessions=sessions
+        )
+        listener = await bind(settings.http_host, settings.http_port, shared=settings.gateways > 1)
         self._server = quiet_server(app)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 
@@ -236,16 +244,42 @@ class Gateway:
         host, port = self._server.servers[0].sockets[0].getsockname()[:2]
         return str(host), int(port)
 
+    async def __del__(self) -> None:
+        """Serve's word that the replica ends: what is being answered may end first."""
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await asyncio.wait({self._serving}, timeout=_LAST_ANSWERS_S)
+
+
+def door_limits(settings: Settings) -> DoorLimits:
+    """How much a door of this installation takes."""
+    return DoorLimits(
+        staging=Home(settings.home).uploads,
+        max_upload_bytes=settings.max_upload_bytes,
+        max_tokens=settings.max_tokens,
+        first_token_s=settings.first_token_s,
+        request_s=settings.request_s,
+    )
+
 
 def deploy(settings: Settings) -> DeploymentHandle[Any]:
-    """Runs the gateway as a Serve application and answers its handle; running it again changes nothing."""
+    """Runs the gateways as a Serve application and answers its handle; running it again changes nothing.
+
+    Raises:
+        StartFailed: several gateways are to share an address that somebody else has.
+    """
+    document = settings.model_dump(mode="json")
+    session_key = None
+    if settings.gateways > 1:
+        document["http_port"] = free_port(settings.http_host, settings.http_port)
+        session_key = secrets.token_bytes(KEY_BYTES)
     deployment = serve.deployment(
-        num_replicas=1,
+        num_replicas=settings.gateways,
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
         health_check_timeout_s=10,
-        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_timeout_s=_LAST_ANSWERS_S + 2,
     )(Gateway)
-    application = deployment.bind(settings.model_dump(mode="json"))
+    application = deployment.bind(document, session_key)
     return serve.run(application, name=APPLICATION, route_prefix=None, blocking=False)

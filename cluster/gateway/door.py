@@ -24,6 +24,8 @@ class DoorLimits:
         default_max_tokens: what a chat request gets that names no bound.
         max_generations: generations that may run through this process at the same time.
         generation_timeout_s: longest wait for the next chunk of a host.
+        first_token_s: longest wait for the first chunk.
+        request_s: longest time from asking to the last chunk.
     """
 
     staging: Path
@@ -32,6 +34,8 @@ class DoorLimits:
     default_max_tokens: int = 256
     max_generations: int = 256
     generation_timeout_s: float = 120.0
+    first_token_s: float = 120.0
+    request_s: float = 1800.0
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,6 +11,7 @@ Tree::
         ├── UnsupportedParameter  an OpenAI parameter that would change the answer and is not offered
         ├── SignInExpired         a form whose session or token is gone
         ├── TooManyRequests       every place for a generation is taken
+        ├── GenerationTimedOut    the answer did not begin, go on or end in time
         └── GenerationFailed      the model host gave up in the middle
 """
 
@@ -59,6 +60,12 @@ class TooManyRequests(DoorError):
     """Every place for a generation is taken."""
 
     code = "too_many_requests"
+
+
+class GenerationTimedOut(DoorError):
+    """The answer did not begin, go on or end in time."""
+
+    code = "generation_timed_out"
 
 
 class GenerationFailed(DoorError):

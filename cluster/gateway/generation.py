@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.errors import HostUnavailable
 from cluster.gateway.door import Door
-from cluster.gateway.errors import GenerationFailed, MalformedBody
+from cluster.gateway.errors import GenerationFailed, GenerationTimedOut, MalformedBody
 from cluster.gateway.moving import generate_through
 from cluster.gateway.threshold import log_unexpected
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
@@ -48,6 +48,7 @@ class Generation:
         self._request_id = request_id
         self._chunks = generate_through(door.hosts, admit, admission, request)
         self._first: GenerationChunk | None = None
+        self._deadline_s = asyncio.get_running_loop().time() + door.limits.request_s
         self._closed = False
 
     @property
@@ -84,15 +85,24 @@ class Generation:
             log_unexpected(error, self._request_id)
 
     async def _next(self) -> GenerationChunk | None:
+        limits = self._door.limits
+        patience_s = limits.first_token_s if self._first is None else limits.generation_timeout_s
+        left_s = self._deadline_s - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._door.limits.generation_timeout_s):
+            async with asyncio.timeout(min(patience_s, left_s)):
                 return await anext(self._chunks)
         except StopAsyncIteration:
             return None
         except ProductError:
             raise
         except TimeoutError as error:
-            raise GenerationFailed("The model host stopped answering. Ask again.") from error
+            if self._first is None:
+                sentence = "No answer began in time; the model hosts are busy. Ask again in a moment."
+            elif left_s < patience_s:
+                sentence = f"The answer took longer than {limits.request_s:g} seconds. Ask for less."
+            else:
+                sentence = "The model host stopped answering. Ask again."
+            raise GenerationTimedOut(sentence, retry_after_s=1) from error
         except Exception as error:
             log_unexpected(error, self._request_id)
             raise GenerationFailed("The model host failed in the middle of the answer. Ask again.") from None

@@ -37,8 +37,14 @@ def quiet_server(app: Any) -> uvicorn.Server:
     return server
 
 
-async def bind(host: str, port: int) -> socket.socket:
+async def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Binds the address, waiting for a replica that is just leaving it.
+
+    Args:
+        host: address.
+        port: 0 lets the kernel choose.
+        shared: whether other processes of this user may listen at the same address; the kernel then gives
+            every new connection to one of them.
 
     Raises:
         StartFailed: the address stays taken.
@@ -49,6 +55,8 @@ async def bind(host: str, port: int) -> socket.socket:
         # answer waits 40 ms for an acknowledgement.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             listener.bind((host, port))
         except OSError as error:
@@ -63,3 +71,22 @@ async def bind(host: str, port: int) -> socket.socket:
             listener.setblocking(False)
             return listener
     raise AssertionError
+
+
+def free_port(host: str, port: int) -> int:
+    """A port that nobody listens at, for several processes to share: the given one, or any where it is 0.
+
+    Raises:
+        StartFailed: it is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartFailed(
+                f"The address {host}:{port} is taken. Choose another with MARKETPLACE_HTTP_PORT.",
+                part="gateway",
+            ) from error
+        return int(probe.getsockname()[1])

@@ -59,6 +59,7 @@ class ScriptedHosts:
 
     words: tuple[str, ...] = ("Hello", " there", ".")
     pause_s: float = 0.0
+    first_pause_s: float = 0.0
     fails: Exception | None = None
     fails_after: int = 0
     asked: list[tuple[Admission, GenerationRequest]] = field(default_factory=list)
@@ -71,6 +72,7 @@ class ScriptedHosts:
         """Yields one chunk per word and choice, then the account."""
         self.asked.append((admission, request))
         try:
+            await asyncio.sleep(self.first_pause_s)
             if request.echo:
                 yield _echo(request)
             if not request.max_tokens:

@@ -423,3 +423,19 @@ def test_chat_template_is_one_paragraph_per_turn() -> None:
     """The documented fallback template, which bases without a template of their own continue."""
     turns = (ChatTurn(role="system", content="Be brief."), ChatTurn(role="user", content="Hi"))
     assert render_turns(turns) == "system: Be brief.\n\nuser: Hi\n\nassistant:"
+
+
+def test_answers_are_bounded_in_time(found_town: Any) -> None:
+    """An answer that does not begin in time is a 504 to come again, one that does not end an error event."""
+    town = found_town(first_token_s=0.2, request_s=1.0)
+    with _client(town, "dev") as client:
+        town.hosts.words, town.hosts.pause_s = tuple("ab" * 20), 0.1
+        with pytest.raises(openai.APIError) as late:
+            list(client.completions.create(model=MODEL, prompt="x", max_tokens=40, stream=True))
+        assert late.value.code == "generation_timed_out"
+        town.hosts.first_pause_s = 1.0
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.completions.create(model=MODEL, prompt="x")
+        assert caught.value.status_code == 504
+        assert caught.value.response.headers["Retry-After"] == "1"
+    assert _until(lambda: town.hosts.closed == 2)
