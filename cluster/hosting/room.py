@@ -27,7 +27,7 @@ from model_core.engine.engine import Engine
 from model_core.engine.requests import SequenceRequest
 from model_core.engine.runner import Runner
 from model_core.errors import ProductError, TensorsNotFinite
-from model_core.network.bank import ExpertBank
+from model_core.network.bank import CheckedExpert, ExpertBank
 from model_core.network.expert import Expert
 
 log = logging.getLogger(__name__)
@@ -137,6 +137,10 @@ class EngineRoom:
             self._wake.notify()
         return future
 
+    def prepare(self, digest: str, expert: Expert) -> CheckedExpert:
+        """Checks a loaded expert and derives what its first step needs, while the engine goes on stepping."""
+        return self.engine.prepare_expert(digest, expert)
+
     @property
     def roster(self) -> Roster:
         """The roster in force."""
@@ -228,10 +232,10 @@ class EngineRoom:
         self._gate.expire_at(roster.expires_at_us)
         return plan
 
-    def install(self, digest: str, expert: Expert) -> None:
-        """Takes a loaded expert in, unless it is no longer permitted."""
-        if digest in self._roster.experts and digest not in self.bank.digests:
-            self.engine.add_expert(digest, expert)
+    def install(self, checked: CheckedExpert) -> None:
+        """Takes a prepared expert in, unless it is no longer permitted."""
+        if checked.digest in self._roster.experts and checked.digest not in self.bank.digests:
+            self.engine.add_expert(checked)
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _start(self, choice: Choice) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -333,9 +334,8 @@ class ModelServer:
             folder = await asyncio.to_thread(self._verified, digest)
             shape = self.room.bank.shape
             _, expert = await asyncio.to_thread(load_expert_folder, folder, self.base_digest, shape)
-            await asyncio.wrap_future(
-                self.room.call(lambda digest=digest, expert=expert: self.room.install(digest, expert))  # type: ignore[misc]
-            )
+            checked = await asyncio.to_thread(self.room.prepare, digest, expert)
+            await asyncio.wrap_future(self.room.call(partial(self.room.install, checked)))
 
     async def _echo(
         self, admission: Admission, request: GenerationRequest, ids: tuple[int, ...], release: Release

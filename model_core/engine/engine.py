@@ -27,7 +27,7 @@ from model_core.engine.sequences import RunningSequence, token_events
 from model_core.engine.tables import TableStore, scope_of
 from model_core.engine.torch_runner import TorchRunner
 from model_core.errors import RequestRefused, StepPending, UnknownRequest
-from model_core.network.bank import ExpertBank, StateKey
+from model_core.network.bank import CheckedExpert, ExpertBank, StateKey
 from model_core.network.expert import Expert
 
 PAGE_SIZE = 16
@@ -255,17 +255,26 @@ class Engine:
         self._counts.recomposed += 1
         self._again = None
 
-    def add_expert(self, digest: str, expert: Expert) -> None:
-        """Takes an expert in between two steps; one that is resident and usable already stays as it is.
+    def prepare_expert(self, digest: str, expert: Expert) -> CheckedExpert:
+        """Checks an expert and derives what its first step needs; any thread may, while the engine steps.
 
         Raises:
             BundleWrongShape: it does not fit the base.
             TensorsNotFinite: NaN or infinity.
+        """
+        checked = self.bank.check(digest, expert)
+        self.runner.prepare(digest, checked.expert)
+        return checked
+
+    def add_expert(self, checked: CheckedExpert) -> None:
+        """Takes a prepared expert in between two steps; one that is usable here already stays as it is.
+
+        Raises:
             StepPending: a step waits for its verdict.
         """
         self._settled()
-        if digest not in self.bank.digests:
-            self.bank.add(digest, expert)
+        if checked.digest not in self.bank.digests:
+            self.bank.install(checked)
             self._follow_bank()
 
     def drop_expert(self, digest: str, *, poison: bool) -> None:

@@ -18,6 +18,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from model_core.network.expert import Expert
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
@@ -91,6 +93,13 @@ class Runner(Protocol):
 
     def erase(self, pages: Sequence[int], tails: Sequence[int] = ()) -> None:
         """Overwrites pages and tails: nothing of what was computed into them remains in memory."""
+        ...
+
+    def prepare(self, digest: str, expert: Expert) -> None:
+        """Derives from an expert, before the bank takes it in, what ``refresh`` would have to derive.
+
+        Any thread may call it while steps run. Whoever does not leaves that work to ``refresh``.
+        """
         ...
 
     def refresh(self) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from model_core.engine.runner import Piece, StepResult
 from model_core.network.attention import Attention
 from model_core.network.bank import ExpertBank
+from model_core.network.expert import Expert
 from model_core.network.mixture import Plan, mix, plan_rows, plan_uniform
 from model_core.network.router import running_sum
 
@@ -230,6 +231,9 @@ class TorchRunner:
                 tensor.index_fill_(0, index, 0)
         if tails:
             self.tail_sums_LND.index_fill_(1, torch.tensor(list(tails), device=self._device), 0)
+
+    def prepare(self, digest: str, expert: Expert) -> None:
+        """Nothing: the weights are read in place."""
 
     def refresh(self) -> None:
         """Forgets what was derived from the bank's experts; the weights themselves are read in place."""

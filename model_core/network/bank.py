@@ -46,6 +46,21 @@ class StateKey:
     consumer: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedExpert:
+    """An expert that fits a bank and holds no NaN (``ExpertBank.check``).
+
+    Attributes:
+        digest: of its bundle.
+        expert: its weights, frozen.
+        router: digest of its router rows, biases and gates.
+    """
+
+    digest: str
+    expert: Expert
+    router: str
+
+
 class ExpertBank:
     """One base's decoder and the experts that are resident beside it.
 
@@ -105,14 +120,28 @@ class ExpertBank:
             BundleWrongShape: it does not fit the base.
             TensorsNotFinite: NaN or infinity.
         """
+        self.install(self.check(digest, expert))
+
+    def check(self, digest: str, expert: Expert) -> CheckedExpert:
+        """Reads an expert through before it is taken in; any thread may, since nothing here changes.
+
+        Raises:
+            BundleWrongShape: it does not fit the base.
+            TensorsNotFinite: NaN or infinity.
+        """
         self._check(expert)
-        self._experts[digest] = expert.requires_grad_(False).eval()
-        self._poisoned.discard(digest)
-        self._router_digests[digest] = _digest_of(
+        router = _digest_of(
             tensor
             for name, tensor in sorted(expert.state_dict().items())
             if ".router." in name or _is_gate(name)
         )
+        return CheckedExpert(digest=digest, expert=expert.requires_grad_(False).eval(), router=router)
+
+    def install(self, checked: CheckedExpert) -> None:
+        """Takes a checked expert in without reading its weights; one of the same digest is replaced."""
+        self._experts[checked.digest] = checked.expert
+        self._router_digests[checked.digest] = checked.router
+        self._poisoned.discard(checked.digest)
         self._panels = None
         self.changes += 1
 

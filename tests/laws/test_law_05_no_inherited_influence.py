@@ -212,7 +212,7 @@ def test_a_publication_drops_the_prefixes_of_its_expert_and_no_other() -> None:
             drain(engine, [request(bank, "high", prompt(10, 40), (high, low), 2, max_tokens=1)])
         engine.drop_expert(high, poison=bool(turn % 2))
         assert engine.n_pages_cached == cached
-        engine.add_expert(high, copy_of(churned))
+        engine.add_expert(engine.prepare_expert(high, copy_of(churned)))
     assert engine.counts.dropped_pages == 10
     before = engine.counts.reused_tokens
     drain(engine, [request(bank, name, prompt(10, 40), chosen, 2) for name, chosen in sets.items()])

@@ -154,8 +154,8 @@ def test_the_order_in_which_experts_came_changes_no_bit(library: Library, world:
     engine = _engine(shuffled, library)
     order = random.Random(seed).sample(world.names, len(world.names))
     for name in order:
-        engine.add_expert(name, copy_of(world.experts[name]))
+        engine.add_expert(engine.prepare_expert(name, copy_of(world.experts[name])))
     engine.drop_expert(order[0], poison=False)
-    engine.add_expert(order[0], copy_of(world.experts[order[0]]))
+    engine.add_expert(engine.prepare_expert(order[0], copy_of(world.experts[order[0]])))
     said = drain(engine, _asked(shuffled, world.names, seed, 4))
     assert said == drain(_engine(plain, library), _asked(plain, world.names, seed, 4))

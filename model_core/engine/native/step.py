@@ -76,6 +76,7 @@ class NativeRunner:
         self._folder = folder
         self._base = self._take_base()
         self._experts: dict[str, _Held] = {}
+        self._prepared: dict[str, _Held] = {}
         self._names: tuple[str, ...] = ()
         self._gated = False
         dtype, kind = state_kind(bank.dtype)
@@ -157,11 +158,17 @@ class NativeRunner:
             for tail in tails:
                 self._tails_NLD[tail] = 0
 
+    def prepare(self, digest: str, expert: Expert) -> None:
+        """See ``Runner.prepare``: packs (or maps) the expert, and keeps that for as long as it lives."""
+        self._prepared[digest] = self._derive(digest, expert, poisoned=False)
+
     def refresh(self) -> None:
         """See ``Runner.refresh``."""
         names, poisoned = self._bank.names(), self._bank.poisoned
         held = {name: self._hold(name, poisoned=name in poisoned) for name in names[1:]}
         self._experts, self._names = held, names
+        for name in [name for name, made in list(self._prepared.items()) if made.source() is None]:
+            self._prepared.pop(name, None)
         experts = [one.packed for one in held.values()]
         # Once true it stays so: places may still hold sums of an expert that has gone.
         self._gated = self._gated or any(
@@ -213,6 +220,12 @@ class NativeRunner:
                 poison(held.packed)
                 held.poisoned = True
             return held
+        made = self._prepared.pop(name, None)
+        if made is not None and made.source() is source and not poisoned:
+            return made
+        return self._derive(name, source, poisoned=poisoned)
+
+    def _derive(self, name: str, source: Expert, *, poisoned: bool) -> _Held:
         if self._folder is None or poisoned:
             # What was poisoned before it came here must not go into a file under its digest.
             return _Held(weakref.ref(source), pack_expert(source), poisoned)

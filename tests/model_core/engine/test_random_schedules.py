@@ -94,7 +94,7 @@ def test_whatever_happens_each_sequence_says_what_it_says_alone(seed: int) -> No
                 except RequestRefused:
                     continue
             else:
-                engine.add_expert(gone, copy_of(experts[gone]))
+                engine.add_expert(engine.prepare_expert(gone, copy_of(experts[gone])))
         for _ in range(pick.randint(0, 3)):
             _turn(engine, told, discard=pick.random() < 0.2)
     while not engine.idle:

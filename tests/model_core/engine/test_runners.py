@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from tensor_builders import bank_of, drain, prompt, random_world, request, tokens
+from tensor_builders import bank_of, copy_of, drain, prompt, random_world, request, tokens
 
 from model_core.engine import runners
 from model_core.engine.engine import Engine
+from model_core.engine.native import step
 from model_core.engine.native.compiler import NoLibrary
 from model_core.engine.native.step import NativeRunner
 from model_core.engine.runners import open_runner, pages_within
@@ -70,3 +72,33 @@ def test_a_memory_budget_becomes_pages_and_never_too_few(bank: ExpertBank) -> No
     assert taken <= budget < taken + taken // n_pages + 1
     assert pages_within(bank, size_bytes=0, max_context=64) == 4
     assert torch.is_tensor(runner.page_sums[0])
+
+
+def test_a_prepared_expert_is_neither_read_nor_packed_again(
+    bank: ExpertBank, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared on another thread, installed between two steps: what that takes does not grow with weights."""
+    twin = bank_of(*random_world(25, 2))
+    low, high = twin.digests
+    expert = copy_of(twin.expert(high))
+    kernels = pytestconfig.rootpath / "build" / "kernels"
+    opened = open_runner(twin, n_pages=8, n_tails=2, kernels=kernels)
+    engine = Engine(twin, max_sequences=2, max_context=64, runner=opened.runner)
+    engine.drop_expert(high, poison=False)
+    engine.submit(request(twin, "r", prompt(1, 9), (low,), 2, max_tokens=9))
+    engine.step()
+    with ThreadPoolExecutor(1) as threads:
+        checked = threads.submit(engine.prepare_expert, high, expert).result()
+    engine.commit()
+    for module, name in ((torch, "isfinite"), (step, "pack_expert")):
+        monkeypatch.setattr(module, name, None)
+    engine.add_expert(checked)
+    monkeypatch.undo()
+    asked = [
+        request(bank, "r", prompt(1, 9), (low,), 2, max_tokens=9),
+        request(bank, "s", prompt(2, 9), (high,), 2),
+    ]
+    engine.submit(asked[1])
+    said, plain = drain(engine), drain(Engine(bank, max_sequences=2, max_context=64), asked)
+    assert tokens(said["r"]) == tokens(plain["r"])[1:]
+    assert tokens(said["s"]) == tokens(plain["s"])
