@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from cluster.bootstrap import open_store, read_settings, trusted_keys
 from cluster.home import Home
+from cluster.hosting.errors import HostStopping
 from cluster.hosting.facts import HostHealth, HostSettings
 from cluster.hosting.lines import Frame, Switchboard
 from cluster.hosting.messages import GenerationRequest, ScoreAnswer
+from cluster.hosting.scaling import CHOICES, TOKENS
 from cluster.office.client import connect_office
 from cluster.office.protocol import Admission
 from cluster.settings import Settings
@@ -23,11 +26,14 @@ from model_core.packing.bundle import CheckedBundle
 from model_core.packing.manifest import ExpertManifest
 from model_core.packing.seal import PLATFORM_TENANT, TrustedKeys
 
+_SCALING = "cluster.hosting.scaling:HostScaling"
 _ROUTER = "cluster.hosting.targeting:TargetedRouter"
 _UNBOUNDED = 1_000_000
 _LAST_WORDS_S = 10.0
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from cluster.hosting.probe import Probe
 
 
@@ -78,10 +84,35 @@ class ModelHost:
                 max_context=choices.host_context,
                 threads=choices.threads,
                 keep_poisoned=choices.host_keeps_withdrawn,
+                kv_bytes=choices.host_kv_mib * 2**20,
+                kernels=(choices.kernels_folder or home.kernels) if choices.host_kernels else None,
+                weights=home.weights if choices.host_kernels else None,
             ),
         )
         await self._server.start()
         self._switchboard = Switchboard(self._server.generate, self._server.in_flight)
+        self._door: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        if choices.host_http_port:
+            await self._open_door(choices, home)
+
+    async def _open_door(self, choices: Settings, home: Home) -> None:
+        """Answers HTTP in this process, so that no token crosses to another one on its way out."""
+        from cluster.gateway.app import build_app
+        from cluster.gateway.deploy import ServedHosts, door_limits
+        from cluster.gateway.server import bind, quiet_server
+        from cluster.hosting.near import NearHosts
+
+        far = ServedHosts(wait_s=min(20.0, choices.first_token_s), drain_s=choices.drain_s)
+        app = build_app(
+            connect_office(),
+            NearHosts(self._server, far),
+            door_limits(choices),
+            artifacts=open_store(choices, home),
+        )
+        listener = await bind(choices.http_host, choices.host_http_port, shared=True)
+        self._door = quiet_server(app)
+        self._serving = asyncio.create_task(self._door.serve(sockets=[listener]))
 
     async def line(self, name: str) -> AsyncGenerator[Frame, None]:
         """A gateway's line; see ``Switchboard.line``."""
@@ -111,18 +142,31 @@ class ModelHost:
         return self._server.health()
 
     async def check_health(self) -> None:
-        """Serve's question whether this replica should live."""
+        """Serve's question whether this replica should live.
+
+        Raises:
+            HostStopping: a thread, a task or its own door has ended.
+        """
         self._server.check()
+        if self._serving is not None and self._serving.done():
+            raise HostStopping("The model host's own door has ended; the host is being replaced.")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What ``HostScaling`` decides by."""
+        return {CHOICES: float(self._server.in_flight()), TOKENS: float(self._switchboard.tokens)}
 
     async def __del__(self) -> None:
         """Serve's word that the replica ends."""
+        if self._door is not None and self._serving is not None:
+            self._door.should_exit = True
+            await asyncio.wait({self._serving}, timeout=_LAST_WORDS_S / 2)
         await self._server.stop()
 
 
 def host_application(settings: Settings, base_digest: str) -> serve.Application:
     """The Serve application of one base."""
     deployment = serve.deployment(
-        num_replicas=settings.host_replicas,
+        **_number_of_replicas(settings),
         max_ongoing_requests=_UNBOUNDED,  # a host bounds itself and says when to come again
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         ray_actor_options={"num_cpus": 0},
@@ -132,3 +176,27 @@ def host_application(settings: Settings, base_digest: str) -> serve.Application:
         graceful_shutdown_timeout_s=settings.drain_s + _LAST_WORDS_S,
     )(ModelHost)
     return deployment.bind(settings.model_dump(mode="json"), base_digest)
+
+
+def _number_of_replicas(settings: Settings) -> dict[str, Any]:
+    if settings.host_replicas_max <= settings.host_replicas:
+        return {"num_replicas": settings.host_replicas}
+    # More answers than compute at once wait; long ones hold a replica for longer than their number says.
+    policy = AutoscalingPolicy(
+        policy_function=_SCALING,
+        policy_kwargs={
+            "choices_each": float(settings.host_sequences),
+            "tokens_each": float(settings.host_sequences * settings.host_context) / 2,
+        },
+    )
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=settings.host_replicas,
+            max_replicas=settings.host_replicas_max,
+            policy=policy,
+            metrics_interval_s=1.0,
+            look_back_period_s=5.0,
+            upscale_delay_s=5.0,
+            downscale_delay_s=300.0,
+        )
+    }

@@ -83,6 +83,7 @@ class Switchboard:
         self._in_flight = in_flight
         self._beat_s = beat_s
         self._lines: dict[str, _Line] = {}
+        self.tokens = 0
 
     async def line(self, name: str) -> AsyncGenerator[Frame, None]:
         """Frames for one gateway; ending the generator ends its streams."""
@@ -127,9 +128,14 @@ class Switchboard:
         self, line: _Line, stream: str, admission: Admission, request: GenerationRequest
     ) -> None:
         end = StreamEnd()
+        left = request.max_tokens * len(request.open_choices)
+        self.tokens += left
         chunks = self._generate(admission, request)
         try:
             async for chunk in chunks:
+                said = min(left, len(chunk.token_ids))
+                left -= said
+                self.tokens -= said
                 line.put(stream, chunk)
         except ProductError as error:
             end = StreamEnd(error=error)
@@ -138,6 +144,7 @@ class Switchboard:
             log.error("a stream failed with %s", type(error).__qualname__)  # noqa: TRY400
             end = StreamEnd(fault=type(error).__qualname__)
         finally:
+            self.tokens -= left
             line.streams.pop(stream, None)
             await chunks.aclose()
             line.put(stream, end)
