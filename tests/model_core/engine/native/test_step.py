@@ -107,17 +107,34 @@ def test_no_bit_depends_on_neighbours_cuts_pages_or_threads(library: Library, se
     assert same_bits(walk, expected)
 
 
-def test_a_prefix_on_shared_pages_gives_the_bits_of_computing_it(library: Library) -> None:
-    """Two full pages of another sequence, and the sums at their end, stand for 32 positions."""
+@pytest.mark.parametrize("cuts", [(), (7, 20), (1,) * 33])
+def test_a_prefix_on_shared_pages_gives_the_bits_of_computing_it(
+    library: Library, cuts: tuple[int, ...]
+) -> None:
+    """Two full pages of another sequence, however it was cut, and the sums at their end: 32 positions."""
     bank = bank_of(*random_world(3, 3))
     runner = runner_of(bank, library)
     pages = Pages(runner, random.Random(3))
-    first = finish(runner, pages.walk(bank, runner, prompt(3, 50), bank.digests, 2))
+    first = finish(runner, pages.walk(bank, runner, prompt(3, 50), bank.digests, 2), cuts)
     again = pages.walk(bank, runner, prompt(3, 50), bank.digests, 2)
     again.pages = [*first.pages[:2], *again.pages[2:]]
     again.at = 32
     runner.begin(again.tail, first.pages[1])
     assert same_bits(finish(runner, again, [3, 1]), first)
+
+
+def test_of_equal_weights_the_earlier_column_is_taken(library: Library) -> None:
+    """Two experts with one router row and different networks: the first one computes."""
+    decoder, experts = random_world(4, 2)
+    one, other = (experts[name] for name in sorted(experts))
+    routing = {name: t for name, t in one.state_dict().items() if ".ffn." not in name}
+    other.load_state_dict(routing, strict=False)
+    bank = bank_of(decoder, experts)
+    runner = runner_of(bank, library)
+    walk = Pages(runner, random.Random(1)).walk(bank, runner, prompt(6, 30), bank.digests, 1)
+    assert largest_difference(bank, finish(runner, walk, [1] * 29)) < 1e-4
+    taken_E = torch.stack(list(walk.shares.values())).sum(0)
+    assert (float(taken_E[1]) > 0, float(taken_E[2])) == (True, 0.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
