@@ -82,7 +82,9 @@ class Engine:
         max_sequences: sequences that compute at the same time.
         max_context: longest prompt plus new tokens; at most the base's positions.
         threads: compute threads of the process; None leaves them.
-        prefill_tokens: prompt tokens per step at most, so that running sequences do not starve.
+        prefill_tokens: prompt tokens per step at most.
+        prefill_beside: the same while other sequences wait for their next token, so that their gaps stay
+            short.
         runner: computes the steps; None makes one that uses torch.
         n_pages: pages of keys and values (of 16 positions) where no runner is given; None takes as many as
             ``max_sequences`` of full length need.
@@ -103,6 +105,7 @@ class Engine:
         max_context: int = 512,
         threads: int | None = None,
         prefill_tokens: int = 512,
+        prefill_beside: int = 128,
         runner: Runner | None = None,
         n_pages: int | None = None,
         prefix_reuse: bool = True,
@@ -136,6 +139,7 @@ class Engine:
             FairQueue(max_waiting=waiting, max_waiting_per_tenant=max_waiting_per_tenant),
             max_sequences=max_sequences,
             prefill_tokens=prefill_tokens,
+            prefill_beside=prefill_beside,
         )
         self._by_id: dict[str, RunningSequence] = {}
         self._pending: _Pending | None = None

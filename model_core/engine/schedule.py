@@ -35,6 +35,7 @@ class Schedule:
         queue: those that have not begun.
         max_sequences: that run at the same time.
         prefill_tokens: prompt positions per step at most.
+        prefill_beside: the same while other sequences wait for their next token.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Schedule:
         *,
         max_sequences: int,
         prefill_tokens: int,
+        prefill_beside: int,
     ) -> None:
         self.queue = queue
         self.preempted = 0
         self._store = store
-        self._max_sequences, self._prefill_tokens = max_sequences, prefill_tokens
+        self._max_sequences = max_sequences
+        self._prefill_tokens, self._prefill_beside = prefill_tokens, min(prefill_tokens, prefill_beside)
         self._running: list[RunningSequence] = []  # who began first stands first
         self._stepped_back: list[RunningSequence] = []  # in the same order
         self._n_begun = 0
@@ -85,7 +88,7 @@ class Schedule:
         self._admit()
         singles: Work = []
         chunks: Work = []
-        budget, computed = self._prefill_tokens, set()
+        budget, computed = self._budget(), set()
         for sequence in tuple(self._running):
             table, tokens = sequence.table, sequence.tokens
             if table is None:  # stepped back for an earlier one
@@ -115,6 +118,13 @@ class Schedule:
         return singles + chunks
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
+    def _budget(self) -> int:
+        """Prompt positions of this step: fewer where a long step would be a gap in somebody's stream."""
+        for sequence in self._running:
+            if sequence.table is not None and len(sequence.tokens) == sequence.table.length + 1:
+                return self._prefill_beside
+        return self._prefill_tokens
+
     def _align(self, start: int, take: int, missing: int) -> int:
         """Lets a chunk that does not reach the prompt's end stop at the end of a page, if it gets there."""
         beyond = (start + take) % self._store.page_size

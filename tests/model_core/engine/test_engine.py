@@ -205,6 +205,24 @@ def test_a_tenant_with_much_waiting_does_not_keep_another_waiting(bank: ExpertBa
     assert engine.n_waiting == 0
 
 
+def test_prompts_take_smaller_steps_while_somebody_waits_for_a_token(bank: ExpertBank) -> None:
+    """Alone a prompt of 60 is computed in steps of 32; beside a stream in steps of 16, a token in each."""
+    engine = Engine(bank, max_sequences=2, max_context=80, prefill_tokens=32, prefill_beside=16)
+    long = request(bank, "long", prompt(1, 60), bank.digests, 2, max_tokens=2)
+    drain(engine, [long])
+    assert engine.counts.steps == 3
+    engine = Engine(bank, max_sequences=2, max_context=80, prefill_tokens=32, prefill_beside=16)
+    engine.submit(request(bank, "stream", prompt(2, 3), bank.digests, 2, max_tokens=30))
+    engine.step()
+    engine.commit()
+    engine.submit(long)
+    heard = []
+    for _ in range(4):
+        heard.append([event.request_id for event in engine.step()])
+        engine.commit()
+    assert heard == [["stream"]] * 3 + [["stream", "long"]]
+
+
 def test_sequences_end_by_stop_length_and_context(bank: ExpertBank) -> None:
     """The stop token is reported; max_tokens and a full context end as length."""
     ids = prompt(8, 5)
