@@ -508,10 +508,12 @@ def test_time_bound_expires_without_a_message(world: World, tmp_path: Path) -> N
 
     async def story() -> None:
         office = Office()
-        ends_us = time.time_ns() // 1000 + 1_200_000
-        await office.publish(world.snapshot(1, ends_us={"anna": ends_us}))
+        await office.publish(world.snapshot(1))
         async with running(world, office, tmp_path) as server:
             await until(lambda: bool(office.acknowledged))
+            ends_us = time.time_ns() // 1000 + 3_000_000
+            await office.publish(world.snapshot(2, ends_us={"anna": ends_us}))
+            await until(lambda: len(office.acknowledged) == 2)
             assert world.experts["anna"] in server.room.bank.digests
             late: list[GenerationChunk] = []
             while time.time_ns() // 1000 < ends_us + 300_000:
@@ -524,8 +526,9 @@ def test_time_bound_expires_without_a_message(world: World, tmp_path: Path) -> N
             }
             assert names
             assert "annas-expert" not in names
-            await until(lambda: len(office.acknowledged) == 2)
-            assert office.acknowledged[0][2] != office.acknowledged[1][2]
+            await until(lambda: len(office.acknowledged) == 3)
+            assert [epoch for epoch, *_ in office.acknowledged] == [1, 2, 2]
+            assert office.acknowledged[1][2] != office.acknowledged[2][2]
             assert world.experts["anna"] not in server.room.bank.digests
 
     asyncio.run(story())
@@ -546,6 +549,54 @@ def test_lower_epoch_and_false_snapshot_are_refused(world: World, tmp_path: Path
             await office.publish(world.snapshot(6))
             await until(server.gate.is_open)
             assert set(server.link.roster.served["lab"].experts) == set(world.experts.values())
+
+    asyncio.run(story())
+
+
+def test_a_step_during_which_the_host_was_paused_is_discarded(world: World, tmp_path: Path) -> None:
+    """Three seconds pass in the middle of a step: its tokens are computed again under the next lease."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        paused_us = 0
+        gate = ReleaseGate(boot_clock=lambda: boottime_us() + paused_us)
+        async with running(world, office, tmp_path, gate) as server:
+            alone = tokens_of(await collect(server, admission(world), max_tokens=30))
+            step, left = server.room.engine.step, iter(range(1000))
+
+            def pausing() -> list[TokenEvent]:
+                nonlocal paused_us
+                events = step()
+                if next(left) == 9:
+                    paused_us += 3_000_000
+                    assert not gate.is_open()
+                return events
+
+            server.room.engine.step = pausing  # type: ignore[method-assign]
+            assert tokens_of(await collect(server, admission(world), max_tokens=30)) == alone
+            assert server.room.counts.discarded == 1
+
+    asyncio.run(story())
+
+
+def test_a_host_that_starts_anew_refuses_a_register_restored_to_an_older_epoch(
+    world: World, tmp_path: Path
+) -> None:
+    """What any host of the machine has followed is remembered; a later epoch is followed again."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(5, without=("anna",)))
+        async with running(world, office, tmp_path) as server:
+            await until(server.gate.is_open)
+        await office.publish(world.snapshot(4))
+        async with running(world, office, tmp_path) as server:
+            await until(lambda: server.link.counts.refused > 0)
+            assert server.link.roster.epoch == -1
+            assert not server.gate.is_open()
+            await office.publish(world.snapshot(6))
+            await until(server.gate.is_open)
 
     asyncio.run(story())
 
