@@ -30,6 +30,7 @@ FLAGS = (
     "-std=c++17",
     "-fPIC",
     "-pthread",
+    "-fvisibility=hidden",
     # Products and sums are fused where the source says so, and nowhere else: another choice in another copy
     # of a kernel would give a row other bits.
     "-ffp-contract=off",

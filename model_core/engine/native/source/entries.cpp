@@ -7,6 +7,8 @@
 using experts::Matrix;
 using experts::Pool;
 
+// All else stays hidden, so that two builds in one process share nothing.
+#pragma GCC visibility push(default)
 extern "C" {
 
 void *experts_pool_new(int32_t threads, int32_t spin_us) { return new Pool(threads, spin_us); }

@@ -5,6 +5,8 @@
 
 #include "step.hpp"
 
+// All else stays hidden, so that two builds in one process share nothing.
+#pragma GCC visibility push(default)
 extern "C" {
 
 void *experts_step_open(int32_t threads) { return new experts::Step(std::max<int32_t>(1, threads)); }

@@ -117,17 +117,12 @@ inline Lanes load_bytes(const int8_t *from) {
     return out;
 }
 
-// Two bf16 numbers of each lane, the first in its lower half.
-struct LanePairs {
-    Lanes first, second;
-};
-
-inline LanePairs load_pairs(const uint32_t *from) {
-    LanePairs out;
+// The first or the second of the two bf16 numbers of each lane; the first one is in its lower half.
+inline Lanes load_half(const uint32_t *from, int half) {
+    Lanes out;
     for (int index = 0; index < PARTS; ++index) {
         const PartInt bits = *reinterpret_cast<const PartIntAnywhere *>(from + index * WIDTH);
-        out.first.part[index] = (Part)(bits << 16);
-        out.second.part[index] = (Part)(bits & static_cast<int32_t>(0xFFFF0000u));
+        out.part[index] = (Part)(half == 0 ? bits << 16 : bits & static_cast<int32_t>(0xFFFF0000u));
     }
     return out;
 }

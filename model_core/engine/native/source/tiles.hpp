@@ -15,6 +15,14 @@ namespace experts {
 // How far ahead of its reads a tile fetches panels: few rows read them faster than the processor foresees.
 constexpr int64_t FETCH_AHEAD_BYTES = 2048;
 
+// The weights of one input; half: which of a pair.
+template <int KIND>
+inline Lanes weights(const char *from, int half) {
+    if constexpr (KIND == I8) return load_bytes(reinterpret_cast<const int8_t *>(from));
+    if constexpr (KIND == BF16) return load_half(reinterpret_cast<const uint32_t *>(from), half);
+    return load(reinterpret_cast<const float *>(from));
+}
+
 template <int KIND, int R, int P>
 inline void one_step(Lanes (&sums)[R][P], const char *panels, int64_t panel_bytes, const float *x) {
     if constexpr (KIND == BF16 && PAIRS_AT_ONCE) {
@@ -33,31 +41,21 @@ inline void one_step(Lanes (&sums)[R][P], const char *panels, int64_t panel_byte
             }
         }
 #endif
-    } else if constexpr (KIND == BF16) {
-        for (int p = 0; p < P; ++p) {
-            const LanePairs w = load_pairs(reinterpret_cast<const uint32_t *>(panels + p * panel_bytes));
-            for (int r = 0; r < R; ++r) {
-                sums[r][p] = fused(w.first, splat(x[r]), sums[r][p]);
-                sums[r][p] = fused(w.second, splat(x[R + r]), sums[r][p]);
-            }
-        }
     } else {
-        Lanes w[P];
+        const auto take = [&](int half) __attribute__((always_inline)) {
+            Lanes w[P];
 #pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) {
-            const char *from = panels + p * panel_bytes;
-            if constexpr (KIND == I8) {
-                w[p] = load_bytes(reinterpret_cast<const int8_t *>(from));
-            } else {
-                w[p] = load(reinterpret_cast<const float *>(from));
+            for (int p = 0; p < P; ++p) w[p] = weights<KIND>(panels + p * panel_bytes, half);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const Lanes value = splat(x[half * R + r]);
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p) sums[r][p] = fused(w[p], value, sums[r][p]);
             }
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const Lanes value = splat(x[r]);
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) sums[r][p] = fused(w[p], value, sums[r][p]);
-        }
+        };
+        take(0);
+        // Without products of pairs all first inputs come first, then all second ones.
+        if constexpr (x_per_step(KIND) == 2) take(1);
     }
 }
 

@@ -28,7 +28,8 @@ def source(tmp_path: Path) -> Path:
     """A source of one function."""
     folder = tmp_path / "source"
     folder.mkdir()
-    (folder / "number.cpp").write_text('extern "C" int number() { return 7; }\n')
+    visible = '__attribute__((visibility("default")))'
+    (folder / "number.cpp").write_text(f'extern "C" {visible} int number() {{ return 7; }}\n')
     return folder
 
 
