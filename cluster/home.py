@@ -76,6 +76,16 @@ class Home:
         return self.root / "journals"
 
     @property
+    def kernels(self) -> Path:
+        """Folder of kernels that were compiled on this machine."""
+        return self.root / "kernels"
+
+    @property
+    def weights(self) -> Path:
+        """Folder of weights in the order in which kernels read them, mapped by all model hosts."""
+        return self.root / "weights"
+
+    @property
     def uploads(self) -> Path:
         """Folder for bodies that are being received."""
         return self.root / "uploads"
@@ -102,7 +112,7 @@ class Home:
         """
         self.make_folder(self.root)
         for folder in (self.keys, self.keys / "owners", self.logs, self.journals, self.uploads,
-                       self.root / "datasets", self.root / "jobs"):  # fmt: skip
+                       self.kernels, self.weights, self.root / "datasets", self.root / "jobs"):  # fmt: skip
             self.make_folder(folder)
 
     def make_folder(self, folder: Path) -> Path:

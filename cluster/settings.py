@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         drain_s: how long a model host that is told to stop may finish its answers; the rest go on elsewhere.
         host_sequences: answers that each model host computes at the same time; more wait.
         host_context: longest prompt plus answer in tokens; at most what the base allows.
+        host_kv_mib: memory of each model host for keys and values, kept prefixes among them, in MiB.
+        host_kernels: compile the kernels of model hosts on this machine where it has a compiler.
+        kernels_folder: where compiled kernels are kept; None keeps them in the home folder.
         host_keeps_withdrawn: withdrawn experts stay in the host's memory, filled with NaN, as a standing
             proof that nothing multiplies them.
         admission: the largest figures of an expert that is admitted, as JSON; the defaults are measured.
@@ -80,6 +83,9 @@ class Settings(BaseSettings):
     drain_s: float = Field(default=30.0, ge=0, le=3600)
     host_sequences: int = Field(default=32, ge=1, le=1024)
     host_context: int = Field(default=1024, ge=16)
+    host_kv_mib: int = Field(default=256, ge=1)
+    host_kernels: bool = True
+    kernels_folder: Path | None = None
     host_keeps_withdrawn: bool = False
     admission: AdmissionLimits = Field(default_factory=AdmissionLimits)
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024)

@@ -323,7 +323,12 @@ class LiveMarketplace:
             port = probe.getsockname()[1]
         self.home = home
         self.url = f"http://127.0.0.1:{port}"
-        choices = {"HOME": str(home), "HTTP_PORT": str(port), "START_TIMEOUT_S": "180"}
+        choices = {
+            "HOME": str(home),
+            "HTTP_PORT": str(port),
+            "START_TIMEOUT_S": "180",
+            "KERNELS_FOLDER": str(Path(__file__).parents[1] / "build" / "kernels"),
+        }
         self._environment = {
             **os.environ,
             **{f"MARKETPLACE_{name}": value for name, value in choices.items()},

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +21,9 @@ class HostSettings:
         reach_s: how long a request waits for the epoch it was admitted under, and for experts to load.
         renew_s: pause between lease renewals.
         upload_s: pause between uploads of usage; also the longest time between two syncs of the journal.
+        kv_bytes: memory for keys and values of running sequences and of prefixes that are kept.
+        kernels: folder of compiled kernels; None computes with torch.
+        weights: folder of packed weights that all hosts of a machine map; None packs into memory.
     """
 
     max_sequences: int = 32
@@ -31,6 +35,9 @@ class HostSettings:
     reach_s: float = 20.0
     renew_s: float = 0.5
     upload_s: float = 1.0
+    kv_bytes: int = 256 * 2**20
+    kernels: Path | None = None
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,7 @@ from cluster.hosting.room import EngineRoom
 from cluster.hosting.scoring import ScoredPrompt, chosen_experts, score_prompt, score_texts, scored_tokens
 from cluster.hosting.uploader import Uploader, UsageDesk
 from cluster.office.protocol import Admission, UsageRecord
+from model_core.engine.runners import OpenedRunner, open_runner, pages_within
 from model_core.network.bank import ExpertBank
 from model_core.network.checkpoint import load_expert_folder
 from model_core.packing.bundle import CheckedBundle, check_bundle
@@ -113,6 +114,8 @@ class ModelServer:
         self.max_context = min(self.settings.max_context, bank.shape.max_positions)
         self.journal = await asyncio.to_thread(UsageJournal.create, self._journals, self.server_id)
         self.uploader = Uploader(self.journal, self._office, interval_s=self.settings.upload_s)
+        opened = await asyncio.to_thread(self._open_runner, bank)
+        log.info("steps are computed by %s; compiling took %.1f s", opened.said, opened.compile_s)
         self.room = EngineRoom(
             bank,
             self.gate,
@@ -121,6 +124,7 @@ class ModelServer:
             threads=self.settings.threads,
             keep_poisoned=self.settings.keep_poisoned,
             max_waiting=self.settings.max_waiting,
+            runner=opened.runner,
         )
         self.room.start()
         self.link = RegisterLink(
@@ -315,6 +319,17 @@ class ModelServer:
         folder = self._verified(self.base_digest)
         tokenizer = TextTokenizer.load(folder / TOKENIZER_FILE)
         return ExpertBank.open(self.base_digest, folder), tokenizer, ChatFormat.load(folder, tokenizer)
+
+    def _open_runner(self, bank: ExpertBank) -> OpenedRunner:
+        pages = pages_within(bank, size_bytes=self.settings.kv_bytes, max_context=self.max_context)
+        return open_runner(
+            bank,
+            n_pages=pages,
+            n_tails=self.settings.max_sequences,
+            kernels=self.settings.kernels,
+            weights=self.settings.weights,
+            threads=self.settings.threads,
+        )
 
     def _verified(self, digest: str) -> Path:
         """A bundle's folder whose digests and both signatures hold (law 11)."""

@@ -38,7 +38,11 @@ class House:
     def environment(self) -> dict[str, str]:
         """The environment of a command that speaks of this installation."""
         own = {f"MARKETPLACE_{name.upper()}": value for name, value in self.settings.items()}
-        own |= {"MARKETPLACE_HOME": str(self.home), "MARKETPLACE_HTTP_PORT": str(self.port)}
+        own |= {
+            "MARKETPLACE_HOME": str(self.home),
+            "MARKETPLACE_HTTP_PORT": str(self.port),
+            "MARKETPLACE_KERNELS_FOLDER": str(Path.cwd() / "build" / "kernels"),
+        }
         return {
             name: value for name, value in os.environ.items() if not name.startswith("MARKETPLACE_")
         } | own

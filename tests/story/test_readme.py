@@ -103,6 +103,7 @@ def session() -> Iterator[Session]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MARKETPLACE_HOME": str(folder / "home"),
         "MARKETPLACE_HTTP_PORT": str(port),
+        "MARKETPLACE_KERNELS_FOLDER": str(Path(__file__).parents[2] / "build" / "kernels"),
         "MARKETPLACE_STARTER_BASE": str(folder / "base"),
     }
     shell = Shell(folder, environment)
