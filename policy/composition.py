@@ -23,6 +23,9 @@ from policy.terms import ENGINE_VERSION, AtUs, Count, Micro, TopK, Verdict
 __all__ = ["Composition", "Member", "Question", "compose", "composition_digest"]
 
 
+Decider = Callable[[Snapshot, Asked, ExpertFact], Decision]
+
+
 class Member(Value):
     """One expert version that serves in a composition."""
 
@@ -80,12 +83,13 @@ def composition_digest(base_digest: str, bundle_digests: Sequence[str], top_k: i
     )
 
 
-def compose(snapshot: Snapshot, question: Question) -> Composition:
+def compose(snapshot: Snapshot, question: Question, *, decider: Decider = decide) -> Composition:
     """Decides about every candidate and composes those that may serve together.
 
     Args:
         snapshot: the facts.
         question: a deployment, or a use spelled out, at one moment.
+        decider: says what ``decide`` says; ``policy.remembered`` has one that remembers.
 
     Raises:
         UnknownDeployment, IncompleteQuestion: the question itself makes no sense.
@@ -97,7 +101,7 @@ def compose(snapshot: Snapshot, question: Question) -> Composition:
         stand(snapshot, asked, ground)
         license_of_base(snapshot, asked, words, ground)
     experts = _candidates(snapshot, asked)
-    decisions = {expert.bundle_digest: decide(snapshot, asked, expert) for expert in experts}
+    decisions = {expert.bundle_digest: decider(snapshot, asked, expert) for expert in experts}
     _hold_back(decisions, asked)
     set_reasons, dropped = _settle(snapshot, asked, decisions, ground.terms)
     reasons = in_order([one for one in (*ground.reasons, *set_reasons) if is_denial(one)])

@@ -23,6 +23,7 @@ from cluster.hosting.news import is_newer, read_snapshot
 from cluster.hosting.plan import EMPTY_ROSTER, Roster, make_roster
 from cluster.office.protocol import EpochNews
 from model_core.errors import ProductError
+from policy.remembered import Remembered
 from policy.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class RegisterLink:
         self._renew_s = renew_s
         self._poll_s = poll_s
         self._snapshot: Snapshot | None = None
+        self._decisions = Remembered()
         self._roster = EMPTY_ROSTER
         self._hearing = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -175,7 +177,9 @@ class RegisterLink:
         if snapshot is None:
             return
         at_us = self._gate.judge_time_us()
-        roster = await asyncio.to_thread(make_roster, snapshot, self._base_digest, at_us)
+        roster = await asyncio.to_thread(
+            make_roster, snapshot, self._base_digest, at_us, self._decisions.decide
+        )
         await self._apply(roster)
         self._roster = roster
         async with self._changed:

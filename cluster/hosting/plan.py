@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from policy.composition import Composition, Question, compose, composition_digest
+from policy.composition import Composition, Decider, Question, compose, composition_digest
+from policy.decision import decide
 from policy.snapshot import Snapshot
 
 
@@ -100,12 +101,19 @@ class Roster:
 EMPTY_ROSTER = Roster(served={})
 
 
-def make_roster(snapshot: Snapshot, base_digest: str, at_us: int) -> Roster:
-    """Asks policy about every deployment of a base at one moment."""
+def make_roster(snapshot: Snapshot, base_digest: str, at_us: int, decider: Decider = decide) -> Roster:
+    """Asks policy about every deployment of a base at one moment.
+
+    Args:
+        snapshot: the facts.
+        base_digest: deployments of other bases are not asked about.
+        at_us: microseconds since the Unix epoch.
+        decider: what remembers the answers of the last roster, if anything does.
+    """
     served = {}
     for fact in snapshot.deployments:
         if fact.base_digest == base_digest:
-            composition = compose(snapshot, Question(deployment=fact.name, at_us=at_us))
+            composition = compose(snapshot, Question(deployment=fact.name, at_us=at_us), decider=decider)
             served[fact.name] = Served.of(composition, fact.name)
     return Roster(epoch=snapshot.epoch, snapshot_digest=snapshot.digest, served=served)
 

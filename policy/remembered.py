@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decisions that are not made again while nothing they rest on has changed.
+
+Most epochs touch one expert, and many deployments ask for the same use. Whoever follows the register asks
+hundreds of questions at every epoch; here each distinct one is decided once, and again only when a fact that
+its gates read, or a moment at which one of them begins or ends, lies in between. What is remembered is what
+``decide`` said, so a remembered decision names the snapshot that it was made with. Knows no deployments.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+from policy.decision import Decision, decide
+from policy.questions import Asked
+from policy.snapshot import ConsentFact, ExpertFact, Fact, GrantFact, Snapshot
+from policy.terms import ANY
+
+_Use = tuple[str, str, str, str, str, bool]
+_Ground = tuple[object, ...]
+
+
+class _Made(NamedTuple):
+    """A decision, what it rests on, and the moments between which time alone changes nothing."""
+
+    ground: _Ground
+    from_us: int
+    until_us: int | None
+    decision: Decision
+
+    def holds_at(self, at_us: int) -> bool:
+        """Whether time alone has changed nothing."""
+        return self.from_us <= at_us and (self.until_us is None or at_us < self.until_us)
+
+
+class Remembered:
+    """Answers as ``decide`` does, about one snapshot after the other; not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[_Use, str], _Made] = {}
+        self._numbers: dict[Fact, int] = {}
+        self._next = itertools.count()
+        self._snapshot: Snapshot | None = None
+        self._common: _Ground = ()
+        self._experts: dict[str, tuple[_Ground, tuple[ConsentFact | GrantFact, ...]]] = {}
+
+    def decide(self, snapshot: Snapshot, asked: Asked, expert: ExpertFact) -> Decision:
+        """What ``decide`` says of this expert; epoch, digests and moment may be of an earlier asking."""
+        if snapshot is not self._snapshot:
+            self._turn_to(snapshot)
+        use = (asked.tenant, asked.base_digest, asked.action, asked.purpose, asked.region, asked.commercial)
+        key = use, expert.bundle_digest
+        about, words = self._about(snapshot, expert)
+        ground = (
+            self._common,
+            about,
+            self._number(snapshot.tenants_by_slug.get(asked.tenant)),
+            self._number(snapshot.bases_by_digest.get(asked.base_digest)),
+        )
+        made = self._made.get(key)
+        if made is not None and made.ground == ground and made.holds_at(asked.at_us):
+            return made.decision
+        decision = decide(snapshot, asked, expert)
+        moments = [moment for one in words for moment in (one.valid_from_us, one.valid_until_us)]
+        until_us = min((one for one in moments if one is not None and one > asked.at_us), default=None)
+        self._made[key] = _Made(ground, asked.at_us, until_us, decision)
+        return decision
+
+    def _turn_to(self, snapshot: Snapshot) -> None:
+        kinds = (snapshot.tenants, snapshot.bases, snapshot.licenses, snapshot.experts, snapshot.consents)
+        facts: itertools.chain[Fact] = itertools.chain(*kinds, snapshot.grants, snapshot.rules)
+        # An equal fact keeps its number, so that a comparison of numbers is one of facts.
+        before, self._numbers = self._numbers, {}
+        for fact in facts:
+            known = before.get(fact)
+            self._numbers[fact] = next(self._next) if known is None else known
+        here = {fact.bundle_digest for fact in snapshot.experts}
+        self._made = {key: made for key, made in self._made.items() if key[1] in here}
+        self._experts = {}
+        self._common = (
+            snapshot.engine_version,
+            snapshot.vocabulary_version,
+            tuple(self._numbers[fact] for fact in snapshot.licenses),
+            tuple(self._numbers[fact] for fact in snapshot.rules),
+        )
+        self._snapshot = snapshot
+
+    def _about(
+        self, snapshot: Snapshot, expert: ExpertFact
+    ) -> tuple[_Ground, tuple[ConsentFact | GrantFact, ...]]:
+        """Everything that was said about an expert, by number and in full."""
+        if expert.bundle_digest not in self._experts:
+            named = (expert.expert_id, ANY)
+            words: list[ConsentFact | GrantFact] = []
+            for name in named:
+                words += snapshot.consents_by_expert.get(name, ())
+                words += snapshot.grants_by_expert.get(name, ())
+            for dataset in expert.datasets:
+                words += snapshot.consents_by_dataset.get(dataset.id, ())
+            owner = self._number(snapshot.tenants_by_slug.get(expert.tenant))
+            numbers = tuple(self._numbers[word] for word in words)
+            self._experts[expert.bundle_digest] = (self._numbers[expert], owner, numbers), tuple(words)
+        return self._experts[expert.bundle_digest]
+
+    def _number(self, fact: Fact | None) -> int | None:
+        return None if fact is None else self._numbers[fact]
