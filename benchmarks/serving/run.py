@@ -93,4 +93,4 @@ def read_rows(job: Job, result: dict[str, Any]) -> list[Row]:
         return growth.rows_of_growth(growth.Growth(**result))
     from benchmarks.serving.streaming import Streaming, rows_of_streaming
 
-    return rows_of_streaming(Streaming(**result))
+    return rows_of_streaming(Streaming.from_json(result))

@@ -24,7 +24,7 @@ from benchmarks.serving.peak import PeakMeter, products
 from benchmarks.serving.plan import full_jobs, quick_jobs
 from benchmarks.serving.prompts import prompts_of
 from benchmarks.serving.sets import SETS, UNION, MixedSets, rows_of_sets
-from benchmarks.serving.streaming import Streaming, rows_of_streaming
+from benchmarks.serving.streaming import Streaming, Way, rows_of_streaming
 from benchmarks.serving.trace import Trace, Turn, figures, median_ratio, take_turns, window
 
 _TOY = SMALL.with_sizes(name="toy", layers=2, width=16, inner=24, heads=2, vocabulary=64)
@@ -290,12 +290,15 @@ def test_the_page_shows_every_row_between_its_marks(tmp_path: Path) -> None:
     assert decode_cells(rows) == {"toy": {"ours": 300.0, GENERATE: 100.0, BATCH: 60.0}}
 
 
-def test_streams_may_lose_a_third_of_the_engines_speed() -> None:
-    """65 % of the rounds' ratios hold with a routing hop; less misses."""
-    fine = rows_of_streaming(Streaming(inside=[100.0, 50.0, 200.0], over_http=[66.0, 33.0, 130.0]))
-    assert fine[0].holds is True
-    slow = rows_of_streaming(Streaming(inside=[100.0, 50.0, 200.0], over_http=[64.0, 32.0, 190.0]))
-    assert slow[0].holds is False
+def test_streams_may_lose_a_stated_share_of_the_engines_speed() -> None:
+    """65 % with a routing hop and 80 % without one hold, less misses; the median of the rounds decides."""
+    hop = Way(inside=[100.0, 50.0, 200.0], over_http=[66.0, 33.0, 130.0])
+    one = Way(inside=[100.0, 50.0, 200.0], over_http=[81.0, 41.0, 159.0])
+    measured = Streaming(hop=hop, one=one)
+    assert Streaming.from_json(json.loads(json.dumps(measured.to_json()))) == measured
+    assert [row.holds for row in rows_of_streaming(measured)] == [True, True]
+    slow = Way(inside=[100.0, 50.0, 200.0], over_http=[64.0, 32.0, 190.0])
+    assert [row.holds for row in rows_of_streaming(Streaming(hop=slow, one=hop))] == [False, False]
 
 
 def test_clients_learn_the_number_of_tokens_from_the_last_event() -> None:
