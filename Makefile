@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test explore check format lint types imports dead docs storm chaos protocol bench bench-training bench-composition bench-serving bench-serving-full bench-peers base lock clean
+.PHONY: help setup demo test explore check format lint types imports dead docs storm chaos protocol bench bench-training bench-composition bench-serving bench-serving-full bench-peers lm-eval base lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -88,6 +88,10 @@ bench-peers: $(VENV)/.dev
 		echo "- llama.cpp's Python package (compiles for some minutes, once)"; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' \
 		|| echo "- llama.cpp could not be installed (see above) and is left out"; }
+
+lm-eval: $(VENV)/.dev ## let lm-eval (MIT, 80 MB, installed into build/lm-eval) evaluate a deployment over HTTP
+	@test -d build/lm-eval || $(BIN)/python -m pip install --quiet --no-deps --target build/lm-eval lm_eval==0.4.13 tenacity
+	@PYTHONPATH=build/lm-eval $(BIN)/python -m examples.lm_eval
 
 base: $(VENV)/.dev ## rebuild the starter base from text that every installation has
 	@$(BIN)/python -m examples.make_base
