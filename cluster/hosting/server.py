@@ -14,13 +14,11 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from cluster.hosting.chat import ChatFormat
 from cluster.hosting.choice import Choice, Ending, Failure, StepToken
 from cluster.hosting.errors import (
-    DeploymentNotHosted,
-    ExpertsNotLoaded,
     HostStopping,
     LeaseLost,
     PromptRefused,
@@ -36,15 +34,15 @@ from cluster.hosting.messages import (
     GenerationRequest,
     PromptEcho,
     ScoreAnswer,
-    ScoredText,
 )
 from cluster.hosting.places import Places
-from cluster.hosting.plan import Roster, Served
-from cluster.hosting.probe import Probe, probe
+from cluster.hosting.plan import Roster
+from cluster.hosting.probe import Probe
 from cluster.hosting.prompts import prompt_ids_of, sampling_of
+from cluster.hosting.questions import Questions
 from cluster.hosting.release import Release
 from cluster.hosting.room import EngineRoom
-from cluster.hosting.scoring import ScoredPrompt, chosen_experts, score_prompt, score_texts, scored_tokens
+from cluster.hosting.scoring import scored_tokens
 from cluster.hosting.uploader import Uploader, UsageDesk
 from cluster.office.protocol import Admission, UsageRecord
 from model_core.engine.runners import OpenedRunner, open_runner, pages_within
@@ -58,10 +56,6 @@ from model_core.packing.store import ArtifactStore
 from model_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-_LOOK_AGAIN_S = 0.05
-_TEXTS_AT_ONCE = 8  # about one forward pass, so that streams wait no longer than for a long prompt
 
 
 class HostDesk(RegisterDesk, UsageDesk, Protocol):
@@ -127,6 +121,13 @@ class ModelServer:
             runner=opened.runner,
         )
         self.room.start()
+        self._questions = Questions(
+            self.room,
+            self.gate,
+            self.tokenizer,
+            max_context=self.max_context,
+            reach_s=self.settings.reach_s,
+        )
         self.link = RegisterLink(
             self._office,
             self.server_id,
@@ -251,68 +252,14 @@ class ModelServer:
                 release.close()
 
     async def probe(self, deployment: str, text: str, experts: tuple[str, ...] | None = None) -> Probe:
-        """Logits of a text under a deployment's present composition, computed alone between two steps.
-
-        Args:
-            deployment: whose composition.
-            text: what to compute; it is not kept.
-            experts: a subset of the composition; None for all of it.
-
-        Raises:
-            DeploymentNotHosted: the deployment may not answer, or an expert is not among its own.
-            LeaseLost: without a valid lease nothing is computed.
-        """
-        ids = prompt_ids_of(GenerationRequest(prompt=text, max_tokens=1), self.tokenizer)
-
-        def compute() -> Probe:
-            served = self.room.roster.served.get(deployment)
-            wanted = served.experts if served is not None and experts is None else tuple(experts or ())
-            if served is None or not served.allowed or not set(wanted) <= set(served.experts):
-                raise DeploymentNotHosted(
-                    "This composition may not be computed at present.", deployment=deployment
-                )
-            if not self.gate.is_open():
-                raise LeaseLost("The register has not answered lately; nothing is computed without it.")
-            return probe(self.room.bank, ids[-self.max_context :], wanted, served.top_k)
-
-        return await asyncio.wrap_future(self.room.call(compute))
+        """Logits of a text under a deployment's present composition; see ``Questions.probe``."""
+        return await self._questions.probe(deployment, text, experts)
 
     async def score(
         self, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None = None
     ) -> ScoreAnswer:
-        """Bits of texts under a deployment's present composition, a few texts between two steps.
-
-        Args:
-            deployment: whose composition.
-            texts: what to score; nothing of it is kept.
-            experts: a subset of the composition by name; None for all, empty for the base alone.
-
-        Raises:
-            DeploymentNotHosted: the deployment may not answer, or an expert is not among its own.
-            LeaseLost: without a valid lease nothing is computed.
-        """
-
-        def compute(part: tuple[str, ...]) -> tuple[Served, tuple[str, ...], tuple[ScoredText, ...]]:
-            served = self.room.roster.served.get(deployment)
-            wanted = chosen_experts(served, experts, deployment)
-            if served is None or not self.gate.is_open():
-                raise LeaseLost("The register has not answered lately; nothing is computed without it.")
-            scores = score_texts(self.room.bank, self.tokenizer, part, wanted, served.top_k)
-            return served, tuple(served.names[digest] for digest in wanted), scores
-
-        found: list[ScoredText] = []
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = texts[start : start + _TEXTS_AT_ONCE]
-            served, names, scores = await asyncio.wrap_future(
-                self.room.call(lambda part=part: compute(part))  # type: ignore[misc]
-            )
-            found += scores
-        return ScoreAnswer(
-            epoch=served.epoch,
-            composition_digest=served.composition_digest,
-            experts=names,
-            documents=tuple(found),
-        )
+        """Bits of texts under a deployment's present composition; see ``Questions.score``."""
+        return await self._questions.score(deployment, texts, experts)
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _open_base(self) -> tuple[ExpertBank, TextTokenizer, ChatFormat]:
@@ -362,16 +309,7 @@ class ModelServer:
         if request.logprobs is None:
             return release.prompt(PromptEcho(text=text), None)
         await self._reach(admission)
-        while True:
-            served, scored = await self._score_prompt(admission.deployment, ids, request.logprobs)
-            now = self.room.roster.served.get(admission.deployment)
-            if (
-                self.gate.is_open()
-                and now is not None
-                and now.composition_digest == served.composition_digest
-            ):
-                break
-            await asyncio.sleep(_LOOK_AGAIN_S)
+        served, scored = await self._questions.score_prompt(admission.deployment, ids, request.logprobs)
         self.room.check_going(admission.request_id)
         logprobs = scored_tokens(self.tokenizer, ids, scored)
         record = UsageRecord(
@@ -389,20 +327,6 @@ class ModelServer:
             raise LeaseLost("The lease ended while the prompt was scored; ask again.", retry_after_s=1)
         return chunks
 
-    async def _score_prompt(
-        self, deployment: str, ids: tuple[int, ...], alternatives: int
-    ) -> tuple[Served, ScoredPrompt]:
-        def compute() -> tuple[Served, ScoredPrompt]:
-            served = self.room.roster.served.get(deployment)
-            wanted = chosen_experts(served, None, deployment)
-            if served is None or not self.gate.is_open():
-                raise LeaseLost("The register has not answered lately; nothing is computed without it.")
-            if missing := set(wanted) - set(self.room.bank.digests):
-                raise ExpertsNotLoaded("Experts of this deployment are being loaded.", missing=len(missing))
-            return served, score_prompt(self.room.bank, ids, wanted, served.top_k, alternatives)
-
-        return await self._patiently(compute)
-
     async def _reach(self, admission: Admission) -> None:
         if not await self.link.reached(admission.epoch, self.settings.reach_s):
             raise LeaseLost(
@@ -410,22 +334,11 @@ class ModelServer:
                 epoch=admission.epoch,
             )
 
-    async def _patiently(self, command: Callable[[], T]) -> T:
-        """Runs a command of the engine's thread, again and again while experts are being loaded."""
-        deadline = self._loop.time() + self.settings.reach_s
-        while True:
-            try:
-                return await asyncio.wrap_future(self.room.call(command))
-            except ExpertsNotLoaded:
-                if self._loop.time() > deadline:
-                    raise
-                await asyncio.sleep(_LOOK_AGAIN_S)
-
     async def _begin(self, admission: Admission, choices: list[Choice], release: Release) -> None:
         await self._reach(admission)
         for choice in choices:
             self._releases[choice] = release
-            await self._patiently(lambda choice=choice: self.room.submit(choice))  # type: ignore[misc]
+            await self._questions.patiently(lambda choice=choice: self.room.submit(choice))  # type: ignore[misc]
 
     def _leave(self, choice: Choice) -> None:
         if self._releases.pop(choice, None) is not None:

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions that a host answers by a computation of its own between two steps: probes and scores.
+
+Each runs under its deployment's present composition (or a subset of it), with a valid lease, on the engine's
+thread. Nothing of what was asked is kept. What scored prompts cost is the caller's to journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from cluster.hosting.errors import DeploymentNotHosted, ExpertsNotLoaded, LeaseLost
+from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.messages import GenerationRequest, ScoreAnswer, ScoredText
+from cluster.hosting.plan import Served
+from cluster.hosting.probe import Probe, probe
+from cluster.hosting.prompts import prompt_ids_of
+from cluster.hosting.room import EngineRoom
+from cluster.hosting.scoring import ScoredPrompt, chosen_experts, score_prompt, score_texts
+from model_core.text.tokenizer import TextTokenizer
+
+T = TypeVar("T")
+_LOOK_AGAIN_S = 0.05
+_TEXTS_AT_ONCE = 8  # about one forward pass, so that streams wait no longer than for a long prompt
+
+
+class Questions:
+    """What one host is asked besides generating.
+
+    Args:
+        room: the engine's.
+        gate: nothing is computed without a lease.
+        tokenizer: the base's.
+        max_context: longest text in tokens.
+        reach_s: how long to wait for experts that are being loaded.
+    """
+
+    def __init__(
+        self,
+        room: EngineRoom,
+        gate: ReleaseGate,
+        tokenizer: TextTokenizer,
+        *,
+        max_context: int,
+        reach_s: float,
+    ) -> None:
+        self._room = room
+        self._gate = gate
+        self._tokenizer = tokenizer
+        self._max_context = max_context
+        self._reach_s = reach_s
+
+    async def probe(self, deployment: str, text: str, experts: tuple[str, ...] | None = None) -> Probe:
+        """Logits of a text, computed alone.
+
+        Args:
+            deployment: whose composition.
+            text: what to compute; it is not kept.
+            experts: a subset of the composition; None for all of it.
+
+        Raises:
+            DeploymentNotHosted: the deployment may not answer, or an expert is not among its own.
+            LeaseLost: without a valid lease nothing is computed.
+        """
+        ids = prompt_ids_of(GenerationRequest(prompt=text, max_tokens=1), self._tokenizer)
+
+        def compute() -> Probe:
+            served = self._room.roster.served.get(deployment)
+            wanted = served.experts if served is not None and experts is None else tuple(experts or ())
+            if served is None or not served.allowed or not set(wanted) <= set(served.experts):
+                raise DeploymentNotHosted(
+                    "This composition may not be computed at present.", deployment=deployment
+                )
+            self._check_lease()
+            return probe(self._room.bank, ids[-self._max_context :], wanted, served.top_k)
+
+        return await asyncio.wrap_future(self._room.call(compute))
+
+    async def score(
+        self, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None = None
+    ) -> ScoreAnswer:
+        """Bits of texts, a few texts between two steps.
+
+        Args:
+            deployment: whose composition.
+            texts: what to score; nothing of it is kept.
+            experts: a subset of the composition by name; None for all, empty for the base alone.
+
+        Raises:
+            DeploymentNotHosted: the deployment may not answer, or an expert is not among its own.
+            LeaseLost: without a valid lease nothing is computed.
+        """
+
+        def compute(part: tuple[str, ...]) -> tuple[Served, tuple[str, ...], tuple[ScoredText, ...]]:
+            served, wanted = self._permitted(deployment, experts)
+            scores = score_texts(self._room.bank, self._tokenizer, part, wanted, served.top_k)
+            return served, tuple(served.names[digest] for digest in wanted), scores
+
+        found: list[ScoredText] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = texts[start : start + _TEXTS_AT_ONCE]
+            served, names, scores = await asyncio.wrap_future(
+                self._room.call(lambda part=part: compute(part))  # type: ignore[misc]
+            )
+            found += scores
+        return ScoreAnswer(
+            epoch=served.epoch,
+            composition_digest=served.composition_digest,
+            experts=names,
+            documents=tuple(found),
+        )
+
+    async def score_prompt(
+        self, deployment: str, ids: tuple[int, ...], alternatives: int
+    ) -> tuple[Served, ScoredPrompt]:
+        """Log-probabilities of a prompt under what permits it at the end of the pass as at its start.
+
+        Args:
+            deployment: whose composition.
+            ids: token ids of the prompt.
+            alternatives: how many of the likeliest tokens to report at every place.
+
+        Raises:
+            DeploymentNotHosted: the deployment may not answer.
+            LeaseLost: without a valid lease nothing is computed.
+            ExpertsNotLoaded: its experts did not come in time.
+        """
+
+        def compute() -> tuple[Served, ScoredPrompt]:
+            served, wanted = self._permitted(deployment, None)
+            if missing := set(wanted) - set(self._room.bank.digests):
+                raise ExpertsNotLoaded("Experts of this deployment are being loaded.", missing=len(missing))
+            return served, score_prompt(self._room.bank, ids, wanted, served.top_k, alternatives)
+
+        while True:
+            served, scored = await self.patiently(compute)
+            now = self._room.roster.served.get(deployment)
+            unchanged = now is not None and now.composition_digest == served.composition_digest
+            if unchanged and self._gate.is_open():
+                return served, scored
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def patiently(self, command: Callable[[], T]) -> T:
+        """Runs a command of the engine's thread, again and again while experts are being loaded."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._reach_s
+        while True:
+            try:
+                return await asyncio.wrap_future(self._room.call(command))
+            except ExpertsNotLoaded:
+                if loop.time() > deadline:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN_S)
+
+    # ── inside ────────────────────────────────────────────────────────────────────────────────────────
+    def _permitted(self, deployment: str, names: tuple[str, ...] | None) -> tuple[Served, tuple[str, ...]]:
+        served = self._room.roster.served.get(deployment)
+        wanted = chosen_experts(served, names, deployment)
+        self._check_lease()
+        if served is None:
+            raise DeploymentNotHosted(
+                "This deployment may not be computed at present.", deployment=deployment
+            )
+        return served, wanted
+
+    def _check_lease(self) -> None:
+        if not self._gate.is_open():
+            raise LeaseLost("The register has not answered lately; nothing is computed without it.")
