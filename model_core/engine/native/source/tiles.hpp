@@ -12,8 +12,8 @@
 
 namespace experts {
 
-// How far ahead of its reads a tile fetches panels: few rows read them faster than the processor foresees.
-constexpr int64_t FETCH_AHEAD_BYTES = 2048;
+// What a tile fetches ahead of its reads, all its panels together: memory answers late, and few streams are foreseen.
+constexpr int64_t IN_FLIGHT_BYTES = 8192;
 
 // The weights of one input; half: which of a pair.
 template <int KIND>
@@ -71,7 +71,7 @@ void tile(const char *panels, int64_t steps, const float *x, const Target &targe
         for (int p = 0; p < P; ++p) sums[r][p] = zeros();
     }
     // Towards the end of its panels a tile fetches the beginning of those that follow them.
-    constexpr int64_t LINE_STEPS = 64 / BYTES;
+    constexpr int64_t LINE_STEPS = 64 / BYTES, FETCH_AHEAD_BYTES = IN_FLIGHT_BYTES / P;
     const int64_t near_end = std::max<int64_t>(0, steps - FETCH_AHEAD_BYTES / BYTES) / LINE_STEPS * LINE_STEPS;
     int64_t ahead = FETCH_AHEAD_BYTES;
     for (int64_t step = 0; step < steps; step += LINE_STEPS) {
