@@ -45,6 +45,7 @@ from cluster.hosting.room import EngineRoom
 from cluster.hosting.scoring import scored_tokens
 from cluster.hosting.uploader import Uploader, UsageDesk
 from cluster.office.protocol import Admission, UsageRecord
+from model_core.engine.native.footprint import give_back_freed
 from model_core.engine.runners import OpenedRunner, open_runner, pages_within
 from model_core.network.bank import ExpertBank
 from model_core.network.checkpoint import load_expert_folder
@@ -244,7 +245,7 @@ class ModelServer:
                     if echoes_only:
                         return
                 await self._begin(admission, choices, release)
-                async for chunk in release.chunks(self.settings.hold_s, self._leave):
+                async for chunk in release.chunks(self._hold_s(admission.deployment), self._leave):
                     yield chunk
             finally:
                 for choice in choices:
@@ -288,16 +289,25 @@ class ModelServer:
     async def _apply(self, roster: Roster) -> None:
         await asyncio.wrap_future(self.room.call(lambda: self.room.apply(roster)))
 
+    def _hold_s(self, deployment: str) -> float:
+        served = self.room.roster.served.get(deployment)
+        refuses = served is not None and served.when_cut_off == "refuse"
+        return 0.0 if refuses else self.settings.hold_s
+
     async def _stop_requests(self, stopped: Mapping[str, str]) -> None:
         await asyncio.wrap_future(self.room.call(lambda: self.room.stop_requests(stopped)))
 
     async def _load(self, roster: Roster) -> None:
-        for digest in sorted(roster.experts - set(self.room.bank.digests)):
+        missing = sorted(roster.experts - set(self.room.bank.digests))
+        for digest in missing:
             folder = await asyncio.to_thread(self._verified, digest)
             shape = self.room.bank.shape
             _, expert = await asyncio.to_thread(load_expert_folder, folder, self.base_digest, shape)
             checked = await asyncio.to_thread(self.room.prepare, digest, expert)
             await asyncio.wrap_future(self.room.call(partial(self.room.install, checked)))
+        if missing:
+            # Reading experts through leaves freed memory that would count beside the one copy they share.
+            await asyncio.to_thread(give_back_freed)
 
     async def _echo(
         self, admission: Admission, request: GenerationRequest, ids: tuple[int, ...], release: Release
