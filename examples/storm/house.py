@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from cluster.up import RunFile
 from examples.demo.house import House, HouseFailed
 from examples.storm.hosts import Orders
 
+#: Where compiled kernels are kept from run to run, since compiling takes a while.
+KERNELS = Path(__file__).resolve().parents[2] / "build" / "kernels"
 _HOST = "WatchedHost"
 
 
@@ -43,6 +46,11 @@ class ServedHouse(House):
         if done.returncode:
             raise HouseFailed(f"It does not come up. {done.stdout}{done.stderr}")
         return time.monotonic() - began
+
+    def down(self) -> None:
+        """Takes it down, if it is up."""
+        with contextlib.suppress(HouseFailed):
+            self.command("down", quiet=True)
 
     def hosts(self) -> list[psutil.Process]:
         """Processes of the model hosts' replicas, by their numbers."""

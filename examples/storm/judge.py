@@ -101,6 +101,7 @@ class Witnessed:
         used: (expert, epoch) pairs in which the expert was multiplied.
         steps: how many.
         recomputed: tokens of sequences whose set was changed under them.
+        used_pages: pages that sequences held when the engine was idle last.
     """
 
     server: str = ""
@@ -112,6 +113,7 @@ class Witnessed:
     used: set[tuple[str, int]] = field(default_factory=set)
     steps: int = 0
     recomputed: int = 0
+    used_pages: int = 0
 
 
 def witness(path: Path, forbidden: Forbidden) -> Witnessed:
@@ -130,6 +132,8 @@ def witness(path: Path, forbidden: Forbidden) -> Witnessed:
                 found.server = told["server"]
                 if told["epoch"] > epoch:
                     found.early.append(f"{found.server}: epoch {told['epoch']} while {epoch} was in force")
+            case "idle":
+                found.used_pages = told["used_pages"]
             case "recomposed":
                 found.recomputed += told["tokens"]
             case "step":

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -28,6 +29,8 @@ from cluster.office.protocol import Admission
 from cluster.settings import Settings
 
 _SWITCH_S = 0.0005
+# Compiling kernels for the first time is most of it.
+_START_S = 280.0
 
 
 class _Turns:
@@ -54,6 +57,8 @@ class LocalHouse:
         hosts: how many.
         host_settings: choices of each host.
         offices: wraps the office for each host, by number; tests cut hosts off with it.
+        pace_s: pause before every step: answers of a model this small would be over before anybody could
+            withdraw anything from under them.
     """
 
     def __init__(
@@ -64,11 +69,13 @@ class LocalHouse:
         hosts: int,
         host_settings: HostSettings,
         offices: Callable[[Any, int], Any] = lambda office, _number: office,
+        pace_s: float = 0.0,
     ) -> None:
         self.settings, self.home = settings, Home(settings.home)
         self.url = ""
         self._base_digest, self._hosts, self._host_settings = base_digest, hosts, host_settings
         self._offices = offices
+        self._pace_s = pace_s
         self._turns = _Turns()
         self._ready = threading.Event()
         self._failed: BaseException | None = None
@@ -86,7 +93,8 @@ class LocalHouse:
         self._switch_s = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         self._thread.start()
-        self._ready.wait(60)
+        if not self._ready.wait(_START_S):
+            raise TimeoutError("The marketplace does not come up.")
         if self._failed is not None:
             raise self._failed
         return self
@@ -130,6 +138,8 @@ class LocalHouse:
                 settings=self._host_settings,
             )
             await server.start()
+            if self._pace_s:
+                _pace(server, self._pace_s)
             self.servers.append(server)
         limits = DoorLimits(
             staging=self.home.uploads,
@@ -149,3 +159,14 @@ class LocalHouse:
         for server in self.servers:
             await server.stop()
         await asyncio.to_thread(office.close)
+
+
+def _pace(server: ModelServer, pause_s: float) -> None:
+    engine = server.room.engine
+    step = engine.step
+
+    def paced() -> Any:
+        time.sleep(pause_s)
+        return step()
+
+    engine.step = paced  # type: ignore[method-assign]

@@ -54,6 +54,10 @@ class Publisher:
         for client in self._clients.values():
             client.close()
 
+    def has(self, ware: Ware) -> bool:
+        """Whether an expert is permitted at present."""
+        return ware.name in self._consents
+
     def withdraw(self, ware: Ware) -> Act:
         """One act of the owner."""
         consent_id = self._consents.pop(ware.name)
@@ -85,7 +89,8 @@ class Publisher:
             while True:
                 page = self._call(owner, "consents.list", limit=500, after=after)
                 for row in page["items"]:
-                    if row["state"] == "given" and row["effect"] == "permit":
+                    known = row["expert_id"] in names
+                    if known and row["state"] == "given" and row["effect"] == "permit":
                         found[names[row["expert_id"]]] = row["id"]
                 after = page.get("next")
                 if after is None:

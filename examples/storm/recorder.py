@@ -30,7 +30,7 @@ from cluster.hosting.room import EngineRoom
 from model_core.engine.engine import Engine
 from model_core.engine.native.step import NativeRunner
 from model_core.engine.native.weights import matrices
-from model_core.network.bank import PUBLIC, ExpertBank
+from model_core.network.bank import PUBLIC, CheckedExpert, ExpertBank
 
 
 def short(digest: str) -> str:
@@ -68,7 +68,7 @@ class Recorder:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._around(F, "linear", self._linear)
         self._around(ExpertBank, "__init__", self._opened)
-        self._around(ExpertBank, "add", self._added)
+        self._around(ExpertBank, "install", self._installed)
         self._around(EngineRoom, "__init__", self._room)
         self._around(EngineRoom, "apply", self._applied)
         self._around(EngineRoom, "_change", self._changed)
@@ -136,10 +136,11 @@ class Recorder:
         for index in range(bank.shape.n_layers):
             self._owner[bank.decoder.layer(index).ffn.gate.weight.data_ptr()] = PUBLIC
 
-    def _added(self, original: Any, bank: ExpertBank, digest: str, expert: Any) -> None:
-        original(bank, digest, expert)
-        for index in range(len(expert.layers)):
-            self._owner[expert.layer(index).ffn.gate.weight.data_ptr()] = short(digest)
+    def _installed(self, original: Any, bank: ExpertBank, checked: CheckedExpert) -> None:
+        original(bank, checked)
+        for index in range(len(checked.expert.layers)):
+            address = checked.expert.layer(index).ffn.gate.weight.data_ptr()
+            self._owner[address] = short(checked.digest)
 
     # -- what the engine does -------------------------------------------------------------------------
 
@@ -191,6 +192,8 @@ class Recorder:
         if log is not None and log.held:
             log.write(kind="kept", **log.held)
             log.held = {}
+        if log is not None and engine.idle:
+            log.write(kind="idle", used_pages=engine._store.n_used, at_us=_now_us())
 
 
 class _Log:

@@ -26,6 +26,7 @@ from examples.storm.streams import Answer, Crowd, Load
 from examples.storm.town import Town, expert_sets, found
 
 _CYCLES = 2
+_KERNELS = Path(__file__).parents[2] / "build" / "kernels"
 _STREAMS = 10
 
 
@@ -37,11 +38,19 @@ class Ground:
     town: Town
     record: Path
 
-    def house(self, *, hosts: int, keeps: bool = True) -> LocalHouse:
-        """The marketplace in it."""
-        choices = HostSettings(max_sequences=32, max_context=128, keep_poisoned=keeps)
+    def house(
+        self, *, hosts: int, keeps: bool = True, pace_s: float = 0.0, compiled: bool = False
+    ) -> LocalHouse:
+        """The marketplace in it; compiled kernels are those that other tests use too."""
+        choices = HostSettings(
+            max_sequences=32,
+            max_context=128,
+            keep_poisoned=keeps,
+            kernels=_KERNELS if compiled else None,
+            weights=self.home / "weights" if compiled else None,
+        )
         settings = Settings(home=self.home, starter_base="none")
-        return LocalHouse(settings, self.town.base_digest, hosts=hosts, host_settings=choices)
+        return LocalHouse(settings, self.town.base_digest, hosts=hosts, host_settings=choices, pace_s=pace_s)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +70,14 @@ def ground(founded: tuple[Path, Town], tmp_path: Path) -> Iterator[Ground]:
     shutil.rmtree(tmp_path / "home")
 
 
-def _storm(ground: Ground, *, hosts: int, cycles: int, keeps: bool = True) -> tuple[Crowd, Publisher]:
+def _storm(
+    ground: Ground, *, hosts: int, cycles: int, keeps: bool = True, compiled: bool = False
+) -> tuple[Crowd, Publisher]:
     town = ground.town
     first = town.wares[0].name
     using = {name: one for name, one in town.endpoints.items() if first in one[1]}
-    with Recorder(ground.record).installed(), ground.house(hosts=hosts, keeps=keeps) as house:
+    running = ground.house(hosts=hosts, keeps=keeps, pace_s=0.02, compiled=compiled)
+    with Recorder(ground.record).installed(), running as house:
         crowd = Crowd(house.url, town.keys, using, Load(streams=_STREAMS, tokens=(70, 90)))
         play.wait_for_servers(house, town, hosts, timeout_s=60)
         crowd.start()
@@ -89,7 +101,7 @@ def test_answers_beside_other_sets_are_those_alone(ground: Ground) -> None:
 
 def test_no_row_is_multiplied_by_a_withdrawn_expert(ground: Ground) -> None:
     """Two hosts under load, two withdrawals: recorder, receipts and books agree, nothing fails."""
-    crowd, publisher = _storm(ground, hosts=2, cycles=_CYCLES)
+    crowd, publisher = _storm(ground, hosts=2, cycles=_CYCLES, compiled=True)
     home, digests = Home(ground.home), ground.town.digests
     forbidden = judge.Forbidden.of(publisher.acts, digests)
     metered, verdict = Rows(home).usage(), judge.Verdict()

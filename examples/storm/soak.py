@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make soak``: random load for twenty minutes, with clients that leave, publications and killed replicas.
+
+At the end nothing may have grown (memory, open files, pages of keys and values), and what clients received,
+what hosts journaled and what the office metered must agree. Exits 1 where it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import shutil
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.home import Home
+from cluster.ray_node import processes_of
+from cluster.settings import Settings
+from cluster.up import RunFile
+from examples.chaos.__main__ import free_port
+from examples.chaos.evidence import Rows, journaled
+from examples.demo.house import HouseFailed
+from examples.storm import judge, play
+from examples.storm.goods import SMALL
+from examples.storm.hosts import Orders
+from examples.storm.house import KERNELS, ServedHouse
+from examples.storm.publisher import Publisher
+from examples.storm.streams import Crowd, Load
+from examples.storm.town import Town, found
+from model_core.errors import ProductError
+
+_PARTS = ("WatchedHost", "Gateway", "OfficeActor", "WatchedReconciler", "Foreman")
+_EVERY_S = 5.0
+# Allocators and caches settle; beyond that, a process that grows for ever shows in its later half.
+_GROWTH_BYTES_PER_MINUTE = 3 << 20
+_MORE_FILES = 24
+_WARM_SHARE = 0.4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One process at one moment.
+
+    Attributes:
+        part: what it is.
+        at_s: since the beginning.
+        memory_bytes: proportional share of all its memory.
+        files: open file descriptors.
+    """
+
+    part: str
+    at_s: float
+    memory_bytes: int
+    files: int
+
+
+def slope_per_minute(samples: list[Sample]) -> float:
+    """Growth in bytes a minute: the straight line of least squares through samples."""
+    if len(samples) < 3:
+        return 0.0
+    line = statistics.linear_regression(
+        [one.at_s / 60 for one in samples], [float(one.memory_bytes) for one in samples]
+    )
+    return line.slope
+
+
+class Watcher(threading.Thread):
+    """Samples every process of the service.
+
+    Args:
+        house: whose.
+    """
+
+    def __init__(self, house: ServedHouse) -> None:
+        super().__init__(name="watcher", daemon=True)
+        self._house = house
+        self._stopping = threading.Event()
+        self.samples: dict[int, list[Sample]] = defaultdict(list)
+
+    def run(self) -> None:
+        """Samples until it is told to stop."""
+        began = time.monotonic()
+        run = RunFile.model_validate(Home(self._house.home).read_run() or {}).ray
+        while run is not None and not self._stopping.wait(_EVERY_S):
+            for process in processes_of(run.run_id):
+                with contextlib.suppress(psutil.Error, OSError):
+                    line = " ".join(process.cmdline())
+                    part = next((one for one in _PARTS if one in line), "")
+                    if part:
+                        memory = _pss_bytes(process.pid)
+                        sample = Sample(
+                            part=part,
+                            at_s=time.monotonic() - began,
+                            memory_bytes=memory,
+                            files=process.num_fds(),
+                        )
+                        self.samples[process.pid].append(sample)
+
+    def stop(self) -> None:
+        """Ends sampling."""
+        self._stopping.set()
+        self.join(30)
+
+
+def _pss_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class Soak:
+    """One soak.
+
+    Args:
+        options: of the command.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._folder: Path = options.folder.absolute()
+        self._chance = random.Random(options.seed)  # noqa: S311  (moments, not secrets)
+        self.house = ServedHouse(
+            home=self._folder / "home",
+            port=free_port(),
+            settings={
+                "starter_base": "none",
+                "kernels_folder": str(KERNELS),
+                "ray_cpus": "4",
+                "start_timeout_s": "240",
+                "host_replicas": str(options.replicas),
+                "host_sequences": "24",
+                "host_context": "128",
+            },
+        )
+        self.verdict = judge.Verdict()
+        self._kills = self._publications = 0
+
+    def run(self) -> None:
+        """Founds, soaks, takes down and judges."""
+        settings = Settings(home=self.house.home, starter_base="none")
+        town = found(settings, self._folder / "scratch", sizes=SMALL)
+        record = self._folder / "record"
+        try:
+            self.house.watched_up(Orders(record=str(record)))
+            play.wait_for_servers(self.house, town, self._options.replicas, timeout_s=180)
+            crowd, publisher, watcher = self._soak(town)
+        finally:
+            self.house.down()
+        self._judge_growth(watcher)
+        self._judge_books(town, crowd, publisher, record)
+
+    def _soak(self, town: Town) -> tuple[Crowd, Publisher, Watcher]:
+        options = self._options
+        prompts = tuple(f"def task_{number}(text):\n    return text" for number in range(12))
+        load = Load(streams=options.streams, tokens=(4, 90), prompts=prompts, leaving=0.2)
+        crowd = Crowd(self.house.url, town.keys, town.endpoints, load)
+        publisher, watcher = Publisher(self.house.client, town), Watcher(self.house)
+        crowd.start()
+        watcher.start()
+        began = time.monotonic()
+        ends, next_kill, next_word = began + 60 * options.minutes, began + options.kill_every_s, began
+        while time.monotonic() < ends:
+            if time.monotonic() > next_kill:
+                self._kill()
+                next_kill = time.monotonic() + options.kill_every_s * self._chance.uniform(0.5, 1.5)
+            self._publish(publisher, town)
+            if time.monotonic() > next_word:
+                left_min = (ends - time.monotonic()) / 60
+                print(
+                    f"{left_min:5.1f} min to go: {len(crowd.answers)} answers, {self._publications} "
+                    f"publications, {self._kills} replicas killed",
+                    flush=True,
+                )
+                next_word = time.monotonic() + 30
+            time.sleep(self._chance.uniform(0.1, 2.0))
+        crowd.stop()
+        publisher.close()
+        home = Home(self.house.home)
+        play.settled(
+            lambda: (judge.tokens_of(journaled(home)), judge.tokens_of(Rows(home).usage())), timeout_s=90
+        )
+        watcher.stop()
+        return crowd, publisher, watcher
+
+    def _kill(self) -> None:
+        hosts = self.house.hosts()
+        if len(hosts) < self._options.replicas:
+            return  # the last one that was killed has not come back yet
+        self._chance.choice(hosts).kill()
+        self._kills += 1
+
+    def _publish(self, publisher: Publisher, town: Town) -> None:
+        ware = self._chance.choice(town.wares)
+        if publisher.has(ware):
+            publisher.withdraw(ware)
+        else:
+            publisher.give(ware)
+        self._publications += 1
+
+    def _judge_growth(self, watcher: Watcher) -> None:
+        growing, files = [], []
+        for pid, samples in watcher.samples.items():
+            late = [one for one in samples if one.at_s >= _WARM_SHARE * 60 * self._options.minutes]
+            slope = slope_per_minute(late)
+            part = samples[0].part
+            if len(late) >= 12 and slope > _GROWTH_BYTES_PER_MINUTE:
+                growing.append(f"{part} {pid} grows by {slope / 1e6:.1f} MB a minute")
+            if late and late[-1].files > late[0].files + _MORE_FILES:
+                files.append(f"{part} {pid} has {late[-1].files} files open, {late[0].files} before")
+            if len(late) >= 3:
+                name = f"{part} {pid}: MB, growth in kB a minute, files"
+                print(
+                    f"  {name:<58} {late[-1].memory_bytes / 1e6:8.1f} {slope / 1e3:9.0f} {late[-1].files:6}"
+                )
+        self.verdict.say(growing, "processes that grow")
+        self.verdict.say(files, "processes that keep files open")
+
+    def _judge_books(self, town: Town, crowd: Crowd, publisher: Publisher, record: Path) -> None:
+        verdict, home = self.verdict, Home(self.house.home)
+        metered = Rows(home).usage()
+        forbidden = judge.Forbidden.of(publisher.acts, town.digests)
+        engines = judge.judge_engines(record, forbidden, metered, SMALL.n_layers, verdict)
+        judge.judge_books(journaled(home), metered, verdict)
+        judge.judge_receipts(crowd.answers, metered, town.digests, verdict)
+        kept = [
+            f"{one.server} still holds {one.used_pages} pages when idle" for one in engines if one.used_pages
+        ]
+        verdict.say(kept, "pages that are not given back")
+        failed = [one for one in crowd.answers if one.failed]
+        verdict.say([f"{one.request_id} {one.failed}" for one in failed], "failed requests")
+        verdict.figures |= {
+            "answers": len(crowd.answers),
+            "answers whose client left": sum(not one.ended and not one.failed for one in crowd.answers),
+            "tokens": sum(len(one.tokens) for one in crowd.answers),
+            "told to come again": sum(crowd.busy.values()),
+            "publications": self._publications,
+            "replicas killed": self._kills,
+        }
+
+
+def main() -> int:
+    """Soaks; 0 if nothing leaks and nothing is lost or doubled."""
+    options = _options()
+    shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True, mode=0o700)
+    soak = Soak(options)
+    try:
+        soak.run()
+    except (play.PlayFailed, HouseFailed, ProductError) as error:
+        print(f"\n{type(error).__name__}: {error}", flush=True)
+        return 1
+    print()
+    for what, number in soak.verdict.figures.items():
+        print(f"  {what:<42} {number:>14,.0f}")
+    broken = soak.verdict.broken
+    print(
+        "\n".join(
+            ["", "A promise does not hold:", *broken] if broken else ["", "Nothing leaked or got lost."]
+        )
+    )
+    return 1 if broken else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20, help="how long")
+    parser.add_argument("--replicas", type=int, default=2, help="model hosts of the base")
+    parser.add_argument("--streams", type=int, default=24, help="clients")
+    parser.add_argument("--kill-every-s", type=float, default=60, help="about how often a replica is killed")
+    parser.add_argument("--seed", type=int, default=1, help="of what happens when")
+    parser.add_argument("--folder", type=Path, default=Path("build/soak"), help="where everything happens")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
