@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from policy.snapshot import LicenseFact
-from policy.terms import ANY, AtUs, Count, Micro, OnConflict
+from policy.terms import ANY, AtUs, Count, Micro, OnConflict, WhenCutOff
 
 
 class _Item(BaseModel):
@@ -99,6 +99,7 @@ class DeploymentPut(_Item):
     top_k: Count = Field(default=2, ge=1)
     on_conflict: OnConflict = "strict"
     priority: tuple[str, ...] = ()
+    when_cut_off: WhenCutOff = "hold"
 
 
 class LicensePut(_Item):

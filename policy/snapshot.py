@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model_core.errors import ProductError
 from model_core.packing.canonical import (
@@ -40,6 +40,7 @@ from policy.terms import (
     Ppm,
     Standing,
     TopK,
+    WhenCutOff,
 )
 
 
@@ -184,7 +185,8 @@ class DeploymentFact(Fact):
 
     ``members`` are the bundle digests that the last review let in (None: never reviewed, every permitted
     candidate enters); between reviews a composition may only lose members. ``priority`` lists expert ids
-    that ``drop_by_rule`` keeps first.
+    that ``drop_by_rule`` keeps first. ``when_cut_off`` is what a host does with open answers that the
+    register no longer vouches for: ``hold`` them for a while, or ``refuse`` to go on at once.
     """
 
     name: str
@@ -199,6 +201,8 @@ class DeploymentFact(Fact):
     on_conflict: OnConflict = "strict"
     members: tuple[str, ...] | None = None
     priority: tuple[str, ...] = ()
+    # Left out where it says what it always said, so that snapshots of earlier releases keep their digests.
+    when_cut_off: WhenCutOff = Field(default="hold", exclude_if=lambda said: said == "hold")
 
 
 AnyFact = TypeVar("AnyFact", bound=Fact)

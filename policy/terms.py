@@ -41,6 +41,7 @@ ConsentState = Literal["given", "withdrawn"]
 GrantState = Literal["given", "revoked"]
 ExpertState = Literal["sealed", "listed", "suspended", "erased"]
 OnConflict = Literal["strict", "drop_by_rule"]
+WhenCutOff = Literal["hold", "refuse"]
 Standing = Literal["active", "suspended"]
 
 Gate = Literal["facts", "identity", "consent", "grant", "license", "rules", "set"]

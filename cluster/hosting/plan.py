@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from policy.composition import Composition, Decider, Question, compose, composition_digest
 from policy.decision import decide
 from policy.snapshot import Snapshot
+from policy.terms import WhenCutOff
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,7 @@ class Served:
         composition_digest: names base, experts and router.
         valid_until_us: first moment at which an expert has to leave; None: none within this epoch.
         allowed: False where nothing at all may answer, not even the base alone.
+        when_cut_off: what becomes of open answers without a lease.
     """
 
     deployment: str
@@ -40,9 +42,10 @@ class Served:
     composition_digest: str
     valid_until_us: int | None
     allowed: bool = True
+    when_cut_off: WhenCutOff = "hold"
 
     @classmethod
-    def of(cls, composition: Composition, deployment: str) -> Served:
+    def of(cls, composition: Composition, deployment: str, when_cut_off: WhenCutOff = "hold") -> Served:
         """The served form of a policy composition."""
         members = composition.members
         short = [member.name for member in members]
@@ -62,6 +65,7 @@ class Served:
             composition_digest=composition.digest,
             valid_until_us=composition.valid_until_us,
             allowed=composition.verdict == "permit",
+            when_cut_off=when_cut_off,
         )
 
 
@@ -114,7 +118,7 @@ def make_roster(snapshot: Snapshot, base_digest: str, at_us: int, decider: Decid
     for fact in snapshot.deployments:
         if fact.base_digest == base_digest:
             composition = compose(snapshot, Question(deployment=fact.name, at_us=at_us), decider=decider)
-            served[fact.name] = Served.of(composition, fact.name)
+            served[fact.name] = Served.of(composition, fact.name, fact.when_cut_off)
     return Roster(epoch=snapshot.epoch, snapshot_digest=snapshot.digest, served=served)
 
 

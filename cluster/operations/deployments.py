@@ -44,6 +44,9 @@ class PutDeployment(Request):
     top_k: int = Field(default=2, ge=1, le=64, description="experts per token, the public one included")
     on_conflict: Literal["strict", "drop_by_rule"] = "strict"
     priority: tuple[str, ...] = Field(default=(), max_length=1000, description="kept first on a conflict")
+    when_cut_off: Literal["hold", "refuse"] = Field(
+        default="hold", description="open answers that lost the register: wait half a minute, or end at once"
+    )
 
 
 class DeploymentName(Request):
@@ -91,6 +94,7 @@ class DeploymentView(Answer):
     top_k: int
     on_conflict: str
     priority: tuple[str, ...]
+    when_cut_off: str = "hold"
     composition: Composition
     hidden_decisions: int
 

@@ -621,6 +621,33 @@ def test_lease_that_stays_lost_fails_with_a_clear_error(world: World, tmp_path: 
     asyncio.run(story())
 
 
+def test_a_deployment_may_refuse_instead_of_waiting(world: World, tmp_path: Path) -> None:
+    """Cut off, its open answers end at once, while those of another deployment wait and then go on."""
+
+    async def story() -> None:
+        office = Office()
+        plain = world.snapshot(1, deployments=("lab", "other"))
+        lab, other = plain.deployments
+        refuses = lab.model_copy(update={"when_cut_off": "refuse"})
+        await office.publish(plain.model_copy(update={"deployments": (refuses, other)}))
+        async with running(world, office, tmp_path, hold_s=60.0, reach_s=60.0) as server:
+            slow_down(server)
+            times: list[int] = []
+            waits = asyncio.create_task(
+                timed(server, admission(world, deployment="other"), [], max_tokens=150)
+            )
+            ends = asyncio.create_task(timed(server, admission(world), times, max_tokens=150))
+            await until(lambda: len(times) >= 3)
+            office.unplugged = True
+            with pytest.raises(LeaseLost):
+                await ends
+            assert not waits.done()
+            office.unplugged = False
+            assert len(tokens_of(await waits)) > len(times)
+
+    asyncio.run(story())
+
+
 async def answered(server: ModelServer, given: Admission) -> list[GenerationChunk]:
     """Asks until the lease holds for a whole answer: on a busy machine so short a one lapses again."""
     while True:

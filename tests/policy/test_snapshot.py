@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from worlds import consent, expert, license_fact, random_world, rule, world
+from worlds import consent, deployment, expert, license_fact, random_world, rule, world
 
 from model_core.packing.canonical import canonical_bytes, verify_inclusion
 from policy.errors import MalformedSnapshot, PolicyError, SnapshotMismatch
@@ -145,3 +145,13 @@ def test_two_facts_of_one_name_must_be_the_same_fact() -> None:
     ):
         with pytest.raises(ValidationError):
             world(**fields)
+
+
+def test_a_choice_that_is_not_made_leaves_no_trace_in_the_digest() -> None:
+    """Snapshots of releases that knew no ``when_cut_off`` keep their bytes; a choice is kept and read."""
+    plain = world()
+    assert b"when_cut_off" not in plain.to_json()
+    refuses = deployment(when_cut_off="refuse")
+    chosen = plain.model_copy(update={"deployments": (refuses,)})
+    assert chosen.digest != plain.digest
+    assert Snapshot.from_json(chosen.to_json(), chosen.digest).deployments == (refuses,)
