@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test explore check format lint types imports dead docs storm chaos protocol bench bench-training bench-composition bench-serving bench-serving-full bench-peers lm-eval base lock clean
+.PHONY: help setup demo test explore check format lint types imports dead docs storm memory soak chaos protocol bench bench-training bench-composition bench-serving bench-serving-full bench-peers lm-eval base lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -59,9 +59,15 @@ dead: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@echo "- docs"; $(BIN)/codespell
 
-storm: $(VENV)/.dev ## withdraw experts from under 200 streams over 4 replicas, 500 times; then with a host that forgets to
+storm: $(VENV)/.dev ## withdraw experts from under 200 streams over 4 replicas, 500 times (STORM="--cycles 50" for fewer)
 	@$(BIN)/python -m examples.storm $(STORM)
 	@$(BIN)/python -m examples.storm --mutant --streams 24 --replicas 1 --cycles 3 --folder build/storm-mutant
+
+memory: $(VENV)/.dev ## what 50 endpoints over 16 experts cost on one node, and what a publication costs
+	@$(BIN)/python -m examples.storm.memory $(MEMORY)
+
+soak: $(VENV)/.dev ## 20 minutes of load, cancellations, publications and killed replicas: no leak, no lost or doubled usage
+	@$(BIN)/python -m examples.storm.soak $(SOAK)
 
 chaos: $(VENV)/.dev ## kill every process with SIGKILL, 20 seeds over three phases, and bring it up again
 	@$(BIN)/python -m examples.chaos --seeds 20
