@@ -48,16 +48,20 @@ void score(const Number *base, const int64_t *keys, const Query *queries, int64_
     }
 }
 
-// As many pages at once as chains are needed to keep the processor busy, and fewer of what is left.
+// Scores groups of N queries. As many pages at once as chains are needed to keep the processor busy, and fewer of what
+// is left; pages are scored for all groups while they are near.
 template <class Number, int N, int P>
-void score_pages(const Number *base, const int64_t *keys, int64_t n_pages, const Query *queries, int64_t head_dim,
-                 float scale, float *scores, int64_t stride) {
+void score_pages(const Number *base, const int64_t *keys, int64_t n_pages, const Query *queries, int64_t groups,
+                 int64_t head_dim, float scale, float *scores, int64_t stride) {
     int64_t page = 0;
     for (; page + P <= n_pages; page += P) {
-        score<Number, N, P>(base, keys + page, queries, head_dim, scale, scores + page * PAGE, stride);
+        for (int64_t first = 0; first < groups * N; first += N) {
+            score<Number, N, P>(base, keys + page, queries + first, head_dim, scale,
+                                scores + first * stride + page * PAGE, stride);
+        }
     }
     if constexpr (P > 1) {
-        score_pages<Number, N, P / 2>(base, keys + page, n_pages - page, queries, head_dim, scale,
+        score_pages<Number, N, P / 2>(base, keys + page, n_pages - page, queries, groups, head_dim, scale,
                                       scores + page * PAGE, stride);
     }
 }
@@ -84,18 +88,30 @@ void soften(float *scores, int64_t last) {
 template <class Number, int N, int V>
 void add_values(const Number *base, const int64_t *values, int64_t width, int64_t from, int64_t end,
                 const float *weights, int64_t stride, Lanes (&sums)[N][V]) {
+    // The compiler keeps sums in registers only where it sees no address of them in the loop.
     Lanes own[N][V];
-    std::copy(&sums[0][0], &sums[0][0] + N * V, &own[0][0]);
+#pragma GCC unroll 8
+    for (int query = 0; query < N; ++query) {
+#pragma GCC unroll 4
+        for (int part = 0; part < V; ++part) own[query][part] = sums[query][part];
+    }
     for (int64_t at = from; at < end; ++at) {
         const Number *row = base + values[at / PAGE] + at % PAGE * width;
         Lanes value[V];
+#pragma GCC unroll 4
         for (int part = 0; part < V; ++part) value[part] = load(row + 16 * part);
+#pragma GCC unroll 8
         for (int query = 0; query < N; ++query) {
             const Lanes weight = splat(weights[query * stride + at]);
+#pragma GCC unroll 4
             for (int part = 0; part < V; ++part) own[query][part] = fused(weight, value[part], own[query][part]);
         }
     }
-    std::copy(&own[0][0], &own[0][0] + N * V, &sums[0][0]);
+#pragma GCC unroll 8
+    for (int query = 0; query < N; ++query) {
+#pragma GCC unroll 4
+        for (int part = 0; part < V; ++part) sums[query][part] = own[query][part];
+    }
 }
 
 // Mixes values for N queries: what all of them see together, then the rest of each alone.
@@ -130,13 +146,7 @@ void mix_head(const Number *base, const int64_t *values, const PageLayout &layou
     }
 }
 
-// How many queries and pages are scored at once.
-template <int N, int P>
-struct Pass {
-    static constexpr int queries = N, pages = P;
-};
-
-// Works on as many queries at once as there are, in powers of two.
+// Scores, weights and mixed values, as many queries at once as there are.
 template <class Number>
 void attend_as(const Number *base, const PageLayout &layout, const int32_t *pages, int64_t layer, int64_t kv_head,
                const Query *queries, int64_t n, std::vector<float> &room) {
@@ -151,16 +161,13 @@ void attend_as(const Number *base, const PageLayout &layout, const int32_t *page
     if (room.size() < static_cast<size_t>(stride * QUERIES)) room.resize(static_cast<size_t>(stride * QUERIES));
     float *scores = room.data();
     const float scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim));
-    const auto score_next = [&](auto pass, int64_t done) {
-        score_pages<Number, pass.queries, pass.pages>(base, keys.data(), n_pages, queries + done, layout.head_dim, scale,
-                                                      scores + done * stride, stride);
-    };
-    int64_t done = 0;
-    for (; done + 8 <= n; done += 8) score_next(Pass<8, 2>{}, done);
-    for (; done + 4 <= n; done += 4) score_next(Pass<4, 4>{}, done);
-    for (; done < n; ++done) score_next(Pass<1, 8>{}, done);
+    const int64_t fours = n / 4, rest = 4 * fours;
+    score_pages<Number, 4, 4>(base, keys.data(), n_pages, queries, fours, layout.head_dim, scale, scores, stride);
+    score_pages<Number, 1, 8>(base, keys.data(), n_pages, queries + rest, n - rest, layout.head_dim, scale,
+                              scores + rest * stride, stride);
     for (int64_t query = 0; query < n; ++query) soften(scores + query * stride, queries[query].last);
-    for (done = 0; done + 8 <= n; done += 8) {
+    int64_t done = 0;
+    for (; done + 8 <= n; done += 8) {
         mix_head<Number, 8, 2>(base, values.data(), layout, queries + done, scores + done * stride, stride);
     }
     for (; done + 4 <= n; done += 4) {

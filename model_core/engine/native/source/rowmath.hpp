@@ -29,13 +29,18 @@ inline float from_bf16(uint16_t half) {
 
 // Sixteen bf16 numbers.
 inline Lanes load(const uint16_t *from) {
-    typedef uint16_t Halves __attribute__((vector_size(WIDTH * 2)));
     Lanes out;
+#if defined(__AVX512F__)
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+    out.part[0] = (Part)_mm512_slli_epi32(wide, 16);
+#else
+    typedef uint16_t Halves __attribute__((vector_size(WIDTH * 2)));
     for (int index = 0; index < PARTS; ++index) {
         Halves halves;
         std::memcpy(&halves, from + index * WIDTH, sizeof halves);
         out.part[index] = (Part)(__builtin_convertvector(halves, PartInt) << 16);
     }
+#endif
     return out;
 }
 
