@@ -43,11 +43,11 @@ class Answers:
         """Whether no bit of any answer depends on what is computed beside it."""
         return all(generation.exact for generation in self._generations)
 
-    async def start(self, prompts: Sequence[GenerationRequest]) -> None:
-        """Admits every prompt and waits for the first chunk of each.
+    async def admit(self, prompts: Sequence[GenerationRequest]) -> None:
+        """Holds the budget of every prompt; do not cancel it, or a hold may stay until it expires.
 
         Raises:
-            ProductError: one of them was refused; ``abandon`` what has begun.
+            ProductError: one of them was refused; ``abandon`` what was admitted.
         """
         for prompt in prompts:
             self._door.take_place()
@@ -62,6 +62,13 @@ class Answers:
             self._generations.append(
                 Generation(self._door, self._credential, admission, prompt, self._request_id)
             )
+
+    async def start(self) -> None:
+        """Waits for the first chunk of every prompt, so that refusals of hosts still become a status.
+
+        Raises:
+            ProductError: one of them was refused; ``abandon`` the others.
+        """
         if len(self._generations) == 1:
             await self._generations[0].start()
         else:

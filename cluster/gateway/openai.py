@@ -67,7 +67,8 @@ async def _answer(
         raise
     answers = Answers(door, credential, asked.model, request_id_of(request))
     try:
-        await unless_gone(request, answers.start(prompts))
+        await answers.admit(prompts)
+        await unless_gone(request, answers.start())
     except BaseException:
         await answers.abandon()
         raise

@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from model_core.errors import ProductError
 pytestmark = pytest.mark.cluster
 
 BASE = "sha256:" + "ab" * 32
+_again: Callable[[], None]
 
 
 class _Host:
@@ -92,6 +93,7 @@ def diary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("diary") / "diary.txt"
     path.touch()
     router = RequestRouterConfig(request_router_class="cluster.hosting.targeting:TargetedRouter")
+    global _again  # noqa: PLW0603
     deployment = serve.deployment(
         num_replicas=2,
         ray_actor_options={"num_cpus": 0},
@@ -99,9 +101,14 @@ def diary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         request_router_config=router,
         health_check_period_s=1,
         graceful_shutdown_wait_loop_s=0.05,
-        graceful_shutdown_timeout_s=2,
+        graceful_shutdown_timeout_s=20,
     )(_Host)
-    serve.run(deployment.bind(str(path)), name=host_application(BASE), route_prefix=None)
+
+    def deploy() -> None:
+        serve.run(deployment.bind(str(path)), name=host_application(BASE), route_prefix=None, blocking=False)
+
+    _again = deploy
+    deploy()
     yield path
     serve.shutdown()
     ray.shutdown()
@@ -238,3 +245,26 @@ def test_killed_replica_ends_its_stream_with_a_loss_and_the_other_goes_on(diary:
     assert came >= 1
     assert code == "replica_lost"
     assert after == ["0", "1", "2"]
+
+
+def test_replaced_replicas_finish_their_streams_and_new_ones_take_what_is_new(diary: Path) -> None:
+    """While everything is deployed anew an open stream goes on to its end, and others are answered."""
+
+    async def story() -> tuple[list[str], list[list[str]]]:
+        async with _hosts() as hosts:
+            stream = hosts.generate(_admission("drained"), GenerationRequest(prompt="x", max_tokens=40))
+            got = [(await anext(stream)).text]
+            deploying = asyncio.create_task(asyncio.to_thread(_again))
+            others = []
+            while not deploying.done() or len(others) < 3:
+                request = GenerationRequest(prompt=f"y{len(others)}", max_tokens=3)
+                chunks = hosts.generate(_admission(f"new-{len(others)}"), request)
+                others.append([chunk.text async for chunk in chunks])
+            await deploying
+            got.extend([chunk.text async for chunk in stream])
+            return got, others
+
+    got, others = _run(story())
+    assert got == [str(n) for n in range(40)]
+    assert all(one == ["0", "1", "2"] for one in others)
+    assert _ended(diary, "drained") == "finished"
