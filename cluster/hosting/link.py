@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host's line to the register: it renews the lease, hears epochs, applies them and acknowledges.
 
-Questions overlap: every ``renew_s`` another one is sent, whether or not the last was answered, so one slow
-answer on a busy machine does not cost the lease. Answers may arrive in any order; a lower epoch is never
+Questions overlap: every ``renew_s`` another one is sent, and at once after news, whether or not the last was
+answered, so one slow answer on a busy machine does not cost the lease and epochs in a row are each heard. Answers may arrive in any order; a lower epoch is never
 taken. Order of one piece of news: snapshot verified → compositions made → masks applied and stopped requests
 ended on the engine's thread → lease renewed → missing experts loaded → acknowledged.
 """
@@ -108,6 +108,7 @@ class RegisterLink:
         self._roster = EMPTY_ROSTER
         self._hearing = asyncio.Lock()
         self._changed = asyncio.Condition()
+        self._again = asyncio.Event()
         self._aftermath: asyncio.Task[None] | None = None
         self.counts = LinkCounts()
 
@@ -134,7 +135,10 @@ class RegisterLink:
                     question = asyncio.create_task(self._ask())
                     questions.add(question)
                     question.add_done_callback(questions.discard)
-                await asyncio.sleep(self._renew_s)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._renew_s):
+                        await self._again.wait()
+                self._again.clear()
                 if expiry.done():
                     expiry.result()
         finally:
@@ -153,6 +157,8 @@ class RegisterLink:
         except (ProductError, TimeoutError) as err:
             if isinstance(err, EpochRefused):
                 self.counts.refused += 1
+                if seen[0] < self._roster.epoch:
+                    self._again.set()  # the question was too old; a new one brings what there is
             self.counts.failures += 1
             log.warning("no news from the register: %s", getattr(err, "code", "timeout"))
 
@@ -165,6 +171,7 @@ class RegisterLink:
                 await asyncio.to_thread(self._floor.raise_to, snapshot.epoch)
             self._snapshot = snapshot
             await self._put_in_force()
+            self._again.set()  # nobody waits at the office now, and the next epoch may come at once
         if not news.stopped.keys() <= self._stopped:
             await self._stop(news.stopped)
             # Answers may come in any order: what one of them stopped stays so.

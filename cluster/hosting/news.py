@@ -44,6 +44,13 @@ def is_newer(
             epoch=news.epoch,
             seen=seen_epoch,
         )
+    if news.epoch > known_epoch >= 0 and seen_epoch != known_epoch:
+        raise EpochRefused(
+            "The answer is to a question of before the epoch in force, so its past cannot be compared; the "
+            "host asks again.",
+            epoch=news.epoch,
+            served=known_epoch,
+        )
     return news.epoch > known_epoch
 
 

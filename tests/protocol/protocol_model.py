@@ -293,9 +293,12 @@ class World:
     def _refused(self, host: Host, answer: Answer) -> bool:
         if not self.rules.refuses_lower and answer.epoch != host.epoch:
             return False
-        seen = (answer.question.epoch, answer.question.digest)
-        if not self.rules.checks_past:
-            seen = (seen[0], "")
+        # Where no register is restored, its past is one: nothing is to be compared.
+        seen = (host.epoch, host.digest)
+        if self.bounds.restores and self.rules.checks_past:
+            seen = (answer.question.epoch, answer.question.digest)
+        elif not self.rules.checks_past:
+            seen = (host.epoch, "")
         try:
             is_newer(_news(answer), host.epoch, host.digest, seen, host.floor)
         except EpochRefused:

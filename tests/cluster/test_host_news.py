@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which answers of the register a host follows, and what it remembers over a restart."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.hosting.errors import EpochRefused
+from cluster.hosting.floor import EpochFloor
+from cluster.hosting.news import is_newer, read_snapshot
+from cluster.office.protocol import EpochNews
+
+
+def news(epoch: int, digest: str = "", *, seen_digest: str = "") -> EpochNews:
+    """An answer without its snapshot."""
+    return EpochNews(
+        epoch=epoch,
+        snapshot_digest=digest or f"d{epoch}",
+        lease_s=2.0,
+        office_at_us=0,
+        seen_digest=seen_digest,
+    )
+
+
+@given(known=st.integers(-1, 5), told=st.integers(0, 5), floor=st.integers(-1, 5))
+def test_only_epochs_that_do_not_fall_are_followed(known: int, told: int, floor: int) -> None:
+    """Below what is in force, or what was followed before a restart, nothing is taken."""
+    seen = (known, f"d{known}")
+    if told < max(known, floor):
+        with pytest.raises(EpochRefused):
+            is_newer(news(told), known, f"d{known}", seen, floor)
+    else:
+        assert is_newer(news(told), known, f"d{known}", seen, floor) == (told > known)
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        (news(3, "other"), (3, "d3")),  # another snapshot of the epoch in force
+        (news(4, seen_digest="other"), (3, "d3")),  # a register with another past
+        (news(4, seen_digest="d2"), (2, "d2")),  # its past up to the epoch in force is not told
+        (news(4), (-1, "")),
+    ],
+)
+def test_a_register_with_another_past_is_refused(answer: EpochNews, seen: tuple[int, str]) -> None:
+    """What cannot be what followed the epoch in force renews nothing."""
+    with pytest.raises(EpochRefused):
+        is_newer(answer, 3, "d3", seen)
+
+
+def test_a_new_epoch_comes_with_its_snapshot() -> None:
+    """News without what it is about is refused."""
+    with pytest.raises(EpochRefused):
+        read_snapshot(news(4))
+
+
+def test_the_highest_epoch_stays_whatever_the_order(tmp_path: Path) -> None:
+    """Hosts of one machine raise it at the same time; a lower one changes nothing."""
+    floor = EpochFloor(tmp_path / "epoch.floor")
+    assert floor.read() == -1
+    threads = [threading.Thread(target=floor.raise_to, args=(epoch,)) for epoch in (7, 103, 9, 88, 0, 102)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert EpochFloor(tmp_path / "epoch.floor").read() == 103
