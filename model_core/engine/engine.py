@@ -24,6 +24,7 @@ from model_core.engine.runner import Runner, StepResult
 from model_core.engine.sampling import check_sampling
 from model_core.engine.schedule import Schedule, Work
 from model_core.engine.sequences import RunningSequence, token_events
+from model_core.engine.steady import SteadyRunner
 from model_core.engine.tables import TableStore, scope_of
 from model_core.engine.torch_runner import TorchRunner
 from model_core.errors import RequestRefused, StepPending, UnknownRequest
@@ -86,6 +87,8 @@ class Engine:
         prefill_beside: the same while other sequences wait for their next token, so that their gaps stay
             short.
         runner: computes the steps; None makes one that uses torch.
+        deterministic: where no runner is given, make the slower one whose answers depend on nothing but
+            their request, where torch's kernels allow it: see ``exact``.
         n_pages: pages of keys and values (of 16 positions) where no runner is given; None takes as many as
             ``max_sequences`` of full length need.
         prefix_reuse: whether full pages of earlier sequences are kept and found again under the same key.
@@ -107,6 +110,7 @@ class Engine:
         prefill_tokens: int = 512,
         prefill_beside: int = 128,
         runner: Runner | None = None,
+        deterministic: bool = False,
         n_pages: int | None = None,
         prefix_reuse: bool = True,
         max_waiting: int | None = None,
@@ -121,7 +125,8 @@ class Engine:
             torch.set_num_threads(threads)
         if runner is None:
             n_pages = max_sequences * -(-max_context // PAGE_SIZE) if n_pages is None else n_pages
-            runner = TorchRunner(bank, n_pages=n_pages, n_tails=max_sequences, page_size=PAGE_SIZE)
+            made = SteadyRunner if deterministic else TorchRunner
+            runner = made(bank, n_pages=n_pages, n_tails=max_sequences, page_size=PAGE_SIZE)
         if runner.n_pages * runner.page_size < max_context or runner.n_tails < max_sequences:
             raise RequestRefused(
                 "The engine's memory is too small for one sequence of full length, or has too few places; "

@@ -16,6 +16,7 @@ from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import load_library
 from model_core.engine.native.step import NativeRunner
 from model_core.engine.runner import Runner
+from model_core.engine.steady import SteadyRunner
 from model_core.engine.torch_runner import TorchRunner, page_bytes
 from model_core.network.bank import ExpertBank
 
@@ -45,6 +46,7 @@ def open_runner(
     kernels: Path | None,
     weights: Path | None = None,
     threads: int | None = None,
+    deterministic: bool = False,
 ) -> OpenedRunner:
     """Opens a runner over a bank.
 
@@ -55,6 +57,7 @@ def open_runner(
         kernels: where compiled kernels are kept; None computes with torch.
         weights: where packed weights are kept for all processes of the machine; None packs into memory.
         threads: that compute; None takes as many as torch.
+        deterministic: where the kernels are missing, prefer torch's slower steps that promise the same.
     """
     device = bank.decoder.embed.weight.device.type
     if kernels is None:
@@ -75,7 +78,8 @@ def open_runner(
                 runner=runner, said=f"compiled kernels ({built.compiler})", compile_s=built.compile_s
             )
         why = library.reason
-    return OpenedRunner(runner=TorchRunner(bank, n_pages=n_pages, n_tails=n_tails), said=f"torch ({why})")
+    made = SteadyRunner if deterministic else TorchRunner
+    return OpenedRunner(runner=made(bank, n_pages=n_pages, n_tails=n_tails), said=f"torch ({why})")
 
 
 def pages_within(bank: ExpertBank, *, size_bytes: int, max_context: int, page_size: int = 16) -> int:

@@ -12,132 +12,23 @@ rounding, not bit for bit: ``row_exact`` is False.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model_core.engine.layout import Layout
 from model_core.engine.runner import Piece, StepResult
 from model_core.network.attention import Attention
 from model_core.network.bank import ExpertBank
+from model_core.network.decoder import Decoder, DecoderLayer
 from model_core.network.expert import Expert
-from model_core.network.mixture import Plan, mix, plan_rows, plan_uniform
+from model_core.network.mixture import LayerExperts, Plan, mix, plan_rows, plan_uniform
 from model_core.network.router import running_sum
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Singles:
-    """Rows of single tokens that attend together.
-
-    Attributes:
-        rows_N: rows of the batch.
-        pages_NP: their page tables; shorter ones are filled up with a page of their own.
-        mask_N11S: which positions each may see.
-    """
-
-    rows_N: Tensor
-    pages_NP: Tensor
-    mask_N11S: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Chunk:
-    """Rows of one piece of several tokens.
-
-    Attributes:
-        rows: of the batch.
-        tail: place of its prefix sums.
-        pages_P: its pages; None where it begins at position 0 and needs no earlier ones.
-        mask_RS: which positions each row may see; None where it begins at position 0.
-        end: position after its last.
-    """
-
-    rows: slice
-    tail: int
-    pages_P: Tensor | None
-    mask_RS: Tensor | None
-    end: int
-
-
-class _Layout:
-    """Index tensors of a step, made once and used in every layer: single tokens first, then chunks."""
-
-    def __init__(self, pieces: Sequence[Piece], page_size: int, device: torch.device) -> None:
-        self.order = sorted(range(len(pieces)), key=lambda place: len(pieces[place].ids) > 1)
-        ordered = [pieces[place] for place in self.order]
-        self.n_single = sum(1 for piece in ordered if len(piece.ids) == 1)
-        positions, slots, last_rows, fresh = [], [], np.empty(len(pieces), dtype=np.int64), []
-        full: list[tuple[int, int]] = []
-        row = 0
-        for place, piece in zip(self.order, ordered, strict=True):
-            where = np.arange(piece.start, piece.start + len(piece.ids))
-            pages = np.asarray(piece.pages)[where // page_size]
-            positions.append(where)
-            slots.append(pages * page_size + where % page_size)
-            ends = np.flatnonzero(where % page_size == page_size - 1)
-            full += [(row + int(end), int(pages[end])) for end in ends]
-            if where[-1] % page_size < len(piece.ids) and where[-1] % page_size != page_size - 1:
-                fresh.append(int(pages[-1]))
-            row += len(piece.ids)
-            last_rows[place] = row - 1
-
-        def on_device(array: object) -> Tensor:
-            return torch.as_tensor(array, dtype=torch.long).to(device)
-
-        self.ids_T = on_device([token for piece in ordered for token in piece.ids])
-        self.positions_T = on_device(np.concatenate(positions))
-        self.slots_T = on_device(np.concatenate(slots))
-        self.last_rows_B = on_device(last_rows)
-        self.tails_N = on_device([piece.tail for piece in ordered[: self.n_single]])
-        # A page that is begun and not filled: whatever stood in it must not meet a mask.
-        self.fresh = on_device(fresh) if fresh else None
-        self.full_rows = on_device([entry[0] for entry in full])
-        self.full_pages = on_device([entry[1] for entry in full])
-        self.singles = _group_singles(ordered[: self.n_single], page_size, device)
-        self.chunks = _chunks(ordered[self.n_single :], self.n_single, page_size, device)
-
-
-def _group_singles(pieces: Sequence[Piece], page_size: int, device: torch.device) -> list[_Singles]:
-    """Single tokens by the power of two that holds their number of pages."""
-    groups: dict[int, list[int]] = {}
-    for row, piece in enumerate(pieces):
-        groups.setdefault((piece.start // page_size).bit_length(), []).append(row)
-    found = []
-    for rows in groups.values():
-        counts = [pieces[row].start // page_size + 1 for row in rows]
-        widest = max(counts)
-        tables = [
-            list(pieces[row].pages[:count]) + [pieces[row].pages[0]] * (widest - count)
-            for row, count in zip(rows, counts, strict=True)
-        ]
-        starts_N1 = torch.tensor([[pieces[row].start] for row in rows])
-        mask_NS = torch.arange(widest * page_size) <= starts_N1
-        found.append(
-            _Singles(
-                rows_N=torch.tensor(rows).to(device),
-                pages_NP=torch.tensor(tables).to(device),
-                mask_N11S=mask_NS[:, None, None, :].to(device),
-            )
-        )
-    return found
-
-
-def _chunks(pieces: Sequence[Piece], row: int, page_size: int, device: torch.device) -> list[_Chunk]:
-    found = []
-    for piece in pieces:
-        end = piece.start + len(piece.ids)
-        pages_P, mask_RS = None, None
-        if piece.start:
-            pages_P = torch.tensor(list(piece.pages[: -(-end // page_size)])).to(device)
-            positions_R1 = torch.arange(piece.start, end, device=device)[:, None]
-            mask_RS = torch.arange(end, device=device) <= positions_R1
-        rows = slice(row, row + len(piece.ids))
-        found.append(_Chunk(rows=rows, tail=piece.tail, pages_P=pages_P, mask_RS=mask_RS, end=end))
-        row = rows.stop
-    return found
+# Maps tensors of rows to tensors of rows; every row stands alone.
+RowsFunction = Callable[..., tuple[Tensor, ...]]
 
 
 class TorchRunner:
@@ -172,11 +63,11 @@ class TorchRunner:
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> StepResult:
         """Computes pieces in one batch; nothing counts until ``keep``."""
-        decoder, layout = self.bank.decoder, _Layout(pieces, self.page_size, self._device)
+        decoder, layout = self.bank.decoder, Layout(pieces, self.page_size, self._device)
         plan = self._plan_of([pieces[place] for place in layout.order])
         cos_Td, sin_Td = decoder.rope_cos[layout.positions_T], decoder.rope_sin[layout.positions_T]
         x_TD = decoder.embed(layout.ids_T)
-        panels = self.bank.panels()
+        panels = self._panels()
         gated = plan.used != (0,) and any(panel.gated for panel in panels)
         if gated and not self.page_sums:
             size = (self.n_pages, self.bank.shape.d_model)
@@ -187,10 +78,10 @@ class TorchRunner:
         sums = []
         for index, panel in enumerate(panels):
             layer = decoder.layer(index)
-            projected = layer.attn.project(layer.attention_input(x_TD), cos_Td, sin_Td)
-            mixed_THd = self._attend(layer.attn, index, layout, projected)
-            h_TD = layer.after_attention(x_TD, layer.attn.o(mixed_THd.flatten(-2)))
-            inner_TD = layer.mixture_input(h_TD)
+            q_THd, k_TGd, v_TGd = self._rows(_into_attention(layer), x_TD, cos_Td, sin_Td)
+            self._write(index, layout, k_TGd, v_TGd)
+            mixed_THd = self._attend(layer.attn, index, layout, (q_THd, k_TGd, v_TGd))
+            h_TD, inner_TD = self._rows(_out_of_attention(layer), x_TD, mixed_THd)
             mean_TD = None
             if gated:
                 mean_TD, sums_BD = self._prefix(index, layout, inner_TD)
@@ -201,8 +92,8 @@ class TorchRunner:
             else:
                 weights_BE = routing.weights_TE[layout.last_rows_B].double()
                 shares_BE += weights_BE / weights_BE.sum(-1, keepdim=True)
-            x_TD = layer.after_mixture(h_TD, out_TD)
-        logits_BV = decoder.logits(decoder.norm(x_TD[layout.last_rows_B])).float()
+            (x_TD,) = self._rows(_out_of_mixture(layer), h_TD, out_TD)
+        (logits_BV,) = self._rows(_into_logits(decoder), x_TD[layout.last_rows_B])
         self._sums_LBD = torch.stack(sums) if sums else None
         return StepResult(logits_BV=logits_BV, shares_BE=shares_BE / len(panels))
 
@@ -243,6 +134,15 @@ class TorchRunner:
         """Memory of pages and tails."""
         return sum(t.nbytes for t in (*self.keys, *self.values, *self.page_sums, self.tail_sums_LND))
 
+    # ── how rows are computed; a runner with other promises computes them otherwise ─────────────────────
+    def _rows(self, compute: RowsFunction, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Computes rows that do not depend on each other."""
+        return compute(*parts)
+
+    def _panels(self) -> list[LayerExperts]:
+        """What the layers route to."""
+        return self.bank.panels()
+
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _plan_of(self, ordered: Sequence[Piece]) -> Plan:
         """The plan of a batch; in steady decoding it is that of the last one."""
@@ -257,16 +157,19 @@ class TorchRunner:
             self._plan = (signature, plan)
         return self._plan[1]
 
-    def _attend(
-        self, attn: Attention, index: int, layout: _Layout, new: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        """Writes new keys and values and attends; returns mixed values ``[T, H, head_dim]``."""
-        q_THd, k_TGd, v_TGd = new
-        keys, values = self.keys[index], self.values[index]
-        for pages, part_TGd in ((keys, k_TGd), (values, v_TGd)):
+    def _write(self, index: int, layout: Layout, k_TGd: Tensor, v_TGd: Tensor) -> None:
+        """Writes new keys and values into their pages."""
+        for pages, part_TGd in ((self.keys[index], k_TGd), (self.values[index], v_TGd)):
             if layout.fresh is not None:
                 pages.index_fill_(0, layout.fresh, 0)
             pages.flatten(0, 1).index_copy_(0, layout.slots_T, part_TGd)
+
+    def _attend(
+        self, attn: Attention, index: int, layout: Layout, new: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """Attends over what is written; returns mixed values ``[T, H, head_dim]``."""
+        q_THd, k_TGd, v_TGd = new
+        keys, values = self.keys[index], self.values[index]
         mixed_THd = torch.empty_like(q_THd)
         for group in layout.singles:
             # Queries that share a key head stand as rows of one attention, so grouped keys are not repeated.
@@ -293,7 +196,7 @@ class TorchRunner:
             mixed_THd[chunk.rows] = mixed[0].transpose(0, 1)
         return mixed_THd
 
-    def _prefix(self, index: int, layout: _Layout, inner_TD: Tensor) -> tuple[Tensor, Tensor]:
+    def _prefix(self, index: int, layout: Layout, inner_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Prefix means of all rows and the sums after each piece, fp64; sums that count are not changed."""
         tails_ND = self.tail_sums_LND[index]
         parts = [tails_ND[layout.tails_N] + inner_TD[: layout.n_single].double()]
@@ -303,6 +206,26 @@ class TorchRunner:
         sums_TD = torch.cat(parts)
         self.page_sums[index][layout.full_pages] = sums_TD[layout.full_rows]
         return sums_TD / (layout.positions_T + 1).double()[:, None], sums_TD[layout.last_rows_B]
+
+
+def _into_attention(layer: DecoderLayer) -> RowsFunction:
+    return lambda x, cos, sin: layer.attn.project(layer.attention_input(x), cos, sin)
+
+
+def _out_of_attention(layer: DecoderLayer) -> RowsFunction:
+    def compute(x_TD: Tensor, mixed_THd: Tensor) -> tuple[Tensor, ...]:
+        h_TD = layer.after_attention(x_TD, layer.attn.o(mixed_THd.flatten(-2)))
+        return h_TD, layer.mixture_input(h_TD)
+
+    return compute
+
+
+def _out_of_mixture(layer: DecoderLayer) -> RowsFunction:
+    return lambda h, mixed: (layer.after_mixture(h, mixed),)
+
+
+def _into_logits(decoder: Decoder) -> RowsFunction:
+    return lambda x: (decoder.logits(decoder.norm(x)).float(),)
 
 
 def page_bytes(bank: ExpertBank, page_size: int) -> int:
