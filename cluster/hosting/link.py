@@ -2,8 +2,9 @@
 """A host's line to the register: it renews the lease, hears epochs, applies them and acknowledges.
 
 Questions overlap: every ``renew_s`` another one is sent, and at once after news, whether or not the last was
-answered, so one slow answer on a busy machine does not cost the lease and epochs in a row are each heard. Answers may arrive in any order; a lower epoch is never
-taken. Order of one piece of news: snapshot verified → compositions made → masks applied and stopped requests
+answered, so one slow answer on a busy machine does not cost the lease and epochs in a row are each heard.
+Answers may arrive in any order; a lower epoch is never taken. Order of one piece of news: snapshot verified →
+compositions made → masks applied and stopped requests
 ended on the engine's thread → lease renewed → missing experts loaded → acknowledged.
 """
 
