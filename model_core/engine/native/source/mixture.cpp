@@ -51,7 +51,8 @@ void Step::share(const Batch &batch) {
         }
         for (int64_t at = 0; at < n_chosen_[static_cast<size_t>(row)]; ++at) {
             const auto place = static_cast<size_t>(row * top_k_ + at);
-            batch.shares[piece * model_.shape.n_columns + chosen_[place]] += static_cast<double>(weights_[place]) / total;
+            double &own = batch.shares[piece * model_.shape.n_columns + chosen_[place]];
+            own += static_cast<double>(weights_[place]) / total;
         }
     }
 }
@@ -114,7 +115,8 @@ void Step::compute(const Batch &batch, const Column *columns) {
         float *hidden = hidden_.data() + work.hidden_at;
         batch.touched[work.column] += work.rows;
         if (own.gate_a.data == nullptr) {
-            products_.push_back({own.gate, work.x, width, work.rows, hidden, own.gate.n_out, false, own.up, work.x_rows});
+            products_.push_back(
+                {own.gate, work.x, width, work.rows, hidden, own.gate.n_out, false, own.up, work.x_rows});
             continue;
         }
         low_rank = true;

@@ -6,10 +6,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from model_core.engine.native.library import Library
 from model_core.engine.native.step import NativeRunner
 from model_core.engine.runner import Piece
 from model_core.network.bank import ExpertBank, forward_logits
@@ -57,6 +59,11 @@ class Walk:
     def done(self) -> bool:
         """Whether all positions count."""
         return self.at == len(self.ids)
+
+
+def runner_of(bank: ExpertBank, library: Library, **changes: Any) -> NativeRunner:
+    """Sixty-four pages and eight places, one thread."""
+    return NativeRunner(bank, library, **({"n_pages": 64, "n_tails": 8, "threads": 1} | changes))
 
 
 class Pages:

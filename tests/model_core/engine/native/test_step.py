@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_builders import Pages, Walk, advance, finish, largest_difference, same_bits
+from step_builders import Pages, Walk, advance, finish, largest_difference, runner_of, same_bits
 from tensor_builders import (
     bank_of,
     digest,
@@ -23,19 +22,11 @@ from tensor_builders import (
     tiny_shape,
 )
 
-from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import Library
-from model_core.engine.native.step import NativeRunner
-from model_core.engine.runner import Piece
-from model_core.network.bank import ExpertBank, forward_logits
+from model_core.network.bank import forward_logits
 from model_core.packing.forms import ExpertKind
 
 KINDS: tuple[ExpertKind, ...] = ("full", "narrow", "split", "low_rank", "int8")
-
-
-def runner_of(bank: ExpertBank, library: Library, **changes: Any) -> NativeRunner:
-    """Sixty-four pages and eight places, one thread."""
-    return NativeRunner(bank, library, **({"n_pages": 64, "n_tails": 8, "threads": 1} | changes))
 
 
 @st.composite
@@ -203,82 +194,6 @@ def test_counters_and_records_tell_the_rows_that_were_multiplied(library: Librar
     for name in bank.names():
         own = runner.addresses(name)
         assert sorted(rows for address, rows in records if address in own) == [1, 1, 1, 10, 10, 10]
-
-
-def test_an_expert_that_comes_back_under_its_name_is_packed_again(library: Library) -> None:
-    """After poison and a second arrival the runner multiplies the new tensors."""
-    decoder, experts = random_world(15, 1)
-    bank = bank_of(decoder, experts)
-    runner = runner_of(bank, library)
-    (name,) = bank.digests
-    bank.poison(name)
-    runner.refresh()
-    bank.add(name, random_expert(decoder, 99))
-    runner.refresh()
-    walk = Pages(runner, random.Random(1)).walk(bank, runner, prompt(2, 9), (name,), 2)
-    assert largest_difference(bank, finish(runner, walk)) < 1e-4
-    bank.remove(name)
-    runner.refresh()
-    with pytest.raises(KeyError):
-        runner.addresses(name)
-
-
-def test_runners_of_one_folder_map_one_copy_and_poison_their_own(library: Library, tmp_path: Path) -> None:
-    """Equal bits with and without files; NaN in one runner is seen by no other, early or late."""
-    decoder, experts = random_world(20, 2, kinds=("full", "int8"))
-    banks = [bank_of(decoder, experts) for _ in range(4)]
-    folder = DerivedFolder(tmp_path / "derived")
-    runners = [
-        runner_of(bank, library, folder=place)
-        for bank, place in zip(banks[:3], (None, folder, folder), strict=True)
-    ]
-    for name in banks[1].digests:
-        banks[1].poison(name)
-    runners[1].refresh()
-    runners.append(runner_of(banks[3], library, folder=folder))
-    walks = [
-        finish(r, Pages(r, random.Random(1)).walk(bank, r, prompt(2, 20), sorted(experts), 2))
-        for bank, r in zip(banks, runners, strict=True)
-        if bank is not banks[1]
-    ]
-    assert all(same_bits(walk, walks[0]) for walk in walks)
-
-
-def test_erased_pages_hold_nothing(library: Library) -> None:
-    """Keys, values and sums of erased pages and places are zeros; others stay."""
-    bank = bank_of(*random_world(16, 1))
-    runner = runner_of(bank, library)
-    pages = Pages(runner, random.Random(1))
-    walk = finish(runner, pages.walk(bank, runner, prompt(2, 40), bank.digests, 2))
-    runner.erase(walk.pages[:2], [walk.tail])
-    for page in walk.pages[:2]:
-        assert not runner._keys_values_PX[page].any()
-        assert not runner._page_sums_PLD[page].any()
-    assert not runner._tails_NLD[walk.tail].any()
-    assert runner._keys_values_PX[walk.pages[2]].any()
-
-
-def test_numbers_of_nothing_are_refused(library: Library) -> None:
-    """A token, position, page, place or column that does not exist: an error instead of foreign memory."""
-    bank = bank_of(*random_world(17, 1))
-    runner = runner_of(bank, library)
-    good: dict[str, Any] = {"ids": [1], "start": 0, "pages": [0], "tail": 0, "columns": (0, 1), "top_k": 2}
-    bad: list[dict[str, Any]] = [
-        {"ids": [61]},
-        {"ids": [-1]},
-        {"ids": []},
-        {"start": 96, "pages": range(7)},
-        {"start": 16},
-        {"pages": [64]},
-        {"tail": 8},
-        {"columns": (0, 2)},
-        {"columns": ()},
-        {"top_k": 0},
-    ]
-    runner.run([Piece(**good)])
-    for change in bad:
-        with pytest.raises(ValueError, match="there is none of"):
-            runner.run([Piece(**(good | change))])
 
 
 def test_bfloat16_stays_near_what_torch_computes_in_it(library: Library) -> None:
