@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
+
 from cluster.home import Home
 from cluster.settings import Settings
 from examples.chaos.__main__ import free_port
@@ -23,7 +25,7 @@ from examples.storm.goods import Sizes
 from examples.storm.hosts import Orders
 from examples.storm.house import KERNELS, ServedHouse
 from examples.storm.publisher import Publisher
-from examples.storm.streams import Crowd, Load
+from examples.storm.streams import Crowd, Load, Refused
 from examples.storm.town import Town, found
 from model_core.errors import ProductError
 
@@ -204,7 +206,7 @@ def main() -> int:
     storm = Storm(options)
     try:
         storm.run()
-    except (play.PlayFailed, HouseFailed, ProductError) as error:
+    except (play.PlayFailed, HouseFailed, ProductError, Refused, httpx.HTTPError) as error:
         print(f"\n{type(error).__name__}: {error}", flush=True)
         return 1
     print()

@@ -32,7 +32,7 @@ from examples.storm.hosts import Orders
 from examples.storm.house import KERNELS, ServedHouse
 from examples.storm.local import LocalHouse
 from examples.storm.publisher import Publisher
-from examples.storm.streams import Answer, Crowd, Load, ask
+from examples.storm.streams import Answer, Crowd, Load, Refused, ask
 from examples.storm.town import Town, found
 from model_core.errors import ProductError
 
@@ -305,7 +305,7 @@ def main() -> int:
                     memory.weights(dtype)
             else:
                 getattr(memory, part)()
-    except (play.PlayFailed, HouseFailed, ProductError) as error:
+    except (play.PlayFailed, HouseFailed, ProductError, Refused, httpx.HTTPError) as error:
         print(f"\n{type(error).__name__}: {error}", flush=True)
         return 1
     missed = [what for what, _, holds in memory.rows if holds is False]

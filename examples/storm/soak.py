@@ -19,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from cluster.home import Home
@@ -33,7 +34,7 @@ from examples.storm.goods import SMALL
 from examples.storm.hosts import Orders
 from examples.storm.house import KERNELS, ServedHouse
 from examples.storm.publisher import Publisher
-from examples.storm.streams import Crowd, Load
+from examples.storm.streams import Crowd, Load, Refused
 from examples.storm.town import Town, found
 from model_core.errors import ProductError
 
@@ -255,7 +256,7 @@ def main() -> int:
     soak = Soak(options)
     try:
         soak.run()
-    except (play.PlayFailed, HouseFailed, ProductError) as error:
+    except (play.PlayFailed, HouseFailed, ProductError, Refused, httpx.HTTPError) as error:
         print(f"\n{type(error).__name__}: {error}", flush=True)
         return 1
     print()
