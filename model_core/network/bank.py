@@ -21,6 +21,7 @@ from model_core.network.checkpoint import load_base_folder, load_expert_folder
 from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
 from model_core.network.mixture import LayerExperts, plan_uniform
+from model_core.network.poisoning import fill_with_nan
 
 PUBLIC = "public"
 
@@ -168,9 +169,7 @@ class ExpertBank:
             ExpertNotResident: it is not here.
         """
         expert = self._resident(digest)
-        for tensor in expert.state_dict().values():
-            # Integers know no NaN; the scales that multiply them do.
-            tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
+        fill_with_nan(expert.state_dict().values())
         self._poisoned.add(digest)
         self._panels = None
         self.changes += 1

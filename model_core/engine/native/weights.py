@@ -17,6 +17,7 @@ from model_core.network.decoder import Decoder, DecoderLayer
 from model_core.network.expert import Expert, ExpertLayer
 from model_core.network.ffn import SwiGLU
 from model_core.network.kinds import Factors, Int8Ffn, Int8Matrix, LowRankFfn
+from model_core.network.poisoning import fill_with_nan
 from model_core.network.router import fold_gate
 
 
@@ -147,13 +148,11 @@ def pack_expert(expert: Expert) -> PackedExpert:
 
 def poison(expert: PackedExpert) -> None:
     """Fills everything that is multiplied with NaN; integers by their scales."""
+    tensors = []
     for layer in expert.layers:
-        for matrix in matrices(layer.network):
-            tensor = matrix.data if matrix.scales is None else matrix.scales
-            tensor.fill_(float("nan"))
-        layer.row_D.fill_(float("nan"))
-        if layer.gate_row_D is not None:
-            layer.gate_row_D.fill_(float("nan"))
+        tensors += [one.data if one.scales is None else one.scales for one in matrices(layer.network)]
+        tensors += [layer.row_D] if layer.gate_row_D is None else [layer.row_D, layer.gate_row_D]
+    fill_with_nan(tensors)
 
 
 def matrices(network: PackedFfn | PackedFactors) -> Iterator[Packed]:
