@@ -90,6 +90,11 @@ class ServedTransport:
         plain, _ = self._to(replica)
         await plain.drop.remote(name, streams)
 
+    async def keep(self, replica: str, name: str) -> None:
+        """Says that somebody still listens."""
+        plain, _ = self._to(replica)
+        await plain.keep.remote(name)
+
     def _to(self, replica: str) -> tuple[DeploymentHandle[Any], DeploymentHandle[Any]]:
         if replica not in self._targeted:
             plain = self._handle.options(session_id=replica)

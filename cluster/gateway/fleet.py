@@ -48,6 +48,10 @@ class Transport(Protocol):
         """Ends streams that nobody reads any more."""
         ...
 
+    async def keep(self, replica: str, name: str) -> None:
+        """Says that somebody still listens."""
+        ...
+
 
 class Fleet:
     """All replicas of one base.
@@ -93,7 +97,6 @@ class Fleet:
             while not isinstance(item, StreamEnd):
                 yield item
                 item = await inbox.get()
-            inbox.ended = True
             _raise(item)
         finally:
             wire.close(inbox)
@@ -122,7 +125,6 @@ class Fleet:
                 wire.close(inbox)
                 raise
             if isinstance(item, StreamEnd) and isinstance(item.error, HostOverloaded):
-                inbox.ended = True
                 wire.close(inbox)
                 overloaded = item.error
                 continue

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Protocol
 
 from cluster.hosting.errors import HostStopping, ReplicaLost
-from cluster.hosting.lines import Frame, Item, StreamEnd
+from cluster.hosting.lines import KEEP_S, Frame, Item, StreamEnd
 from cluster.hosting.messages import GenerationRequest
 from cluster.office.protocol import Admission
 from model_core.errors import ProductError
@@ -38,6 +38,10 @@ class WireTransport(Protocol):
 
     async def drop(self, replica: str, name: str, streams: tuple[str, ...]) -> None:
         """Ends streams that nobody reads any more."""
+        ...
+
+    async def keep(self, replica: str, name: str) -> None:
+        """Says that somebody still listens."""
         ...
 
 
@@ -102,7 +106,7 @@ class Wire:
         self._inboxes: dict[str, Inbox] = {}
         self._reported = 0
         self._begun = 0
-        self._heard_s = 0.0
+        self._heard_s = self._said_s = 0.0
         self._speaks = False
         self._leaving = False
         self._leave_by_s = float("inf")
@@ -161,6 +165,7 @@ class Wire:
                 self._lose(ReplicaLost("The model host does not answer.", retry_after_s=1))
             elif self._speaks:
                 pause_s = _FIRST_PAUSE_S
+                self._say_so()
         self._lose(HostStopping("The model host is ending.", retry_after_s=1))
         if self._reader is not None:
             self._reader.cancel()
@@ -169,6 +174,17 @@ class Wire:
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _overdue(self) -> bool:
         return asyncio.get_running_loop().time() >= self._leave_by_s
+
+    def _say_so(self) -> None:
+        """Tells the replica now and then that somebody still listens."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._said_s > KEEP_S:
+            self._said_s = now_s
+            self._start(self._keep())
+
+    async def _keep(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._transport.keep(self.replica, self._name)
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
@@ -181,8 +197,12 @@ class Wire:
                 self._reported, self._begun = frame.in_flight, 0
                 for stream, item in frame.items:
                     inbox = self._inboxes.get(stream)
-                    if inbox is not None:
-                        inbox.put(item)
+                    if inbox is None:
+                        continue
+                    if isinstance(item, StreamEnd):  # a reader that is slow holds no replica back
+                        inbox.ended = True
+                        del self._inboxes[stream]
+                    inbox.put(item)
                 if not self._speaks:
                     self._speaks = True
                     self._changed()

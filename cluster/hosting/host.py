@@ -127,6 +127,10 @@ class ModelHost:
         """Ends streams of a gateway's line."""
         self._switchboard.drop(name, streams)
 
+    async def keep(self, name: str) -> None:
+        """A gateway's word that it still listens on its line."""
+        self._switchboard.keep(name)
+
     async def probe(self, deployment: str, text: str, experts: tuple[str, ...] | None = None) -> Probe:
         """Logits of a text under a deployment's present composition; see ``ModelServer.probe``."""
         return await self._server.probe(deployment, text, experts)

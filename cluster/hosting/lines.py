@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 #: How often a line speaks when there is nothing to say.
 BEAT_S = 0.5
+#: How often a gateway says that it still listens, and how long a host believes it without.
+KEEP_S = 5.0
+DEAF_S = 20.0
 
 Generate = Callable[[Admission, GenerationRequest], AsyncGenerator[GenerationChunk, None]]
 
@@ -62,7 +65,7 @@ class _Line:
     outbox: list[tuple[str, Item]] = field(default_factory=list)
     due: asyncio.Event = field(default_factory=asyncio.Event)
     streams: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    listened: bool = False
+    heard_s: float = 0.0
 
     def put(self, stream: str, item: Item) -> None:
         self.outbox.append((stream, item))
@@ -78,20 +81,29 @@ class Switchboard:
         beat_s: how often a line speaks when there is nothing to say.
     """
 
-    def __init__(self, generate: Generate, in_flight: Callable[[], int], *, beat_s: float = BEAT_S) -> None:
+    def __init__(
+        self,
+        generate: Generate,
+        in_flight: Callable[[], int],
+        *,
+        beat_s: float = BEAT_S,
+        deaf_s: float = DEAF_S,
+    ) -> None:
         self._generate = generate
         self._in_flight = in_flight
         self._beat_s = beat_s
+        self._deaf_s = deaf_s
         self._lines: dict[str, _Line] = {}
         self.tokens = 0
 
     async def line(self, name: str) -> AsyncGenerator[Frame, None]:
         """Frames for one gateway; ending the generator ends its streams."""
         line = self._lines.setdefault(name, _Line())
-        line.listened = True
+        loop = asyncio.get_running_loop()
+        line.heard_s = loop.time()
         try:
             yield Frame(self._in_flight())
-            while True:
+            while loop.time() - line.heard_s < self._deaf_s:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._beat_s):
                         await line.due.wait()
@@ -115,6 +127,12 @@ class Switchboard:
         if line is None:
             raise HostStopping("The line to this model host has ended; ask again.", retry_after_s=1)
         line.streams[stream] = asyncio.create_task(self._carry(line, stream, admission, request))
+
+    def keep(self, name: str) -> None:
+        """Notes that somebody still listens on a line."""
+        line = self._lines.get(name)
+        if line is not None:
+            line.heard_s = asyncio.get_running_loop().time()
 
     def drop(self, name: str, streams: tuple[str, ...]) -> None:
         """Ends streams that nobody reads any more."""

@@ -96,6 +96,10 @@ class Town:
         """As the transport."""
         self.replicas[replica].board.drop(name, streams)
 
+    async def keep(self, replica: str, name: str) -> None:
+        """As the transport."""
+        self.replicas[replica].board.keep(name)
+
     async def ready(self) -> Town:
         """Once every replica takes requests."""
         await until(lambda: set(self.fleet.replicas) == set(self.replicas))
@@ -105,7 +109,13 @@ class Town:
         self, request_id: str = "r", tokens: int = 3, deployment: str = "d", n: int = 1
     ) -> AsyncGenerator[GenerationChunk, None]:
         """One request."""
-        admission = Admission(
+        asked = GenerationRequest(prompt="x", max_tokens=tokens, n=n)
+        return self.fleet.generate(self.admission(request_id, deployment), asked)
+
+    @staticmethod
+    def admission(request_id: str, deployment: str) -> Admission:
+        """What the office would have said."""
+        return Admission(
             request_id=request_id,
             deployment=deployment,
             base_digest="b",
@@ -115,7 +125,6 @@ class Town:
             composition_digest="c",
             reserved_tokens=100,
         )
-        return self.fleet.generate(admission, GenerationRequest(prompt="x", max_tokens=tokens, n=n))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -307,6 +316,49 @@ def test_everything_of_a_step_leaves_in_one_frame() -> None:
                 await anext(stream)
         sizes = [len(frame.items) for frame in town.replicas["a"].frames if frame.items]
         assert 20 in sizes  # ten tokens and ten ends
+        await town.fleet.close()
+
+    told(story)
+
+
+def test_gateway_that_is_gone_holds_no_streams() -> None:
+    """A line on which nobody says that he listens ends, and its streams with it."""
+
+    async def story() -> None:
+        replica = Replica("a")
+        replica.go_on.clear()
+        replica.board = Switchboard(replica.generate, lambda: replica.running, beat_s=0.01, deaf_s=0.1)
+        frames = replica.board.line("gateway")
+        await anext(frames)
+        town = Town()
+        admission = town.admission("r", "d")
+        await replica.board.begin("gateway", "s", admission, GenerationRequest(prompt="x", max_tokens=3))
+        await until(lambda: replica.running == 1)
+        for _ in range(30):  # as long as somebody says so it goes on
+            replica.board.keep("gateway")
+            await anext(frames)
+        assert replica.running == 1
+        assert [frame async for frame in frames]
+        await until(lambda: replica.running == 0)
+        assert replica.board.tokens == 0
+        with pytest.raises(HostStopping):
+            await replica.board.begin("gateway", "t", admission, GenerationRequest(prompt="x", max_tokens=3))
+        await town.fleet.close()
+
+    told(story)
+
+
+def test_reader_that_is_slow_holds_no_leaving_replica_back() -> None:
+    """What has ended there is kept here; the line ends although nobody has read the answer yet."""
+
+    async def story() -> None:
+        town = await Town("a", "b").ready()
+        stream = town.ask()
+        name = (await anext(stream)).text
+        await until(lambda: town.replicas[name].running == 0)
+        town.announce(*(set("ab") - {name}))
+        await until(lambda: name not in town.fleet._wires)
+        assert [chunk.text async for chunk in stream] == [name] * 2
         await town.fleet.close()
 
     told(story)

@@ -48,6 +48,9 @@ class _Host:
     async def drop(self, name: str, streams: tuple[str, ...]) -> None:
         self._switchboard.drop(name, streams)
 
+    async def keep(self, name: str) -> None:
+        self._switchboard.keep(name)
+
     async def generate(
         self, admission: Admission, request: GenerationRequest
     ) -> AsyncGenerator[GenerationChunk, None]:
