@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="take results that an earlier run has kept")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every side")
     parser.add_argument("--torch", action="store_true", help="no compiled kernels")
-    parser.add_argument("--only", help="measure only jobs whose label holds this text")
+    parser.add_argument("--only", default="", help="a pattern: only jobs whose label it is found in")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     began = time.monotonic()
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner = Runner(
         kept, arithmetic=arithmetic, threads=given.threads, resume=given.resume, missing=frozenset(missing)
     )
-    jobs = [job for job in (full_jobs() if given.full else quick_jobs()) if (given.only or "") in job.label]
+    planned = full_jobs() if given.full else quick_jobs()
+    jobs = [job for job in planned if re.search(given.only, job.label)]
     rows: list[Row] = _compile_rows(arithmetic)
     try:
         for number, job in enumerate(jobs, start=1):

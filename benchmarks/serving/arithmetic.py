@@ -10,6 +10,7 @@ from pathlib import Path
 
 from model_core.engine.engine import PAGE_SIZE, Engine
 from model_core.engine.native.compiler import NoLibrary, build_library
+from model_core.engine.native.library import Library, Pool, load_library
 from model_core.engine.runners import open_runner
 from model_core.engine.torch_runner import TorchRunner
 from model_core.network.bank import ExpertBank
@@ -38,13 +39,20 @@ class Arithmetic:
         native: whether compiled kernels compute.
         said: which, or why there are none.
         compile_s: how long compiling them anew takes.
+        kernels: folder of the compiled kernels.
         make: makes an engine over a bank.
     """
 
     native: bool
     said: str
     compile_s: float | None = None
+    kernels: Path | None = None
     make: Callable[[ExpertBank, Room], Engine]
+
+    def pool(self, threads: int) -> Pool | None:
+        """Threads that share compiled products; None where there are none."""
+        library = None if self.kernels is None else load_library(self.kernels)
+        return Pool(library, threads) if isinstance(library, Library) else None
 
 
 def choose(folder: Path, *, threads: int, torch_only: bool = False) -> Arithmetic:
@@ -72,6 +80,7 @@ def _arithmetic(
         native=kernels is not None,
         said=said,
         compile_s=compile_s,
+        kernels=kernels,
         make=lambda bank, room: _engine(bank, room, kernels, threads),
     )
 

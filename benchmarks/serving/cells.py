@@ -42,8 +42,12 @@ def measure_cell(
     ours = stage.ours(cell)
     bandwidth: list[float] = []
 
+    peak = _peak(stage, cell)
+
     def our_turn(number: int) -> Trace:
         bandwidth.append(meter.measure())
+        if peak is not None:
+            peak.measure()
         return ours.turn(stage.ask(prompts_of(cell, number)), cell.new_tokens)
 
     sides: dict[str, Side] = {OURS: our_turn}
@@ -56,9 +60,6 @@ def measure_cell(
         )
         held = context
         sides[LLAMA] = lambda number: held.turn(prompts_of(cell, number), cell.new_tokens)
-    peak = _peak(stage, cell)
-    if peak is not None:
-        peak.measure()
     traces = take_turns(sides, rounds=cell.rounds)
     if peak is not None:
         peak.measure()
@@ -82,6 +83,7 @@ def measure_cell(
         touched=touched,
         bandwidth=bandwidth,
         peak_s=None if peak is None else peak.seconds,
+        torch_peak_s=None if peak is None else peak.torch_seconds,
         compared=agreed.compared,
         level=agreed.level,
         wrong=agreed.wrong,
@@ -112,7 +114,7 @@ def _peak(stage: Stage, cell: Cell) -> PeakMeter | None:
     prompt = prompts_of(cell, 1)[0]
     route = routes_of(stage.bank, prompt, stage.bank.digests, cell.sizes.top_k)
     rows_LE = route.rows_of(0, len(prompt))
-    return PeakMeter(products(cell.sizes, cell.number_format, len(prompt), rows_LE))
+    return PeakMeter(products(cell.sizes, cell.number_format, len(prompt), rows_LE, stage.pool))
 
 
 def _bytes(stage: Stage, cell: Cell, trace: Trace) -> tuple[float, float]:

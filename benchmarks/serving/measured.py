@@ -33,6 +33,7 @@ class Measured:
         touched: experts that a step touches in a layer, on average.
         bandwidth: bytes per second that memory was read with, round by round.
         peak_s: seconds of a prompt's products at their best, where prefill is looked at.
+        torch_peak_s: the same with torch's routines alone.
         compared: greedy tokens compared with a peer's.
         level: sequences that part where two tokens were level.
         wrong: sequences that part elsewhere.
@@ -49,6 +50,7 @@ class Measured:
     touched: float
     bandwidth: list[float]
     peak_s: float | None = None
+    torch_peak_s: float | None = None
     compared: int = 0
     level: int = 0
     wrong: int = 0
@@ -112,6 +114,10 @@ def _prefill_rows(measured: Measured, peak_s: float) -> list[Row]:
         rows = [Row(name=name, ours=best, peer=bound, ratio=best / bound, unit="tokens/s")]
     else:
         rows = [at_least(name, best, bound, unit="tokens/s", bar=bar)]
+    if measured.torch_peak_s is not None:
+        alone = measured.prompt_tokens / measured.torch_peak_s
+        name = f"prefill against torch's products alone, {measured.label}"
+        rows.append(Row(name=name, ours=best, peer=alone, ratio=best / alone, unit="tokens/s"))
     for peer in (GENERATE, BATCH, LLAMA):
         if peer in turns:
             ours, theirs = ([turn.prefill for turn in turns[side]] for side in (OURS, peer))

@@ -18,6 +18,7 @@ from benchmarks.serving.llama import LlamaModel
 from benchmarks.serving.ours import Ask, Ours
 from benchmarks.serving.trace import Trace
 from benchmarks.serving.worlds import make_world
+from model_core.engine.native.library import Pool
 from model_core.network.bank import ExpertBank
 
 # Beyond the prompt and the counted tokens: what sequences generate while others still wait for their first.
@@ -32,7 +33,7 @@ class Stage:
         sizes: of the model.
         number_format: of its weights.
         arithmetic: what computes our side.
-        threads: of llama.cpp; torch's are set by the caller.
+        threads: of llama.cpp and of our products; torch's are set by the caller.
     """
 
     def __init__(self, sizes: Sizes, number_format: Format, *, arithmetic: Arithmetic, threads: int) -> None:
@@ -42,6 +43,14 @@ class Stage:
         self.world = make_world(sizes, number_format)
         self.bank: ExpertBank = self.world.bank()
         self._open: list[Any] = []
+
+    @cached_property
+    def pool(self) -> Pool | None:
+        """Threads of our compiled products; None where there are none."""
+        pool = self._arithmetic.pool(self._threads)
+        if pool is not None:
+            self._open.append(pool)
+        return pool
 
     @cached_property
     def huggingface(self) -> Any:

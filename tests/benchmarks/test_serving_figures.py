@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks.serving.growth import Growth, expected_step_s, rows_of_growth
 from benchmarks.serving.kept import Kept, source_digest
 from benchmarks.serving.measured import BATCH, GENERATE, LLAMA, OURS, Measured, rows_of
 from benchmarks.serving.page import BEGIN, END, decode_cells, fill, markdown, plot
-from benchmarks.serving.peak import PeakMeter, products
+from benchmarks.serving.peak import PeakMeter, Product, products
 from benchmarks.serving.plan import full_jobs, quick_jobs
 from benchmarks.serving.prompts import prompts_of
 from benchmarks.serving.sets import SETS, UNION, MixedSets, rows_of_sets
@@ -155,10 +156,13 @@ def test_the_better_peer_decides() -> None:
 @pytest.mark.parametrize(("peak_s", "holds"), [(1024 / 3000 * 0.84, False), (1024 / 3000 * 0.86, True)])
 def test_prefill_is_held_against_its_products(peak_s: float, *, holds: bool) -> None:
     """85 % of the bound in fp32: the bound's seconds are at least that share of ours."""
-    rows = rows_of(_measured(prompt_tokens=1024, peak_s=peak_s))
+    rows = rows_of(_measured(prompt_tokens=1024, peak_s=peak_s, torch_peak_s=2 * peak_s))
     row = _row(rows, "prefill, share")
     assert row.holds is holds
     assert row.ours == 3000
+    alone = _row(rows, "prefill against torch's products")
+    assert row.ratio is not None
+    assert alone.ratio == pytest.approx(2 * row.ratio)
 
 
 def test_texts_that_part_fail_in_fp32_alone() -> None:
@@ -210,6 +214,17 @@ def test_the_peak_counts_every_product_of_a_prompt() -> None:
     assert meter.seconds == float("inf")
     meter.measure(1)
     assert 0 < meter.seconds < 10
+    assert meter.seconds == meter.torch_seconds
+
+
+def test_the_faster_routine_counts_for_each_product() -> None:
+    """Where ours never ran the bound is torch's; where it is faster the bound is ours."""
+    slow = Product(count=3, flops=1.0, ways=(lambda: time.sleep(0.02),), own=(lambda: None,))
+    quick = Product(count=1, flops=1.0, ways=(lambda: None,), own=(lambda: time.sleep(0.02),))
+    meter = PeakMeter([slow, quick])
+    meter.measure(1)
+    assert meter.torch_seconds >= 3 * 0.02
+    assert meter.seconds < meter.torch_seconds
 
 
 def test_the_first_difference_of_two_texts() -> None:
