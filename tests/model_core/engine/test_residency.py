@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_core.engine.residency import Residency, Resident, evict
@@ -23,6 +23,7 @@ experts = st.lists(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(residents=experts, budget=st.integers(0, 300), incoming=st.integers(0, 60))
 def test_the_budget_is_kept_or_what_lacks_is_said(
     residents: list[Resident], budget: int, incoming: int
@@ -36,6 +37,7 @@ def test_the_budget_is_kept_or_what_lacks_is_said(
         assert all(one.users for one in stays)
 
 
+@settings(max_examples=60, deadline=None)
 @given(residents=experts, budget=st.integers(0, 300))
 def test_those_who_leave_come_before_those_who_stay(residents: list[Resident], budget: int) -> None:
     """In one order: not in use, not kept for a roll back, least recently entitled; and none too many."""
@@ -50,6 +52,7 @@ def test_those_who_leave_come_before_those_who_stay(residents: list[Resident], b
         assert total - sum(one.size_bytes for one in leaves[:-1]) > budget
 
 
+@settings(max_examples=60, deadline=None)
 @given(residents=experts, budget=st.integers(0, 300))
 def test_the_order_of_asking_does_not_matter(residents: list[Resident], budget: int) -> None:
     """Equal experts in another order leave alike."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,6 +29,7 @@ def mapped(path: Path, dtype: torch.dtype) -> Tensor:
 @given(
     begin=st.integers(0, _N), size=st.integers(0, _N), dtype=st.sampled_from([torch.float32, torch.bfloat16])
 )
+@settings(max_examples=50, deadline=None)
 def test_a_mapped_tensor_is_poisoned_and_its_neighbours_are_not(
     tmp_path_factory: pytest.TempPathFactory, begin: int, size: int, dtype: torch.dtype
 ) -> None:
