@@ -56,6 +56,9 @@ T = TypeVar("T")
 # is not answered in time loses its lease.
 _WRITERS = 6
 _READERS = 4
+# Publications and the words of hosts that run them must not queue behind hundreds of admissions: how soon a
+# withdrawal is in force everywhere depends on them.
+_URGENT = 2
 # One at a time: a weighing takes a core for seconds and memory for two bundles.
 _WEIGHERS = 1
 
@@ -89,6 +92,7 @@ class Office:
         self._schema_revision = schema_revision
         self._started_at_us = now_us()
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="office-writes")
+        self._urgent = ThreadPoolExecutor(_URGENT, thread_name_prefix="office-urgent")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="office-reads")
         self._weighers = ThreadPoolExecutor(_WEIGHERS, thread_name_prefix="office-weighs")
         self._scales = scales
@@ -120,10 +124,10 @@ class Office:
             return answer_operation(desk, operation, credential, payload, idempotency_key)
 
         if operation.rehearses:
-            return await self._write(work, wakes=False)
+            return await self._write(work, wakes=False, urgent=True)
         if operation.method == "GET":
             return await self._read(work)
-        return await self._write(work)
+        return await self._write(work, urgent=True)
 
     async def identify(self, credential: str) -> Caller:
         """Says whose credential this is."""
@@ -198,6 +202,7 @@ class Office:
         await self._write(
             lambda desk: desk.register.acknowledge(server_id, epoch, snapshot_digest, compositions),
             wakes=False,
+            urgent=True,
         )
 
     # -- jobs ------------------------------------------------------------------------------------------
@@ -252,15 +257,16 @@ class Office:
     def close(self) -> None:
         """Waits for running work and closes the database."""
         self._writers.shutdown(wait=True)
+        self._urgent.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self._weighers.shutdown(wait=True)
         self._database.close()
 
-    async def _write(self, work: Callable[[Desk], T], *, wakes: bool = True) -> T:
+    async def _write(self, work: Callable[[Desk], T], *, wakes: bool = True, urgent: bool = False) -> T:
+        pool = self._urgent if urgent else self._writers
+
         async def write() -> T:
-            answer = await self._in_pool(
-                self._writers, lambda: self._at_desk(self._database.unit_of_work, work)
-            )
+            answer = await self._in_pool(pool, lambda: self._at_desk(self._database.unit_of_work, work))
             if wakes:
                 self._generation += 1
                 async with self._changed:
