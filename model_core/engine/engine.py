@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import torch
 
+from model_core.engine.checks import check_request, check_set
+from model_core.engine.counts import EngineCounts
 from model_core.engine.queue import FairQueue
 from model_core.engine.requests import SequenceRequest, TokenEvent
 from model_core.engine.runner import Runner, StepResult
-from model_core.engine.sampling import check_sampling
 from model_core.engine.schedule import Schedule, Work
 from model_core.engine.sequences import RunningSequence, token_events
 from model_core.engine.steady import SteadyRunner
@@ -41,38 +42,6 @@ class _Pending:
     work: Work
     result: StepResult
     events: list[TokenEvent]
-
-
-@dataclass(slots=True)
-class EngineCounts:
-    """What the engine has done since it was made.
-
-    Attributes:
-        steps: committed steps.
-        discarded: discarded steps.
-        prefill_tokens: prompt positions computed in committed steps, recomputed ones included.
-        recomputed_tokens: positions computed in committed steps that had been computed before, because of a
-            change of set or for want of pages.
-        new_tokens: tokens of committed steps.
-        recomposed: sequences whose expert set changed.
-        preempted: times that a sequence stepped back for want of pages.
-        prefix_hits: times that a sequence found pages it need not compute.
-        reused_tokens: positions on them.
-        evicted_pages: pages of ended sequences given back to make room.
-        dropped_pages: pages forgotten because an expert left.
-    """
-
-    steps: int = 0
-    discarded: int = 0
-    prefill_tokens: int = 0
-    recomputed_tokens: int = 0
-    new_tokens: int = 0
-    recomposed: int = 0
-    preempted: int = 0
-    prefix_hits: int = 0
-    reused_tokens: int = 0
-    evicted_pages: int = 0
-    dropped_pages: int = 0
 
 
 class Engine:
@@ -215,8 +184,8 @@ class Engine:
             raise RequestRefused(
                 "A sequence with this request id is already here.", request_id=request.request_id
             )
-        self._check_request(request)
-        experts = self._check_set(request.experts, request.top_k, request.state_key)
+        check_request(request, self.bank, max_context=self.max_context)
+        experts = check_set(self.bank, request.experts, request.top_k, request.state_key)
         sequence = RunningSequence(
             request=request,
             experts=experts,
@@ -255,7 +224,7 @@ class Engine:
         """
         self._settled()
         sequence = self._find(request_id)
-        sequence.experts = self._check_set(tuple(experts), state_key.top_k, state_key)
+        sequence.experts = check_set(self.bank, tuple(experts), state_key.top_k, state_key)
         sequence.top_k = state_key.top_k
         sequence.scope = scope_of(state_key, shared=sequence.request.shares_prefixes)
         sequence.columns = self.bank.columns(sequence.experts)
@@ -380,30 +349,6 @@ class Engine:
         if sequence is None:
             raise UnknownRequest("No running sequence has this request id.", request_id=request_id)
         return sequence
-
-    def _check_set(self, experts: Sequence[str], top_k: int, key: StateKey) -> tuple[str, ...]:
-        if top_k < 1:
-            raise RequestRefused("At least one expert must compute each token; set top_k to 1 or more.")
-        if key != self.bank.state_key(experts, top_k=top_k, consumer=key.consumer):
-            raise RequestRefused("The state key does not describe this expert set, k and bank; make it anew.")
-        return key.experts
-
-    def _check_request(self, request: SequenceRequest) -> None:
-        n_prompt, vocabulary = len(request.prompt_ids), self.bank.shape.vocab_size
-        if not n_prompt or n_prompt >= self.max_context:
-            raise RequestRefused(
-                f"The prompt has {n_prompt} tokens; it needs at least 1 and fewer than {self.max_context}.",
-                prompt_tokens=n_prompt,
-                max_context=self.max_context,
-            )
-        ids = (*request.prompt_ids, *(token for token, _ in request.sampling.logit_bias))
-        if min(ids) < 0 or max(ids) >= vocabulary:
-            raise RequestRefused(
-                "The prompt or its biases hold token ids outside the vocabulary.", vocab_size=vocabulary
-            )
-        if not 0.0 < request.weight < float("inf") or not 0 <= request.n_said <= n_prompt:
-            raise RequestRefused("A positive weight and at most the prompt's tokens as said are needed.")
-        check_sampling(request.sampling)
 
     def _follow_bank(self) -> None:
         """Takes over what the bank holds now, and forgets prefixes of experts that have left it."""
