@@ -53,6 +53,7 @@ class NativeRunner:
 
     Attributes:
         touched_E: rows that the last step multiplied with each column's matrices, all layers together.
+            A low-rank expert's way through the public matrices counts as its own.
     """
 
     page_size = PAGE_SIZE
