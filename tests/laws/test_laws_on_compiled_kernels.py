@@ -71,7 +71,7 @@ def _asked(bank: ExpertBank, names: Sequence[str], seed: int, count: int) -> lis
     ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     world=worlds(max_experts=5),
     seed=st.integers(0, 10_000),
@@ -92,7 +92,7 @@ def test_neighbours_chunks_pages_and_prefixes_change_no_bit(
     assert together == _alone(bank, library, asked)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(world=worlds(min_experts=2, max_experts=6), seed=st.integers(0, 10_000), data=st.data())
 def test_a_poisoned_expert_changes_no_bit_whatever_else_runs(
     library: Library, world: World, seed: int, data: st.DataObject
@@ -113,7 +113,7 @@ def _plain(events: Mapping[str, Sequence[TokenEvent]]) -> object:
     return {name: [(e.token_id, e.logprob, e.attribution_ppm) for e in said] for name, said in events.items()}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(world=worlds(min_experts=2, max_experts=4), seed=st.integers(0, 10_000), steps=st.integers(0, 8))
 def test_a_recomposed_sequence_goes_on_bit_for_bit_as_if_it_began_there(
     library: Library, world: World, seed: int, steps: int

@@ -16,7 +16,7 @@ from model_core.engine.steady import BLOCK, SteadyRunner, attend_alone, in_block
 from model_core.packing.forms import EXPERT_KINDS
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000), half=st.booleans())
 def test_answers_depend_on_nothing_but_their_request(seed: int, half: bool) -> None:
     """Neighbours, chunks, page budgets and reused prefixes: the events of each request alone, every bit."""
