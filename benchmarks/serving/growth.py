@@ -168,7 +168,7 @@ def rows_of_growth(found: Growth) -> list[Row]:
             bar=_BAR,
         )
     ]
-    for batch, steps_s in found.decode_s.items():
+    for batch, steps_s in sorted(found.decode_s.items(), key=lambda item: int(item[0])):
         tokens = [int(batch) / step_s for step_s in steps_s]
         if batch == "1":
             rows.append(at_least(f"decode alone, {span}", tokens[-1], tokens[0], unit="tokens/s", bar=_BAR))
