@@ -54,6 +54,20 @@ class Rows:
         """The single value of a query."""
         return self.all(query, *values)[0][0]
 
+    def commits(self) -> dict[int, int]:
+        """When each epoch was published, in microseconds."""
+        return {int(epoch): int(at) for epoch, at in self.all("SELECT epoch, at_us FROM publications")}
+
+    def uses(self) -> list[tuple[str, str, int, int]]:
+        """(request, bundle, epoch, journaled at) of every metered share that is not 0."""
+        return [
+            (str(request), str(bundle), int(epoch), int(at_us))
+            for request, bundle, epoch, at_us in self.all(
+                "SELECT r.request_id, s.bundle, r.epoch, r.at_us FROM usage_records r "
+                "JOIN usage_shares s USING (server_id, sequence, n) WHERE s.ppm_tokens > 0"
+            )
+        ]
+
     def usage(self) -> Usage:
         """Metered tokens, all read at one moment: hosts upload while this runs."""
         found: Usage = {}

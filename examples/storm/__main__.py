@@ -29,7 +29,6 @@ from examples.storm.streams import Crowd, Load, Refused
 from examples.storm.town import Town, found
 from model_core.errors import ProductError
 
-_ON_THE_WAY_US = 300_000
 FAULTS = ("paused", "cut", "killed")
 
 
@@ -142,10 +141,10 @@ class Storm:
         self._say(f"a host was {fault}: {len(crowd.answers) - before} answers meanwhile, streams flow again.")
 
     def _stop(self, kind: str, town: Town) -> None:
-        found = play.stop_open_streams(self.house, town, kind, streams=24, tokens=110)
+        found = play.stop_open_streams(self.house, town, kind, streams=24)
         self._say(f"A {kind} was taken away from {found.open_then} open streams.")
         self.verdict.figures[f"latest token after a {kind} was taken, ms"] = found.after_s * 1000
-        if found.after_s > 2.0 + _ON_THE_WAY_US / 1e6 or not found.open_then:
+        if found.after_s > 2.0 + self._options.on_the_way_s or not found.open_then:
             self.verdict.broken.append(f"{found}")
 
     def _judge(self, town: Town, crowd: Crowd, publisher: Publisher, record: Path) -> None:
@@ -156,7 +155,9 @@ class Storm:
         engines = judge.judge_engines(record, forbidden, metered, self._sizes.n_layers, verdict)
         judge.judge_books(journaled(home), metered, verdict)
         judge.judge_receipts(crowd.answers, metered, digests, verdict)
-        judge.judge_releases(crowd.answers, forbidden, digests, _ON_THE_WAY_US, verdict)
+        slack_us = int(self._options.on_the_way_s * 1e6)
+        judge.judge_releases(crowd.answers, forbidden, digests, slack_us, verdict)
+        judge.judge_journaled(rows.uses(), rows.commits(), forbidden, verdict)
         failed = [one for one in crowd.answers if one.failed and not one.failed.startswith("excused")]
         verdict.say(
             [
@@ -171,7 +172,7 @@ class Storm:
             idle = self._options.cycles - in_use
             verdict.broken.append(f"{idle} withdrawals took an expert away that nobody used.")
         ms = judge.acknowledgement_ms(
-            [(int(e), int(at)) for e, at in rows.all("SELECT epoch, at_us FROM publications")],
+            list(rows.commits().items()),
             [
                 (str(s), int(e), int(at))
                 for s, e, at in rows.all("SELECT server_id, epoch, at_us FROM acknowledgements")
@@ -236,6 +237,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cycles", type=int, default=500, help="withdrawals, each followed by a publication")
     parser.add_argument("--layers", type=int, default=2, help="of the base")
     parser.add_argument("--width", type=int, default=64, help="of the base")
+    parser.add_argument(
+        "--on-the-way-s",
+        type=float,
+        default=1.0,
+        help="how long a released token may be on its way to its client on a busy machine",
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/storm"), help="where everything happens")
     parser.add_argument("--mutant", action="store_true", help="hosts forget the mask: must be noticed")
     parser.add_argument(

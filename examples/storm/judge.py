@@ -302,6 +302,32 @@ def judge_releases(
     verdict.figures["latest token after commit, ms"] = latest_us / 1000
 
 
+def judge_journaled(
+    uses: Iterable[tuple[str, str, int, int]], commits: dict[int, int], forbidden: Forbidden, verdict: Verdict
+) -> None:
+    """No host may journal a token of a forbidden expert, right before it is released, after commit + lease.
+
+    Args:
+        uses: (request, bundle, epoch, journaled at) of metered shares.
+        commits: when each epoch was published, in microseconds.
+        forbidden: what was forbidden when.
+        verdict: receives what was found.
+    """
+    late = []
+    for request, bundle, epoch, at_us in uses:
+        one = short(bundle)
+        if forbidden.at(one, epoch):
+            late.append(f"{request}: {one} metered in epoch {epoch}, which forbids it")
+            continue
+        ends = min((first for first, _ in forbidden.spans.get(one, ()) if first > epoch), default=None)
+        if ends is None or at_us <= commits[ends] + LEASE_US:
+            continue
+        back_us = forbidden.given_us.get((one, ends))
+        if back_us is None or at_us < back_us:
+            late.append(f"{request}: {one} {(at_us - commits[ends]) / 1e6:.2f} s after commit")
+    verdict.say(late, "journaled for release after commit + 2 s")
+
+
 def _same(one: Tokens | None, other: Tokens | None) -> bool:
     if one is None or other is None:
         return (one or other or Tokens()).completion == 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import httpx
 from cluster.client import MarketplaceClient
 from examples.storm.hosts import cut_file
 from examples.storm.publisher import Publisher
-from examples.storm.streams import Answer, Crowd, Refused, ask
+from examples.storm.streams import Answer, Crowd, Load, ask
 from examples.storm.town import Town
 
 #: Two likeliest tokens that lie closer than this may change places with the shape of a batch (law 6).
@@ -214,32 +213,34 @@ class StoppedOutcome:
         kind: what was taken away.
         open_then: streams that were in the middle of an answer.
         after_s: the latest token after the commit, in seconds; 0 if none came.
-        whole: streams that came to their full length nevertheless.
     """
 
     kind: str
     open_then: int
     after_s: float
-    whole: int
 
 
-def stop_open_streams(place: Place, town: Town, kind: str, *, streams: int, tokens: int) -> StoppedOutcome:
+def stop_open_streams(place: Place, town: Town, kind: str, *, streams: int) -> StoppedOutcome:
     """Takes a key, a budget or a whole tenant away from under open streams.
 
     Args:
         place: where it answers.
         town: what was founded.
         kind: ``key``, ``budget`` or ``tenant``.
-        streams: how many are opened.
-        tokens: of each answer; long enough to be open still.
+        streams: how many are open all the time until then.
+
+    Raises:
+        PlayFailed: they do not begin.
     """
     tenant = {"key": "apps", "budget": "apps", "tenant": "labs"}[kind]
     with place.client(town.keys["operator"]) as operator:
         made = operator.call("keys.create", tenant=tenant, principal=f"guest-{kind}", roles=["developer"])
-        endpoint = next(name for name, (who, _) in sorted(town.endpoints.items()) if who == tenant)
-        answers = [Answer(endpoint=endpoint) for _ in range(streams)]
-        opened = _OpenStreams(place.url, made["secret"], answers, tokens)
-        opened.await_first(timeout_s=60)
+        own = {name: one for name, one in town.endpoints.items() if one[0] == tenant}
+        load = Load(streams=streams, tokens=(90, 100), prompts=("# text\n",))
+        crowd = Crowd(place.url, {tenant: made["secret"]}, own, load)
+        crowd.start()
+        await_streams(crowd, streams // 3, timeout_s=60)
+        open_then = crowd.flowing
         match kind:
             case "key":
                 operator.call("keys.revoke", key_id=made["id"])
@@ -248,49 +249,8 @@ def stop_open_streams(place: Place, town: Town, kind: str, *, streams: int, toke
             case _:
                 operator.call("tenants.suspend", slug=tenant)
         told_us = time.time_ns() // 1000
-        open_then = sum(1 for answer in answers if answer.tokens and not answer.at_us)
-        opened.join(timeout_s=60)
+        crowd.stop()
         if kind == "budget":
             operator.call("ledger.budget", tenant=tenant, limit_micro=10**13)
-    latest_us = max((at_us for answer in answers for at_us in answer.arrivals_us), default=0)
-    return StoppedOutcome(
-        kind=kind,
-        open_then=open_then,
-        after_s=max(0, latest_us - told_us) / 1e6,
-        whole=sum(len(answer.tokens) >= tokens and answer.at_us > told_us for answer in answers),
-    )
-
-
-class _OpenStreams:
-    """Answers that arrive in a thread of their own."""
-
-    def __init__(self, url: str, key: str, answers: list[Answer], tokens: int) -> None:
-        self._url, self._key, self._answers, self._tokens = url, key, answers, tokens
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-
-    def await_first(self, *, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not all(answer.tokens or answer.failed for answer in self._answers):
-            if time.monotonic() > deadline:
-                raise PlayFailed("The streams that are to be stopped do not begin.")
-            time.sleep(0.005)
-
-    def join(self, *, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            raise PlayFailed("Streams whose right ended hang instead of ending.")
-
-    async def _run(self) -> None:
-        async with httpx.AsyncClient(base_url=self._url, timeout=60, trust_env=False) as http:
-            await asyncio.gather(*(self._one(http, number) for number in range(len(self._answers))))
-
-    async def _one(self, http: httpx.AsyncClient, number: int) -> None:
-        answer = self._answers[number]
-        try:
-            await ask(http, self._key, answer, {"prompt": f"# {number}\n", "max_tokens": self._tokens})
-        except Refused as refused:
-            answer.failed = refused.code
-        except httpx.HTTPError as error:
-            answer.failed = type(error).__name__
-        answer.at_us = time.time_ns() // 1000
+    latest_us = max((at_us for answer in crowd.answers for at_us in answer.arrivals_us), default=0)
+    return StoppedOutcome(kind=kind, open_then=open_then, after_s=max(0, latest_us - told_us) / 1e6)

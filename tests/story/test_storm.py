@@ -108,7 +108,8 @@ def test_no_row_is_multiplied_by_a_withdrawn_expert(ground: Ground) -> None:
     engines = judge.judge_engines(ground.record, forbidden, metered, SMALL.n_layers, verdict)
     judge.judge_books(journaled(home), metered, verdict)
     judge.judge_receipts(crowd.answers, metered, digests, verdict)
-    judge.judge_releases(crowd.answers, forbidden, digests, 500_000, verdict)
+    judge.judge_journaled(Rows(home).uses(), Rows(home).commits(), forbidden, verdict)
+    judge.judge_releases(crowd.answers, forbidden, digests, 3_000_000, verdict)
     assert verdict.broken == []
     assert [answer.failed for answer in crowd.answers if answer.failed] == []
     assert len(engines) == 2
@@ -233,6 +234,23 @@ def test_every_lie_of_a_receipt_is_noticed(lie: Callable[[Answer], None], notice
     judge.judge_releases([answer], forbidden, _DIGESTS, 500_000, verdict)
     kinds = {what for what, number in verdict.figures.items() if number and what not in _NUMBERS}
     assert kinds == noticed
+
+
+@pytest.mark.parametrize(
+    ("epoch", "at_us", "late"),
+    [
+        (4, 1_000 + judge.LEASE_US, False),
+        (4, 1_001 + judge.LEASE_US, True),
+        (5, 1_000, True),
+        (6, 10**9, False),
+        (4, 10**9, False),
+    ],
+)
+def test_a_token_that_is_journaled_too_late_is_noticed(epoch: int, at_us: int, late: bool) -> None:
+    """Until the lease ends it may leave, in a forbidding epoch never, and later when permitted again."""
+    verdict, forbidden = judge.Verdict(), judge.Forbidden.of(_ACTS, _DIGESTS)
+    judge.judge_journaled([("req", _DIGESTS["one"], epoch, at_us)], {5: 1_000}, forbidden, verdict)
+    assert bool(verdict.broken) is late
 
 
 def test_books_that_differ_are_noticed() -> None:
