@@ -162,7 +162,7 @@ class Town:
             target=self._loop.run_until_complete, args=(self._serve(),), daemon=True
         )
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(120)
         self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
 
     async def _serve(self) -> None:
