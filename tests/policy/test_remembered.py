@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import NOW_US, consent, dataset, expert, grant, random_world, world
 
@@ -25,6 +25,7 @@ def plain(composition: Composition) -> dict[str, Any]:
     return composition.model_copy(update={"decisions": decisions}).model_dump()
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 400), st.integers(0, 6), st.sampled_from((-2, 0, 0, 1, 400))),
@@ -76,6 +77,7 @@ _CHANGES: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(_CHANGES)), st.integers(0, 2)), min_size=1, max_size=6))
 def test_every_fact_that_a_gate_reads_is_noticed(steps: list[tuple[str, int]]) -> None:
     """Each change alone turns at least one verdict; it is noticed when it comes and when it goes."""
