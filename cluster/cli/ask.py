@@ -62,7 +62,6 @@ def ask(
             f"{name} {weight / max(tokens, 1) / 10_000:.0f} %"
             for name, weight in sorted(segment["experts"].items())
         )
-        click.echo(
-            f"[tokens {segment['from_token']}-{segment['to_token']}, epoch {segment['epoch']}: {shares}]",
-            err=True,
-        )
+        later = segment.get("to_epoch")
+        epochs = f"epochs {segment['epoch']}-{later}" if later else f"epoch {segment['epoch']}"
+        click.echo(f"[tokens {segment['from_token']}-{segment['to_token']}, {epochs}: {shares}]", err=True)

@@ -133,6 +133,8 @@ class Segment(Message):
         index: which choice.
         part: ``answer``, or ``prompt`` for tokens of the prompt that were scored (counted from 0 too).
         epoch: of the register when the run began.
+        to_epoch: of the register when it ended, where that is a later one. In between nothing of this choice
+            was computed under another composition, though the register may have asked for one for a moment.
         composition_digest: of the experts that were allowed.
         from_token: first completion token of the run (counted from 0).
         to_token: one past the last.
@@ -143,6 +145,7 @@ class Segment(Message):
     index: int = 0
     part: Literal["answer", "prompt"] = "answer"
     epoch: int
+    to_epoch: int | None = None
     composition_digest: str
     from_token: int
     to_token: int
@@ -160,8 +163,13 @@ def joined_segments(segments: Sequence[Segment]) -> tuple[Segment, ...]:
             segment.composition_digest,
             segment.from_token,
         ):
+            ended = segment.to_epoch or segment.epoch
             joined[-1] = last.model_copy(
-                update={"to_token": segment.to_token, "experts": added_shares(last.experts, segment.experts)}
+                update={
+                    "to_token": segment.to_token,
+                    "to_epoch": ended if ended != last.epoch else last.to_epoch,
+                    "experts": added_shares(last.experts, segment.experts),
+                }
             )
         else:
             joined.append(segment)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.hosting.choice import Choice, Failure, Label, StepToken, TextAssembler
 from cluster.hosting.errors import HostStopping, JournalDamaged, LeaseLost
-from cluster.hosting.messages import GenerationChunk, GenerationRequest
+from cluster.hosting.messages import GenerationChunk, GenerationRequest, Segment, joined_segments
 from cluster.hosting.release import Release
 from cluster.office.protocol import Admission, UsageRecord
 from model_core.engine.requests import Sampling, TokenEvent
@@ -162,6 +162,25 @@ def test_every_released_token_was_journaled_before() -> None:
         (4, 6, 9),
     ]
     assert way.left == [way.choice]
+
+
+def test_a_run_under_one_composition_tells_the_epochs_in_which_it_was_computed() -> None:
+    """Publications that left a choice's set alone make no new segment, and leave their number."""
+
+    def run(epoch: int, begin: int, composition: str = "c", to_epoch: int | None = None) -> Segment:
+        return Segment(
+            epoch=epoch,
+            to_epoch=to_epoch,
+            composition_digest=composition,
+            from_token=begin,
+            to_token=begin + 2,
+            experts={"public": 2_000_000},
+        )
+
+    assert joined_segments([run(3, 0), run(3, 2)])[0].to_epoch is None
+    whole, other = joined_segments([run(3, 0), run(4, 2), run(5, 4, to_epoch=6), run(7, 6, "d")])
+    assert (whole.epoch, whole.to_epoch, whole.from_token, whole.to_token) == (3, 6, 0, 6)
+    assert (other.epoch, other.to_epoch) == (7, None)
 
 
 def test_what_cannot_be_journaled_is_not_released() -> None:
