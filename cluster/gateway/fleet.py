@@ -17,9 +17,9 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from cluster.errors import HostUnavailable
-from cluster.gateway.wire import Inbox, Wire
+from cluster.gateway.wire import Inbox, Wire, WireTransport
 from cluster.hosting.errors import HostOverloaded, ReplicaLost
-from cluster.hosting.lines import Frame, StreamEnd
+from cluster.hosting.lines import StreamEnd
 from cluster.hosting.messages import GenerationChunk, GenerationRequest, render_turns
 from cluster.hosting.routing import ReplicaState, affinity_key, route
 from cluster.office.protocol import Admission
@@ -27,29 +27,11 @@ from cluster.office.protocol import Admission
 log = logging.getLogger(__name__)
 
 
-class Transport(Protocol):
+class Transport(WireTransport, Protocol):
     """How a fleet reaches replicas."""
 
     def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
         """Tells which replicas there are, now and at every change, on any thread."""
-        ...
-
-    def line(self, replica: str, name: str) -> AsyncGenerator[Frame, None]:
-        """Opens a line; ends or raises when the replica is gone."""
-        ...
-
-    async def begin(
-        self, replica: str, name: str, stream: str, admission: Admission, request: GenerationRequest
-    ) -> None:
-        """Begins a stream on an open line."""
-        ...
-
-    async def drop(self, replica: str, name: str, streams: tuple[str, ...]) -> None:
-        """Ends streams that nobody reads any more."""
-        ...
-
-    async def keep(self, replica: str, name: str) -> None:
-        """Says that somebody still listens."""
         ...
 
 

@@ -27,7 +27,7 @@ class WireTransport(Protocol):
     """The part of a fleet's transport that one wire needs."""
 
     def line(self, replica: str, name: str) -> AsyncGenerator[Frame, None]:
-        """Opens a line."""
+        """Opens a line; ends or raises when the replica is gone."""
         ...
 
     async def begin(
