@@ -46,7 +46,9 @@ Tree::
             ├── RequestRefused   a request that this engine can never run
             ├── UnknownRequest   no such sequence (finished, cancelled or never submitted)
             ├── StateKeyMismatch a state computed under other experts was about to be read
-            └── StepPending      a step was begun before the last one was committed or discarded
+            ├── StepPending      a step was begun before the last one was committed or discarded
+            ├── RanksRefused     a number of processes over which the base cannot be spread
+            └── RankLost         one of the processes that compute together has ended or does not answer
 
 Other floors hang their own family below ``ProductError`` in their own ``errors.py``. A code is API: it
 never changes once released. The sentence says what happened and what to do next, and never holds a
@@ -405,3 +407,15 @@ class StepPending(EngineError):
     """A step was begun, or the engine changed, while a step waits for ``commit`` or ``discard``."""
 
     code = "step_pending"
+
+
+class RanksRefused(EngineError):
+    """The base cannot be spread over so many processes."""
+
+    code = "ranks_refused"
+
+
+class RankLost(EngineError):
+    """One of the processes that compute together has ended, failed or not answered; all were ended."""
+
+    code = "rank_lost"

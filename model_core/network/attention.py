@@ -73,14 +73,19 @@ class Attention(nn.Module):
         """
         lead, cos, sin = x.shape[:-1], cos.unsqueeze(-2), sin.unsqueeze(-2)
         q, k, v = self.q(x), self.k(x), self.v(x)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.normed(q, k)
         if self.clip is not None:
             q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
         q = q.view(*lead, self.n_heads, self.head_dim)
         k = k.view(*lead, self.n_kv_heads, self.head_dim)
         v = v.view(*lead, self.n_kv_heads, self.head_dim)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys over their projected widths, normed where the family does."""
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
 
     def forward(self, x_BSD: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:
         """Attends causally over whole sequences ``[B, S, D]`` that start at position 0."""

@@ -35,7 +35,7 @@ class StateKey:
         experts: bundle digests in canonical order.
         router: digest of the router rows, biases and gates of these experts and the public one.
         top_k: experts per token, the public one counted.
-        dtype: of the weights and states.
+        dtype: of the weights and states; with the number of processes where sums are spread over several.
         consumer: tenant whose prompt it is; another tenant's identical prompt must not hit.
     """
 
@@ -82,6 +82,8 @@ class ExpertBank:
         self._panels: list[LayerExperts] | None = None
         # Grows with every change of what is resident, so that whoever derives something from it can tell.
         self.changes = 0
+        # Processes over which sums are spread: their bits depend on it. Whoever spreads them says so.
+        self.ranks = 1
 
     @classmethod
     def open(cls, base_digest: str, base_folder: Path) -> ExpertBank:
@@ -218,7 +220,7 @@ class ExpertBank:
             experts=ordered,
             router="sha256:" + hashlib.sha256("".join(parts).encode()).hexdigest(),
             top_k=top_k,
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=str(self.dtype).removeprefix("torch.") + (f"/{self.ranks}" if self.ranks > 1 else ""),
             consumer=consumer,
         )
 

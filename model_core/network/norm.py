@@ -30,8 +30,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Norms ``x`` of any leading shape; returns its dtype."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.by(x, x.float().square().mean(-1, keepdim=True))
+
+    def by(self, x: Tensor, mean_square: Tensor) -> Tensor:
+        """Norms ``x`` by a mean square ``[..., 1]`` that is known already (of a wider row, say)."""
+        wide = x.float() * torch.rsqrt(mean_square + self.eps)
         if self.cast_first:
             return (self.weight * wide.to(x.dtype)).to(x.dtype)
         return (self.weight.float() * wide).to(x.dtype)

@@ -38,7 +38,13 @@ _CLASSES: dict[str, type[Any]] = {
         PackedFfn,
     )
 }
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I8": torch.int8,
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
