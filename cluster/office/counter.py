@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,18 +46,17 @@ from model_core.packing.store import ArtifactStore
 from policy.snapshot import Snapshot
 from policy.vocabulary import CURRENT_VERSION
 from tenants.accounts.database import Database
+from tenants.accounts.turns import Turns
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Writers wait for each other, and readers must not wait behind them: a host whose question about the epoch
-# is not answered in time loses its lease.
-_WRITERS = 6
+# Readers must not wait behind writers: a host whose question about the epoch is not answered in time loses
+# its lease.
 _READERS = 4
-# Publications and the words of hosts that run them must not queue behind hundreds of admissions: how soon a
-# withdrawal is in force everywhere depends on them.
-_URGENT = 2
+# Who looks through files before they are taken in, or copies them.
+_PORTERS = 2
 # One at a time: a weighing takes a core for seconds and memory for two bundles.
 _WEIGHERS = 1
 
@@ -91,8 +89,8 @@ class Office:
         self._artifacts = artifacts
         self._schema_revision = schema_revision
         self._started_at_us = now_us()
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="office-writes")
-        self._urgent = ThreadPoolExecutor(_URGENT, thread_name_prefix="office-urgent")
+        self._turns = Turns(database)
+        self._porters = ThreadPoolExecutor(_PORTERS, thread_name_prefix="office-files")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="office-reads")
         self._weighers = ThreadPoolExecutor(_WEIGHERS, thread_name_prefix="office-weighs")
         self._scales = scales
@@ -233,10 +231,10 @@ class Office:
         """Admits a finished job's bundle."""
         case = await self._read(lambda desk: open_case(desk, job_id))
         checked = await self._in_pool(
-            self._writers, lambda: inspect_sealed(self._home, case, Path(bundle_folder))
+            self._porters, lambda: inspect_sealed(self._home, case, Path(bundle_folder))
         )
         weighed = await self._in_pool(self._weighers, lambda: self._scales.weigh(checked))
-        await self._in_pool(self._writers, lambda: store_bundle(self._home, self._artifacts, checked))
+        await self._in_pool(self._porters, lambda: store_bundle(self._home, self._artifacts, checked))
         return await self._write(lambda desk: admit_bundle(desk, case, fence, checked, weighed), wakes=False)
 
     async def fail_job(self, job_id: str, fence: int, code: str, sentence: str, *, retry: bool) -> None:
@@ -256,17 +254,22 @@ class Office:
 
     def close(self) -> None:
         """Waits for running work and closes the database."""
-        self._writers.shutdown(wait=True)
-        self._urgent.shutdown(wait=True)
+        self._turns.close()
+        self._porters.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self._weighers.shutdown(wait=True)
         self._database.close()
 
     async def _write(self, work: Callable[[Desk], T], *, wakes: bool = True, urgent: bool = False) -> T:
-        pool = self._urgent if urgent else self._writers
+        """Waits for its turn, see ``Turns``.
+
+        Urgent are publications and the words of hosts that run them: how soon a withdrawal is in force
+        everywhere depends on them, and they must not queue behind hundreds of admissions.
+        """
 
         async def write() -> T:
-            answer = await self._in_pool(pool, lambda: self._at_desk(self._database.unit_of_work, work))
+            told = self._turns.submit(lambda session: work(self._desk(session)), urgent=urgent)
+            answer = await _said(asyncio.wrap_future(told))
             if wakes:
                 self._generation += 1
                 async with self._changed:
@@ -277,26 +280,17 @@ class Office:
         return await asyncio.shield(asyncio.ensure_future(write()))
 
     async def _read(self, work: Callable[[Desk], T]) -> T:
-        return await self._in_pool(self._readers, lambda: self._at_desk(self._database.reading, work))
+        def read() -> T:
+            with self._database.reading() as session:
+                return work(self._desk(session))
 
-    def _at_desk(self, open_unit: Callable[[], AbstractContextManager[Any]], work: Callable[[Desk], T]) -> T:
-        with open_unit() as session:
-            return work(
-                Desk(session=session, home=self._home, artifacts=self._artifacts, settings=self._settings)
-            )
+        return await self._in_pool(self._readers, read)
+
+    def _desk(self, session: Any) -> Desk:
+        return Desk(session=session, home=self._home, artifacts=self._artifacts, settings=self._settings)
 
     async def _in_pool(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(pool, work)
-        except ProductError:
-            raise
-        except Exception as error:
-            log.exception("a unit of work failed")
-            # The cause stays here: its message may quote values, and its class may not exist elsewhere.
-            raise OfficeFault(
-                "Something unexpected happened in the office. Nothing was changed; its log says more.",
-                kind=type(error).__name__,
-            ) from None
+        return await _said(asyncio.get_running_loop().run_in_executor(pool, work))
 
     def _news(self, desk: Desk, seen_epoch: int, received_us: int) -> EpochNews:
         epoch = desk.register.current_epoch()
@@ -324,3 +318,18 @@ class Office:
             seen_digest=seen_digest,
             stopped=dict(desk.stopped.requests()),
         )
+
+
+async def _said(answer: Awaitable[T]) -> T:
+    """An answer or a refusal; anything else stays here."""
+    try:
+        return await answer
+    except ProductError:
+        raise
+    except Exception as error:
+        log.exception("a unit of work failed")
+        # The cause stays here: its message may quote values, and its class may not exist elsewhere.
+        raise OfficeFault(
+            "Something unexpected happened in the office. Nothing was changed; its log says more.",
+            kind=type(error).__name__,
+        ) from None

@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,6 +77,16 @@ class Database:
             yield session
 
     @contextmanager
+    def shared_unit(self) -> Iterator[SharedUnit]:
+        """Yields a unit of work that several take part in: one commit, but each part is kept or undone alone.
+
+        When an error leaves the block, no part is kept. Made for one writer at a time: on PostgreSQL the
+        locks of every part would be held until the last one is done.
+        """
+        with self._writers or nullcontext(), self.engine.begin() as connection:
+            yield SharedUnit(connection)
+
+    @contextmanager
     def reading(self) -> Iterator[Session]:
         """Yields a session for reading alone: one consistent state, no waiting for writers, nothing kept."""
         with Session(self._readers, expire_on_commit=False) as session:
@@ -92,6 +102,38 @@ class Database:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+
+class SharedUnitLost(RuntimeError):
+    """The database undid a whole shared unit where one part failed."""
+
+
+class SharedUnit:
+    """A unit of work for several; see ``Database.shared_unit``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @contextmanager
+    def part(self) -> Iterator[Session]:
+        """Yields a session of its own whose changes are undone alone when an error leaves the block.
+
+        Raises:
+            SharedUnitLost: the error undid the whole unit, as a full disk does.
+        """
+        session = Session(self._connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
+        try:
+            with session, session.begin():
+                yield session
+        except BaseException as error:
+            if not self._is_open():
+                raise SharedUnitLost from error
+            raise
+
+    def _is_open(self) -> bool:
+        driver: Any = self._connection.connection.dbapi_connection
+        # SQLite undoes the whole transaction for some errors; PostgreSQL always keeps the savepoint.
+        return bool(getattr(driver, "in_transaction", True))
 
 
 def lock_for_writing(session: Session, name: str) -> None:
