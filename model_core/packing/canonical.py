@@ -39,6 +39,9 @@ def canonical_bytes(value: object) -> bytes:
         NotCanonical: the value has no such form.
     """
     try:
+        if _is_plain(value):
+            # The same bytes, an order of magnitude sooner: for such values the two forms agree.
+            return _write_plain(value).encode()
         return bytes(rfc8785.dumps(value))
     except (rfc8785.CanonicalizationError, RecursionError, UnicodeEncodeError, TypeError) as error:
         raise NotCanonical(
@@ -46,6 +49,28 @@ def canonical_bytes(value: object) -> bytes:
             "Unicode and string keys.",
             reason=type(error).__name__,
         ) from error
+
+
+_write_plain = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
+).encode
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value holds no floats, no long integers and no keys whose order depends on their encoding."""
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return True
+    if kind is int:
+        return -_SAFE_INTEGER <= value <= _SAFE_INTEGER  # type: ignore[operator]
+    if kind is dict:
+        return all(
+            type(key) is str and key.isascii() and _is_plain(one)
+            for key, one in value.items()  # type: ignore[attr-defined]
+        )
+    if kind is list or kind is tuple:
+        return all(map(_is_plain, value))  # type: ignore[call-overload]
+    return False
 
 
 def parse_canonical(data: bytes) -> Any:

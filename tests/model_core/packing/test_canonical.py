@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,13 @@ _SCALARS = (
 _VALUES = st.recursive(
     _SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)
 )
+_TEXT = st.text(st.characters(exclude_categories=()), max_size=6) | st.text(
+    '\x00\x1f\x7f"\\/\b\n\u2028é', max_size=4
+)
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXT | st.integers(0, 3), inner, max_size=4),
+)
 _LEAVES = st.lists(st.binary(max_size=8), min_size=1, max_size=40)
 
 
@@ -47,6 +55,18 @@ def test_canonical_is_json_of_the_same_value(value: object) -> None:
     data = canonical_bytes(value)
     assert json.loads(data, parse_int=float) == value
     assert parse_canonical(data) == value
+
+
+@given(_ANYTHING)
+def test_the_short_way_writes_the_standards_bytes(value: object) -> None:
+    """What is written is what the standard's own implementation writes, and what it refuses is refused."""
+    try:
+        expected = bytes(rfc8785.dumps(value))
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError):
+        with pytest.raises(errors.NotCanonical):
+            canonical_bytes(value)
+    else:
+        assert canonical_bytes(value) == expected
 
 
 @given(st.dictionaries(st.text(), _SCALARS, min_size=2, max_size=6), st.randoms(use_true_random=False))
