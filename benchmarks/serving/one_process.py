@@ -25,8 +25,14 @@ def main() -> int:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--sequences", type=int, required=True)
     parser.add_argument("--context", type=int, required=True)
+    parser.add_argument("--kernels", type=Path, help="folder of compiled kernels; without, torch computes")
     given = parser.parse_args()
-    host = HostSettings(max_sequences=given.sequences, max_context=given.context, threads=given.threads)
+    host = HostSettings(
+        max_sequences=given.sequences,
+        max_context=given.context,
+        threads=given.threads,
+        kernels=given.kernels,
+    )
     settings = Settings(home=given.home, starter_base="none")
     with LocalHouse(settings, given.base, hosts=1, host_settings=host) as house:
         print(urlsplit(house.url).port, flush=True)

@@ -108,9 +108,9 @@ def measure_streaming(
         def measure(door: Door) -> Way:
             return _measure(bank, tokenizer, door, arithmetic, new_tokens=new_tokens, rounds=rounds)
 
-        with _up(folder / "home", town, threads=threads) as door:
+        with _up(folder / "home", town, threads=threads, kernels=arithmetic.kernels) as door:
             hop = measure(door)
-        with _one_process(folder / "home", town, threads=threads) as door:
+        with _one_process(folder / "home", town, threads=threads, kernels=arithmetic.kernels) as door:
             return Streaming(hop=hop, one=measure(door))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -156,13 +156,14 @@ def _bank(scratch: Path, town: Town) -> ExpertBank:
 
 
 @contextmanager
-def _up(home: Path, town: Town, *, threads: int) -> Iterator[Door]:
+def _up(home: Path, town: Town, *, threads: int, kernels: Path | None) -> Iterator[Door]:
     settings = {
         "starter_base": "none",
         "threads": str(threads),
         "host_sequences": str(STREAMS),
         "host_context": str(_CONTEXT),
         "start_timeout_s": "240",
+        "host_kernels": str(kernels is not None).lower(),
     }
     house = House(home=home, port=_free_port(), settings=settings)
     try:
@@ -175,9 +176,11 @@ def _up(home: Path, town: Town, *, threads: int) -> Iterator[Door]:
 
 
 @contextmanager
-def _one_process(home: Path, town: Town, *, threads: int) -> Iterator[Door]:
+def _one_process(home: Path, town: Town, *, threads: int, kernels: Path | None) -> Iterator[Door]:
     figures = {"threads": threads, "sequences": STREAMS, "context": _CONTEXT}
     options = [f"--{name}={value}" for name, value in figures.items()]
+    if kernels is not None:
+        options.append(f"--kernels={kernels.resolve()}")
     command = [sys.executable, "-m", "benchmarks.serving.one_process", "--home", str(home)]
     with subprocess.Popen(
         [*command, "--base", town.base_digest, *options],
