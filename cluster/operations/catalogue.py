@@ -8,11 +8,13 @@ from types import MappingProxyType
 
 from cluster.operations import (
     accounts,
-    assets,
+    bases,
     changes,
     consents,
     datasets,
+    decisions,
     deployments,
+    experts,
     exports,
     jobs,
     money,
@@ -21,7 +23,21 @@ from cluster.operations import (
 )
 from cluster.operations.table import Operation
 
-_ROOMS = (accounts, assets, datasets, jobs, terms, consents, changes, deployments, exports, money, oversight)
+_ROOMS = (
+    accounts,
+    bases,
+    experts,
+    datasets,
+    jobs,
+    terms,
+    consents,
+    changes,
+    deployments,
+    decisions,
+    exports,
+    money,
+    oversight,
+)
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {row.name: row for room in _ROOMS for row in room.ROWS}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deployments and decisions: what runs, why each expert is in or out, and the same answers again later.
+"""Deployments: what runs, and why each expert is in or out.
 
 Consumers see the reason for every expert that is offered to them. Experts that are not offered (unlisted,
 another owner's) are only counted, and facts about other tenants' consents stay with those tenants.
@@ -15,18 +15,14 @@ from cluster.operations.changes import cut_change
 from cluster.operations.jobs import only_base
 from cluster.operations.scope import check_visible, cut, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
-from model_core.packing.canonical import digest_bytes
 from policy.composition import Composition
 from policy.decision import Decision
 from policy.items import DeploymentPut
-from policy.records import ChangeRecord, DecisionRecord, DeploymentRecord, Publication
+from policy.records import ChangeRecord, DeploymentRecord, Publication
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
-
-
-MAX_DECISIONS = 2000
 
 
 class PutDeployment(Request):
@@ -106,40 +102,6 @@ class DeploymentPage(Answer):
     next: str | None = None
 
 
-class DecisionQuery(Page):
-    """Which decisions."""
-
-    deployment: str | None = Field(default=None, max_length=63)
-    epoch: int | None = Field(default=None, ge=0, lt=2**31)
-
-
-class DecisionId(Request):
-    """Which decision."""
-
-    decision_id: str = Field(max_length=60)
-
-
-class Replay(Answer):
-    """A logged answer beside the one that the same snapshot and question give now.
-
-    The answers themselves, canonical JSON, are for the platform's staff: they speak of every tenant.
-    """
-
-    decision_id: str
-    equal: bool
-    before_digest: str
-    after_digest: str
-    before: str | None = None
-    after: str | None = None
-
-
-class DecisionPage(Answer):
-    """Logged decisions, newest first."""
-
-    items: tuple[DecisionRecord, ...]
-    next: str | None = None
-
-
 def put(desk: Desk, principal: Principal, request: PutDeployment) -> ChangeRecord:
     """Drafts a deployment of one's own tenant."""
     fields = request.model_dump()
@@ -157,7 +119,7 @@ def listed(desk: Desk, principal: Principal, request: DeploymentQuery) -> Deploy
         if _sees(principal, row) and (not request.own or row.tenant == principal.tenant)
     ]
     items, after = cut(rows, request, lambda row: row.name)
-    shown = (seen_by(desk, principal, row) for row in items)
+    shown = (_seen_by(desk, principal, row) for row in items)
     return DeploymentPage(items=tuple(_summary(row) for row in shown), next=after)
 
 
@@ -166,7 +128,7 @@ def show(desk: Desk, principal: Principal, request: DeploymentName) -> Deploymen
     record = desk.register.deployment(request.name)
     if not _sees(principal, record):
         raise unknown("deployment")
-    return seen_by(desk, principal, record)
+    return _seen_by(desk, principal, record)
 
 
 def remove(desk: Desk, principal: Principal, request: DeploymentName) -> Publication:
@@ -176,39 +138,7 @@ def remove(desk: Desk, principal: Principal, request: DeploymentName) -> Publica
     return desk.register.remove_deployment(record.name, principal)
 
 
-def list_decisions(desk: Desk, principal: Principal, request: DecisionQuery) -> DecisionPage:
-    """Logged decisions that the caller may read."""
-    rows = [
-        cut_decision(desk, principal, row)
-        for row in desk.register.decisions(
-            deployment=request.deployment, epoch=request.epoch, limit=MAX_DECISIONS
-        )
-        if _reads(principal, row)
-    ]
-    items, after = cut(rows, request, lambda row: row.id)
-    return DecisionPage(items=items, next=after)
-
-
-def show_decision(desk: Desk, principal: Principal, request: DecisionId) -> DecisionRecord:
-    """One logged decision."""
-    return cut_decision(desk, principal, _readable(desk, principal, request.decision_id))
-
-
-def replay_decision(desk: Desk, principal: Principal, request: DecisionId) -> Replay:
-    """Decides the same question on the same snapshot again and compares."""
-    record = _readable(desk, principal, request.decision_id)
-    found = desk.register.replay(record.id)
-    shown = {"before": found.before, "after": found.after} if sees_everything(principal) else {}
-    return Replay(
-        decision_id=found.decision_id,
-        equal=found.equal,
-        before_digest=digest_bytes(found.before.encode()),
-        after_digest=digest_bytes(found.after.encode()),
-        **shown,
-    )
-
-
-def seen_by(desk: Desk, principal: Principal, record: DeploymentRecord) -> DeploymentView:
+def _seen_by(desk: Desk, principal: Principal, record: DeploymentRecord) -> DeploymentView:
     """A deployment with as much of its composition as the viewer may see."""
     composition, hidden = cut_composition(desk, principal, record.composition)
     fields = record.model_dump(exclude={"composition", "members"})
@@ -244,14 +174,6 @@ def cut_composition(desk: Desk, principal: Principal, composition: Composition) 
     return cut_down, len(composition.decisions) - len(kept)
 
 
-def cut_decision(desk: Desk, principal: Principal, record: DecisionRecord) -> DecisionRecord:
-    """A logged decision with as much of its answer as the viewer may see."""
-    composition, _ = cut_composition(desk, principal, record.composition)
-    kept = {one.expert_id for one in composition.decisions}
-    verdicts = tuple(one for one in record.verdicts if one.expert_id in kept)
-    return record.model_copy(update={"composition": composition, "verdicts": verdicts})
-
-
 def _without_foreign_facts(principal: Principal, decision: Decision) -> Decision:
     if decision.tenant == principal.tenant:
         return decision
@@ -264,19 +186,6 @@ def _sees(principal: Principal, record: DeploymentRecord) -> bool:
     if sees_everything(principal) or record.tenant == principal.tenant:
         return True
     return any(member.tenant == principal.tenant for member in record.composition.members)
-
-
-def _reads(principal: Principal, record: DecisionRecord) -> bool:
-    if sees_everything(principal) or record.consumer_tenant == principal.tenant:
-        return True
-    return any(one.tenant == principal.tenant for one in record.composition.decisions)
-
-
-def _readable(desk: Desk, principal: Principal, decision_id: str) -> DecisionRecord:
-    record = desk.register.decision(decision_id)
-    if not _reads(principal, record):
-        raise unknown("decision")
-    return record
 
 
 def _summary(view: DeploymentView) -> DeploymentSummary:
@@ -295,7 +204,6 @@ def _summary(view: DeploymentView) -> DeploymentSummary:
 
 
 _NAME = {"name": "notes-research"}
-_DECISION = {"decision_id": "dec_0198f0c2a1b37c4e8d5f60718293a4b5"}
 
 ROWS = (
     Operation(
@@ -340,37 +248,5 @@ ROWS = (
         run=remove,
         summary="Ends a deployment, alone and at once.",
         example=_NAME,
-    ),
-    Operation(
-        name="decisions.list",
-        method="GET",
-        path="/decisions",
-        roles=ANYONE,
-        request=DecisionQuery,
-        response=DecisionPage,
-        run=list_decisions,
-        summary="Lists logged decisions about your deployments and your experts.",
-    ),
-    Operation(
-        name="decisions.show",
-        method="GET",
-        path="/decisions/{decision_id}",
-        roles=ANYONE,
-        request=DecisionId,
-        response=DecisionRecord,
-        run=show_decision,
-        summary="Shows a logged decision with its reasons.",
-        example=_DECISION,
-    ),
-    Operation(
-        name="decisions.replay",
-        method="GET",
-        path="/decisions/{decision_id}/replay",
-        roles=ANYONE,
-        request=DecisionId,
-        response=Replay,
-        run=replay_decision,
-        summary="Decides the same question on the same snapshot again and compares.",
-        example=_DECISION,
     ),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bases and experts: what there is, and bringing sealed bundles in.
+"""Experts: the catalogue as each may see it, and bringing sealed bundles in.
 
 The catalogue is redacted by viewer: strangers see what is listed (name, owner, terms, card counts), owners
 see everything of their own, the platform's staff sees everything.
@@ -13,25 +13,19 @@ from pydantic import BeforeValidator, Field
 
 from cluster.errors import WeighingFailed
 from cluster.office.scales import WEIGHED_ACTION, keep_figures
+from cluster.operations.bundles import ReceivedBundle, received_bundle, store_bundle
 from cluster.operations.changes import cut_change
 from cluster.operations.intake import TAR, inspect_bundle
 from cluster.operations.scope import check_own, cut, sees_everything, unknown
-from cluster.operations.staging import staged_path, unpacked_folder
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request, Upload
 from model_core.errors import BundleWrongBase, UntrustedKey
-from model_core.packing.bundle import (
-    CheckedBundle,
-    check_bundle,
-    check_fits_base,
-    countersign_bundle,
-    reseal_bundle,
-)
+from model_core.packing.bundle import CheckedBundle, check_fits_base
 from model_core.packing.keys import load_or_create_key
-from model_core.packing.manifest import BaseManifest, DataCard, ExpertManifest, ModelShape
+from model_core.packing.manifest import DataCard, ExpertManifest
 from policy.errors import NotFound
 from policy.items import ExpertResume
-from policy.records import BaseRecord, ChangeRecord, ExpertRecord, Publication
-from tenants.roles import PLATFORM_TENANT, Principal, Role
+from policy.records import ChangeRecord, ExpertRecord, Publication
+from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
@@ -40,19 +34,6 @@ if TYPE_CHECKING:
 def _several(value: Any) -> Any:
     # A query string cannot tell one value from a list of one.
     return [value] if isinstance(value, str) else value
-
-
-class ReceivedBundle(Request):
-    """The staged archive and what the gateway found in it."""
-
-    id: str = Field(max_length=60)
-    bundle_digest: str = Field(max_length=71)
-
-
-class NewBase(Request):
-    """A base to be registered."""
-
-    upload: ReceivedBundle = Field(description="the body of the request")
 
 
 class NewExpert(Request):
@@ -68,12 +49,6 @@ class NewExpert(Request):
     )
 
 
-class BaseDigest(Request):
-    """Which base."""
-
-    base_digest: str = Field(max_length=71)
-
-
 class ExpertId(Request):
     """Which expert."""
 
@@ -84,25 +59,6 @@ class ExpertQuery(Page):
     """Which experts."""
 
     base_digest: str | None = Field(default=None, max_length=71, description="only experts of this base")
-
-
-class BaseView(Answer):
-    """A base as everyone sees it."""
-
-    id: str
-    name: str
-    license: str
-    status: str
-    shape: ModelShape
-    trained_on: str
-    added_at_us: int
-
-
-class BasePage(Answer):
-    """Bases, oldest first."""
-
-    items: tuple[BaseView, ...]
-    next: str | None = None
 
 
 class ExpertView(Answer):
@@ -134,33 +90,9 @@ class ExpertPage(Answer):
     next: str | None = None
 
 
-def import_base(desk: Desk, principal: Principal, request: NewBase) -> BaseView:
-    """Countersigns a checked base, stores it and registers it."""
-    del principal
-    checked = _received(desk, request.upload)
-    manifest = checked.manifest
-    if not isinstance(manifest, BaseManifest):
-        raise BundleWrongBase("This is the bundle of an expert. Import it with experts.import.")
-    _store(desk, checked, PLATFORM_TENANT)
-    return _base_view(desk.register.add_base(manifest, checked.digest))
-
-
-def list_bases(desk: Desk, principal: Principal, request: Page) -> BasePage:
-    """Every base: they are public."""
-    del principal
-    items, after = cut(desk.register.list_bases(), request, lambda row: row.base_digest)
-    return BasePage(items=tuple(_base_view(row) for row in items), next=after)
-
-
-def show_base(desk: Desk, principal: Principal, request: BaseDigest) -> BaseView:
-    """One base."""
-    del principal
-    return _base_view(desk.register.base(request.base_digest))
-
-
 def fit_expert(desk: Desk, principal: Principal, request: NewExpert) -> CheckedBundle:
     """A bundle that its owner signed: right tenant, right key, right base, known datasets."""
-    checked = _received(desk, request.upload)
+    checked = received_bundle(desk, request.upload)
     manifest = checked.manifest
     if not isinstance(manifest, ExpertManifest):
         raise BundleWrongBase("This is the bundle of a base. An operator imports it with bases.import.")
@@ -187,12 +119,12 @@ def import_expert(desk: Desk, principal: Principal, request: NewExpert) -> Exper
     manifest, weighed = checked.manifest, desk.weighed
     if not isinstance(manifest, ExpertManifest) or weighed is None or weighed.digest != checked.digest:
         raise WeighingFailed("The expert was not weighed, so it was not admitted. Send it again.")
-    _store(desk, checked, principal.tenant if request.seal else None)
+    store_bundle(desk, checked, principal.tenant if request.seal else None)
     record = desk.register.admit_expert(
         manifest, checked.digest, request.dataset_ids, principal.tenant, job_id=None
     )
     keep_figures(desk, record.expert_id, weighed)
-    return expert_view(record, full=True, admission=_figures(desk, record))
+    return _view(record, full=True, admission=_figures(desk, record))
 
 
 def list_experts(desk: Desk, principal: Principal, request: ExpertQuery) -> ExpertPage:
@@ -208,15 +140,15 @@ def list_experts(desk: Desk, principal: Principal, request: ExpertQuery) -> Expe
 
 def show_expert(desk: Desk, principal: Principal, request: ExpertId) -> ExpertView:
     """One expert as the caller may see it."""
-    record = visible_expert(desk, principal, request.expert_id)
+    record = _visible_expert(desk, principal, request.expert_id)
     if not _sees_all_of(principal, record):
-        return expert_view(record, full=False)
-    return expert_view(record, full=True, admission=_figures(desk, record))
+        return _view(record, full=False)
+    return _view(record, full=True, admission=_figures(desk, record))
 
 
 def suspend_expert(desk: Desk, principal: Principal, request: ExpertId) -> Publication:
     """Takes an expert out of every composition, at once."""
-    record = visible_expert(desk, principal, request.expert_id)
+    record = _visible_expert(desk, principal, request.expert_id)
     if not principal.has(Role.COMPLIANCE, Role.OPERATOR):
         check_own(principal, record.tenant, what="expert")
     return desk.register.suspend_expert(record.expert_id, principal)
@@ -224,13 +156,13 @@ def suspend_expert(desk: Desk, principal: Principal, request: ExpertId) -> Publi
 
 def resume_expert(desk: Desk, principal: Principal, request: ExpertId) -> ChangeRecord:
     """Drafts the return of a suspended expert."""
-    record = visible_expert(desk, principal, request.expert_id)
+    record = _visible_expert(desk, principal, request.expert_id)
     item = ExpertResume(expert_id=record.expert_id)
     drafted = desk.register.propose(principal, f"Resume {record.tenant}/{record.name}", (item,))
     return cut_change(desk, principal, drafted)
 
 
-def visible_expert(desk: Desk, principal: Principal, expert_id: str) -> ExpertRecord:
+def _visible_expert(desk: Desk, principal: Principal, expert_id: str) -> ExpertRecord:
     """An expert that the caller may know of.
 
     Raises:
@@ -242,7 +174,7 @@ def visible_expert(desk: Desk, principal: Principal, expert_id: str) -> ExpertRe
     return record
 
 
-def expert_view(record: ExpertRecord, *, full: bool, admission: dict[str, Any] | None = None) -> ExpertView:
+def _view(record: ExpertRecord, *, full: bool, admission: dict[str, Any] | None = None) -> ExpertView:
     """What of an expert is shown.
 
     Args:
@@ -280,7 +212,7 @@ def _visible(principal: Principal, record: ExpertRecord) -> bool:
 
 
 def _seen_by(principal: Principal, record: ExpertRecord) -> ExpertView:
-    return expert_view(record, full=_sees_all_of(principal, record))
+    return _view(record, full=_sees_all_of(principal, record))
 
 
 def _sees_all_of(principal: Principal, record: ExpertRecord) -> bool:
@@ -291,36 +223,6 @@ def _figures(desk: Desk, record: ExpertRecord) -> dict[str, Any] | None:
     """What admission measured; None for experts of releases that did not weigh."""
     kept = desk.audit.last_of(f"experts/{record.expert_id}", WEIGHED_ACTION)
     return None if kept is None else kept.facts
-
-
-def _base_view(record: BaseRecord) -> BaseView:
-    return BaseView(
-        id=record.base_digest,
-        name=record.name,
-        license=record.license,
-        status=record.status,
-        shape=record.manifest.shape,
-        trained_on=record.manifest.trained_on,
-        added_at_us=record.added_at_us,
-    )
-
-
-def _received(desk: Desk, upload: ReceivedBundle) -> CheckedBundle:
-    folder = unpacked_folder(staged_path(desk.home.uploads, upload.id))
-    return check_bundle(folder, expect_digest=upload.bundle_digest)
-
-
-def _store(desk: Desk, checked: CheckedBundle, seal_for: str | None) -> None:
-    """Countersigns and stores a bundle, sealed anew for a tenant if one is named.
-
-    Whoever calls has shown by an API key to speak for that tenant, which is what a job's seal rests on too.
-    """
-    # The same bundle imported again keeps its first seal: a stored bundle never changes.
-    if not desk.artifacts.has(checked.digest):
-        if seal_for is not None:
-            reseal_bundle(checked.folder, load_or_create_key(desk.home.owner_key(seal_for)))
-        countersign_bundle(checked.folder, load_or_create_key(desk.home.admission_key))
-        desk.artifacts.put_bundle(checked.folder, checked.digest)
 
 
 def _check_owner_key(desk: Desk, checked: CheckedBundle, tenant: str) -> None:
@@ -341,41 +243,8 @@ def _no_such_base(manifest: ExpertManifest) -> BundleWrongBase:
 
 
 _EXPERT = {"expert_id": "exp_0198f0c2a1b37c4e8d5f60718293a4b5"}
-_BASE = {"base_digest": "sha256:" + "0" * 64}
 
 ROWS = (
-    Operation(
-        name="bases.import",
-        method="POST",
-        path="/bases",
-        roles=frozenset({Role.OPERATOR}),
-        request=NewBase,
-        response=BaseView,
-        run=import_base,
-        summary="Registers a base: the body is a tar archive of its sealed bundle.",
-        upload=Upload(media_type=TAR, inspect=inspect_bundle),
-    ),
-    Operation(
-        name="bases.list",
-        method="GET",
-        path="/bases",
-        roles=ANYONE,
-        request=Page,
-        response=BasePage,
-        run=list_bases,
-        summary="Lists the bases that experts attach to.",
-    ),
-    Operation(
-        name="bases.show",
-        method="GET",
-        path="/bases/{base_digest}",
-        roles=ANYONE,
-        request=BaseDigest,
-        response=BaseView,
-        run=show_base,
-        summary="Shows a base.",
-        example=_BASE,
-    ),
     Operation(
         name="experts.import",
         method="POST",
