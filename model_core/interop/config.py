@@ -2,8 +2,8 @@
 """A model's ``config.json``, read into a typed layout and written from one.
 
 What this decoder does not compute exactly is refused by the name of its field, never guessed: a wrong guess
-loads, runs and is subtly wrong. A field that is absent has the default of its architecture's config class in
-transformers, since that is what whoever saved the file relied on. Knows nothing of tensors.
+loads, runs and is subtly wrong. A field that is absent has the default of its architecture
+(architectures.py). Knows nothing of tensors.
 """
 
 from __future__ import annotations
@@ -18,102 +18,20 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from model_core.errors import ConfigUnsupported, ModelFolderRefused
+from model_core.interop.architectures import (
+    ARCHITECTURES,
+    FLEX_OLMO,
+    LLAMA,
+    MIXTRAL,
+    OLMO2,
+    OLMOE,
+    Architecture,
+)
 from model_core.interop.folders import read_side_file
-from model_core.packing.manifest import Family, ModelShape
+from model_core.packing.manifest import ModelShape
 
 CONFIG_FILE = "config.json"
 _MAX_CONFIG_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Architecture:
-    """One layout of the Hugging Face world.
-
-    Attributes:
-        name: class name, as in the config's ``architectures``.
-        model_type: as in the config.
-        family: of our decoder.
-        experts_field: config field with the number of experts; empty for dense models.
-        defaults: what the config class assumes where a field is absent.
-    """
-
-    name: str
-    model_type: str
-    family: Family
-    experts_field: str
-    defaults: Mapping[str, Any]
-
-    @property
-    def moe(self) -> bool:
-        """Whether each layer has a router and experts."""
-        return bool(self.experts_field)
-
-
-def _defaults(**more: Any) -> dict[str, Any]:
-    common = {
-        "hidden_act": "silu",
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "tie_word_embeddings": False,
-        "rope_theta": 10_000.0,
-        "clip_qkv": None,
-        "norm_topk_prob": False,
-    }
-    return common | more
-
-
-OLMO2 = Architecture(
-    name="Olmo2ForCausalLM",
-    model_type="olmo2",
-    family="olmo2",
-    experts_field="",
-    defaults=_defaults(max_position_embeddings=2048, rms_norm_eps=1e-5),
-)
-LLAMA = Architecture(
-    name="LlamaForCausalLM",
-    model_type="llama",
-    family="llama",
-    experts_field="",
-    defaults=_defaults(max_position_embeddings=2048, rms_norm_eps=1e-6),
-)
-OLMOE = Architecture(
-    name="OlmoeForCausalLM",
-    model_type="olmoe",
-    family="olmoe",
-    experts_field="num_experts",
-    defaults=_defaults(
-        max_position_embeddings=4096, rms_norm_eps=1e-5, num_experts=64, num_experts_per_tok=8
-    ),
-)
-FLEX_OLMO = Architecture(
-    name="FlexOlmoForCausalLM",
-    model_type="flex_olmo",
-    family="olmo2",
-    experts_field="num_experts",
-    defaults=_defaults(
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-6,
-        rope_theta=500_000.0,
-        num_experts=7,
-        num_experts_per_tok=5,
-    ),
-)
-MIXTRAL = Architecture(
-    name="MixtralForCausalLM",
-    model_type="mixtral",
-    family="llama",
-    experts_field="num_local_experts",
-    defaults=_defaults(
-        max_position_embeddings=131_072,
-        rms_norm_eps=1e-5,
-        rope_theta=1e6,
-        num_key_value_heads=8,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-    ),
-)
-ARCHITECTURES = {one.name: one for one in (OLMO2, LLAMA, OLMOE, FLEX_OLMO, MIXTRAL)}
 
 # Present with another value than one of these, a field changes the function that the model computes.
 _ONLY: Mapping[str, tuple[Any, ...]] = {

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_core.errors import ExportNotExact
-from model_core.interop.config import FLEX_OLMO, LLAMA, MIXTRAL, OLMO2, OLMOE, Architecture, Layout
+from model_core.interop.architectures import FLEX_OLMO, LLAMA, MIXTRAL, OLMO2, OLMOE, Architecture
+from model_core.interop.config import Layout
 from model_core.interop.names import FFN_PARTS, ffn_places, router_name, trunk_places
 from model_core.interop.writer import Part
 from model_core.network.decoder import Decoder

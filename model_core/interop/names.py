@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from model_core.interop.config import MIXTRAL, Architecture, Layout
+from model_core.interop.architectures import MIXTRAL, Architecture
+from model_core.interop.config import Layout
 from model_core.packing.manifest import ModelShape
 
 FFN_PARTS = ("gate", "up", "down")

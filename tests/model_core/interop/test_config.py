@@ -12,7 +12,7 @@ import transformers
 from hf_builders import ARCHITECTURES, random_settings
 
 from model_core.errors import ConfigUnsupported, ModelFolderRefused
-from model_core.interop.config import ARCHITECTURES as KNOWN
+from model_core.interop.architectures import ARCHITECTURES as KNOWN
 from model_core.interop.config import parse_config, read_config, write_config
 
 SIZES = {
