@@ -19,6 +19,11 @@ from model_core.errors import ProductError
 
 log = logging.getLogger(__name__)
 
+# Records of one request add up until they are sent, so an office that is slow is asked less often: sending
+# takes at most a tenth of the time, and nothing waits longer than this.
+_REST = 9.0
+_LONGEST_PAUSE_S = 5.0
+
 
 class UsageDesk(Protocol):
     """The part of the office that this module needs."""
@@ -34,7 +39,7 @@ class Uploader:
     Args:
         journal: this server's journal.
         office: where records go.
-        interval_s: pause between rounds; also the longest time between two syncs.
+        interval_s: shortest pause between two uploads; also the pause between two syncs.
         recover_every_s: how often abandoned journals are looked for.
     """
 
@@ -56,29 +61,42 @@ class Uploader:
     async def run(self) -> None:
         """Runs until cancelled."""
         loop = asyncio.get_running_loop()
-        next_recovery = loop.time()
+        next_recovery_s = next_upload_s = loop.time()
         pause_s = self._interval_s
         while True:
-            try:
-                await asyncio.to_thread(self._journal.sync)
-                await upload(self._journal, self._office)
-                if loop.time() >= next_recovery:
-                    await recover(self._journal.path.parent, self._office)
-                    next_recovery = loop.time() + self._recover_every_s
-                pause_s = self._interval_s
-            except ProductError as err:
-                # Away, restarting or refusing: the records are safe on disk and are sent again.
-                self.refusals += 1
-                self.last_refusal = err.code
-                pause_s = min(5.0, pause_s * 2)
-                log.warning("usage upload postponed: %s", err.code)
-            await asyncio.sleep(pause_s)
+            await asyncio.to_thread(self._journal.sync)
+            began_s = loop.time()
+            if began_s >= next_upload_s:
+                try:
+                    await upload(self._journal, self._office)
+                    pause_s = pause_after(loop.time() - began_s, self._interval_s)
+                    if began_s >= next_recovery_s:
+                        next_recovery_s = began_s + self._recover_every_s
+                        await recover(self._journal.path.parent, self._office)
+                except ProductError as err:
+                    # Away, restarting or refusing: the records are safe on disk and are sent again.
+                    self.refusals += 1
+                    self.last_refusal = err.code
+                    pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+                    log.warning("usage upload postponed: %s", err.code)
+                next_upload_s = loop.time() + pause_s
+            await asyncio.sleep(self._interval_s)
 
     async def finish(self, deadline_s: float = 5.0) -> None:
         """Uploads what is left and closes the journal; what cannot be sent is recovered by the next start."""
         with contextlib.suppress(ProductError, TimeoutError):
             await asyncio.wait_for(upload(self._journal, self._office), deadline_s)
         await asyncio.to_thread(self._journal.close)
+
+
+def pause_after(took_s: float, interval_s: float) -> float:
+    """How long to wait after an upload, in seconds.
+
+    Args:
+        took_s: how long the upload took.
+        interval_s: shortest pause.
+    """
+    return max(interval_s, min(_LONGEST_PAUSE_S, _REST * took_s))
 
 
 async def upload(journal: UsageJournal, office: UsageDesk) -> int:
