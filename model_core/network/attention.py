@@ -17,9 +17,11 @@ from model_core.packing.manifest import ModelShape
 
 def rotary_tables(shape: ModelShape) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position, fp32 ``[max_positions, head_dim]`` (NeoX halves repeated)."""
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
-    frequencies = 1.0 / (shape.rope_theta**exponents)
-    angles = torch.arange(shape.max_positions, dtype=torch.float32)[:, None] * frequencies[None, :]
+    # On a CPU whatever the default device is: computing without memory would load torch's compiler first.
+    with torch.device("cpu"):
+        exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
+        frequencies = 1.0 / (shape.rope_theta**exponents)
+        angles = torch.arange(shape.max_positions, dtype=torch.float32)[:, None] * frequencies[None, :]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 

@@ -84,7 +84,9 @@ class Decoder(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
-        self.embed = nn.Embedding(shape.vocab_size, shape.d_model)
+        # Zeros until drawn or loaded: torch's own draw loads its compiler first where no memory is behind.
+        zeros_VD = torch.zeros(shape.vocab_size, shape.d_model)
+        self.embed = nn.Embedding(shape.vocab_size, shape.d_model, _weight=zeros_VD)
         self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.n_layers))
         self.norm = norm_of(shape, shape.d_model)
         self.lm_head = (
