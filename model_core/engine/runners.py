@@ -18,6 +18,7 @@ from model_core.engine.native.step import NativeRunner
 from model_core.engine.runner import Runner
 from model_core.engine.steady import SteadyRunner
 from model_core.engine.torch_runner import TorchRunner, page_bytes
+from model_core.engine.weights import PackedWeights, can_pack
 from model_core.network.bank import ExpertBank
 
 _COMPILED = (torch.float32, torch.bfloat16)
@@ -78,8 +79,14 @@ def open_runner(
                 runner=runner, said=f"compiled kernels ({built.compiler})", compile_s=built.compile_s
             )
         why = library.reason
-    made = SteadyRunner if deterministic else TorchRunner
-    return OpenedRunner(runner=made(bank, n_pages=n_pages, n_tails=n_tails), said=f"torch ({why})")
+    if deterministic:
+        steady = SteadyRunner(bank, n_pages=n_pages, n_tails=n_tails)
+        return OpenedRunner(runner=steady, said=f"torch (row by row; {why})")
+    packs = device == "cpu" and can_pack(bank.dtype)
+    plain = TorchRunner(
+        bank, n_pages=n_pages, n_tails=n_tails, weights=PackedWeights(bank) if packs else None
+    )
+    return OpenedRunner(runner=plain, said=f"torch ({'packed weights; ' if packs else ''}{why})")
 
 
 def pages_within(bank: ExpertBank, *, size_bytes: int, max_context: int, page_size: int = 16) -> int:

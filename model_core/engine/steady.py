@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_core.engine.layout import Layout
-from model_core.engine.torch_runner import RowsFunction, TorchRunner
+from model_core.engine.torch_runner import RowsFunction, TorchRunner, gathered
 from model_core.network.attention import Attention
 from model_core.network.bank import ExpertBank
 from model_core.network.ffn import RowFunction
@@ -171,7 +171,7 @@ class SteadyRunner(TorchRunner):
 
         def attend(q_RHd: Tensor, pages_RP: Tensor, positions_R1: Tensor) -> tuple[Tensor, ...]:
             q_RGQd = q_RHd.view(BLOCK, attn.n_kv_heads, -1, attn.head_dim)
-            k_RSGd, v_RSGd = keys[pages_RP].flatten(1, 2), values[pages_RP].flatten(1, 2)
+            k_RSGd, v_RSGd = gathered(keys, pages_RP), gathered(values, pages_RP)
             return (attend_alone(q_RGQd, k_RSGd, v_RSGd, positions_R1).flatten(1, 2),)
 
         mixed_THd = torch.empty_like(new[0])

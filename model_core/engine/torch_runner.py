@@ -20,9 +20,10 @@ from torch import Tensor
 
 from model_core.engine.layout import Layout
 from model_core.engine.runner import Piece, StepResult
+from model_core.engine.weights import BankWeights
 from model_core.network.attention import Attention
 from model_core.network.bank import ExpertBank
-from model_core.network.decoder import Decoder, DecoderLayer
+from model_core.network.decoder import DecoderLayer
 from model_core.network.expert import Expert
 from model_core.network.mixture import LayerExperts, Plan, mix, plan_rows, plan_uniform
 from model_core.network.router import running_sum
@@ -39,12 +40,22 @@ class TorchRunner:
         n_pages: pages of keys and values.
         n_tails: places for prefix sums.
         page_size: positions in a page.
+        weights: what is multiplied; None takes the bank's own, in place.
     """
 
-    def __init__(self, bank: ExpertBank, *, n_pages: int, n_tails: int, page_size: int = 16) -> None:
+    def __init__(
+        self,
+        bank: ExpertBank,
+        *,
+        n_pages: int,
+        n_tails: int,
+        page_size: int = 16,
+        weights: BankWeights | None = None,
+    ) -> None:
         self.page_size, self.n_pages, self.n_tails = page_size, n_pages, n_tails
         self.row_exact = False
         self.bank = bank
+        self.weights = weights or BankWeights(bank)
         shape = bank.shape
         self._device = bank.decoder.embed.weight.device
         # One tensor per layer: [pages, positions, kv heads, head width].
@@ -63,7 +74,7 @@ class TorchRunner:
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> StepResult:
         """Computes pieces in one batch; nothing counts until ``keep``."""
-        decoder, layout = self.bank.decoder, Layout(pieces, self.page_size, self._device)
+        decoder, layout = self.weights.decoder, Layout(pieces, self.page_size, self._device)
         plan = self._plan_of([pieces[place] for place in layout.order])
         cos_Td, sin_Td = decoder.rope_cos[layout.positions_T], decoder.rope_sin[layout.positions_T]
         x_TD = decoder.embed(layout.ids_T)
@@ -93,7 +104,7 @@ class TorchRunner:
                 weights_BE = routing.weights_TE[layout.last_rows_B].double()
                 shares_BE += weights_BE / weights_BE.sum(-1, keepdim=True)
             (x_TD,) = self._rows(_out_of_mixture(layer), h_TD, out_TD)
-        (logits_BV,) = self._rows(_into_logits(decoder), x_TD[layout.last_rows_B])
+        (logits_BV,) = self._rows(_into_logits(self.weights), x_TD[layout.last_rows_B])
         self._sums_LBD = torch.stack(sums) if sums else None
         return StepResult(logits_BV=logits_BV, shares_BE=shares_BE / len(panels))
 
@@ -124,11 +135,13 @@ class TorchRunner:
             self.tail_sums_LND.index_fill_(1, torch.tensor(list(tails), device=self._device), 0)
 
     def prepare(self, digest: str, expert: Expert) -> None:
-        """Nothing: the weights are read in place."""
+        """Derives what ``weights`` keeps of an expert."""
+        self.weights.prepare(digest, expert)
 
     def refresh(self) -> None:
-        """Forgets what was derived from the bank's experts; the weights themselves are read in place."""
+        """Takes over what the bank holds now."""
         self._plan = None
+        self.weights.refresh()
 
     def size_bytes(self) -> int:
         """Memory of pages and tails."""
@@ -141,7 +154,7 @@ class TorchRunner:
 
     def _panels(self) -> list[LayerExperts]:
         """What the layers route to."""
-        return self.bank.panels()
+        return self.weights.panels()
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _plan_of(self, ordered: Sequence[Piece]) -> Plan:
@@ -174,8 +187,7 @@ class TorchRunner:
         for group in layout.singles:
             # Queries that share a key head stand as rows of one attention, so grouped keys are not repeated.
             q_NGRd = q_THd[group.rows_N].view(len(group.rows_N), attn.n_kv_heads, -1, attn.head_dim)
-            k_NGSd = keys[group.pages_NP].flatten(1, 2).transpose(1, 2)
-            v_NGSd = values[group.pages_NP].flatten(1, 2).transpose(1, 2)
+            k_NGSd, v_NGSd = (gathered(pages, group.pages_NP).transpose(1, 2) for pages in (keys, values))
             mask = group.mask_N11S.expand(-1, -1, q_NGRd.shape[2], -1)
             mixed = F.scaled_dot_product_attention(q_NGRd, k_NGSd, v_NGSd, attn_mask=mask)
             mixed_THd[group.rows_N] = mixed.flatten(1, 2)
@@ -184,8 +196,8 @@ class TorchRunner:
             if chunk.pages_P is None:
                 k_1SGd, v_1SGd = k_TGd[None, chunk.rows], v_TGd[None, chunk.rows]
             else:
-                k_1SGd = keys[chunk.pages_P].flatten(0, 1)[None, : chunk.end]
-                v_1SGd = values[chunk.pages_P].flatten(0, 1)[None, : chunk.end]
+                k_1SGd = gathered(keys, chunk.pages_P[None])[:, : chunk.end]
+                v_1SGd = gathered(values, chunk.pages_P[None])[:, : chunk.end]
             mixed = F.scaled_dot_product_attention(
                 q_1HRd,
                 attn.widen(k_1SGd.transpose(1, 2)),
@@ -208,6 +220,15 @@ class TorchRunner:
         return sums_TD / (layout.positions_T + 1).double()[:, None], sums_TD[layout.last_rows_B]
 
 
+def gathered(pages: Tensor, numbers_NP: Tensor) -> Tensor:
+    """Pages of rows side by side: ``[N, P * page size, kv heads, head width]``.
+
+    Whole pages are copied one after the other; indexing with a table would look up every element.
+    """
+    found = pages.index_select(0, numbers_NP.flatten())
+    return found.view(numbers_NP.shape[0], -1, *pages.shape[2:])
+
+
 def _into_attention(layer: DecoderLayer) -> RowsFunction:
     return lambda x, cos, sin: layer.attn.project(layer.attention_input(x), cos, sin)
 
@@ -224,8 +245,8 @@ def _out_of_mixture(layer: DecoderLayer) -> RowsFunction:
     return lambda h, mixed: (layer.after_mixture(h, mixed),)
 
 
-def _into_logits(decoder: Decoder) -> RowsFunction:
-    return lambda x: (decoder.logits(decoder.norm(x)).float(),)
+def _into_logits(weights: BankWeights) -> RowsFunction:
+    return lambda x: (weights.head(weights.decoder.norm(x)).float(),)
 
 
 def page_bytes(bank: ExpertBank, page_size: int) -> int:
