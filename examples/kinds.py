@@ -29,7 +29,8 @@ from model_core.packing.forms import FfnForm
 from model_core.packing.manifest import CALIBRATION_FILE, TOKENIZER_FILE
 from model_core.text.documents import Document, read_documents
 from model_core.text.tokenizer import TextTokenizer
-from model_core.training.expert import ExpertRecipe, train_expert
+from model_core.training.expert import train_expert
+from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.gates import token_rows
 from model_core.training.kinds import convert
 

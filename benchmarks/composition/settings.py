@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_core.packing.manifest import ModelShape
-from model_core.training.expert import ExpertRecipe
+from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.recipe import TrainingRecipe
 
 

@@ -23,7 +23,8 @@ from model_core.network.router import EVIDENCE_CAP
 from model_core.packing.canonical import digest_of
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.base import pretrain
-from model_core.training.expert import ExpertRecipe, train_expert
+from model_core.training.expert import train_expert
+from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.progress import Progress
 
 TOKENIZER_BYTES = 4_000_000

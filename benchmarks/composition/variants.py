@@ -17,7 +17,7 @@ from benchmarks.composition.stages import Cell
 from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
 from model_core.packing.canonical import digest_bytes
-from model_core.training.expert import gate_expert
+from model_core.training.finishing import gate_expert
 from model_core.training.proxies import ProxySettings, select_proxies
 from model_core.training.tuning import RouterRecipe, apply_tuned, tune_router
 

@@ -2,7 +2,7 @@
 """Weighs one expert beside the public one: what only a forward pass can show of a stranger's weights.
 
 The pair {public, expert} with k = 2 reads public text that the owner did not fit on (the half that
-calibration keeps, see ``training.expert.public_halves``), or random tokens where the base carries no text.
+calibration keeps, see ``training.finishing.public_halves``), or random tokens where the base carries no text.
 Measured are the expert's share of routing and of output, the length of its output against the public one's,
 and bits per byte; beside them stand two bounds by Cauchy-Schwarz on what its router row can ever do. Nothing
 here judges a figure (``packing.admission`` does) and nothing here can see text that it does not read.

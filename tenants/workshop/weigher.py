@@ -72,7 +72,7 @@ def weigh(order: WeighingOrder) -> bytes:
     from model_core.packing.manifest import BASE_WEIGHTS_FILE, CALIBRATION_FILE, TOKENIZER_FILE
     from model_core.text.documents import Document, read_documents
     from model_core.text.tokenizer import TextTokenizer
-    from model_core.training.expert import public_halves
+    from model_core.training.finishing import public_halves
 
     torch.set_num_threads(order.threads)
     base = Path(order.base_folder)

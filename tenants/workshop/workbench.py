@@ -36,7 +36,9 @@ from model_core.packing.manifest import (
 from model_core.text.batches import describe
 from model_core.text.documents import Document, read_documents, split_documents
 from model_core.text.tokenizer import TextTokenizer
-from model_core.training.expert import ExpertRecipe, ExpertResult, public_halves, train_expert
+from model_core.training.expert import ExpertResult, train_expert
+from model_core.training.expert_recipe import ExpertRecipe
+from model_core.training.finishing import public_halves
 from model_core.training.progress import Progress
 from model_core.training.versions import code_version, torch_version
 from tenants.workshop.protocol import (

@@ -37,7 +37,9 @@ from model_core.packing.admission import (
 )
 from model_core.packing.forms import ExpertKind
 from model_core.training.calibration import bound_router_rows, calibrate, residual_norms
-from model_core.training.expert import ExpertRecipe, public_halves, train_expert
+from model_core.training.expert import train_expert
+from model_core.training.expert_recipe import ExpertRecipe
+from model_core.training.finishing import public_halves
 from model_core.training.gates import token_rows
 
 _RECIPE = ExpertRecipe(

@@ -14,7 +14,9 @@ from model_core.network.checkpoint import load_expert, save_expert
 from model_core.network.decoder import upcycle
 from model_core.network.router import prefix_mean, running_sum
 from model_core.training.calibration import bound_router_rows, residual_norms
-from model_core.training.expert import ExpertRecipe, public_halves, tensors_digest, train_expert
+from model_core.training.expert import tensors_digest, train_expert
+from model_core.training.expert_recipe import ExpertRecipe
+from model_core.training.finishing import public_halves
 from model_core.training.gates import fit_gates, gate_features, residual_means, set_router_rows, token_rows
 from model_core.training.objective import PairObjective
 

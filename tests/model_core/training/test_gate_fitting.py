@@ -12,7 +12,9 @@ from model_core.network.decoder import upcycle
 from model_core.network.expert import Expert
 from model_core.network.router import log_shares
 from model_core.training.calibration import PUBLIC_SHARE_LIMIT, calibrate
-from model_core.training.expert import ExpertRecipe, gate_expert, public_halves, train_expert
+from model_core.training.expert import train_expert
+from model_core.training.expert_recipe import ExpertRecipe
+from model_core.training.finishing import gate_expert, public_halves
 from model_core.training.gates import _logistic, fit_gates, token_rows
 
 _RECIPE = ExpertRecipe(

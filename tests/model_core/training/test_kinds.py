@@ -30,7 +30,8 @@ from model_core.training.conversions import (
     to_narrow,
     to_split,
 )
-from model_core.training.expert import ExpertRecipe, tensors_digest, train_expert
+from model_core.training.expert import tensors_digest, train_expert
+from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.kinds import convert, start_expert
 from model_core.training.objective import PairObjective
 from model_core.training.recipe import TrainingRecipe

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_core.errors import RecipeRefused
-from model_core.training.expert import ExpertRecipe
+from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.privacy import (
     MAX_EPSILON,
     PrivacyPlan,

@@ -24,7 +24,8 @@ from model_core.text.batches import PackedText
 from model_core.text.documents import Document
 from model_core.training.base import pretrain
 from model_core.training.calibration import bound_router_rows, residual_norms
-from model_core.training.expert import ExpertRecipe, ExpertResult, train_expert
+from model_core.training.expert import ExpertResult, train_expert
+from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.gates import token_rows
 from model_core.training.objective import PairObjective
 from model_core.training.privacy import PrivacyPlan
