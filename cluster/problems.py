@@ -100,6 +100,7 @@ CATALOGUE: Mapping[str, Row] = {
     "lease_lost": _row(503, "The register does not answer the model host"),
     "deployment_not_hosted": _row(503, "The deployment is not served at present"),
     "experts_not_loaded": _row(503, "Experts are being loaded"),
+    "experts_do_not_fit": _row(503, "The experts do not fit into memory"),
     "prompt_refused": _row(400, "The prompt does not fit"),
     "host_stopping": _row(503, "The model host is ending"),
     "host_overloaded": _row(429, "The model host is busy"),

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
         host_sequences: answers that each model host computes at the same time; more wait.
         host_context: longest prompt plus answer in tokens; at most what the base allows.
         host_kv_mib: memory of each model host for keys and values, kept prefixes among them, in MiB.
+        host_experts_mib: memory of each model host for experts in MiB; those that were not asked for the
+            longest leave first and come back when they are. None sets no bound.
+        host_pins: experts that stay in memory once they are there (JSON): bundle digests or ``tenant/name``.
         host_kernels: compile the kernels of model hosts on this machine where it has a compiler.
         kernels_folder: where compiled kernels are kept; None keeps them in the home folder.
         host_keeps_withdrawn: withdrawn experts stay in the host's memory, filled with NaN, as a standing
@@ -84,6 +87,8 @@ class Settings(BaseSettings):
     host_sequences: int = Field(default=32, ge=1, le=1024)
     host_context: int = Field(default=1024, ge=16)
     host_kv_mib: int = Field(default=256, ge=1)
+    host_experts_mib: int | None = Field(default=None, ge=1)
+    host_pins: tuple[str, ...] = ()
     host_kernels: bool = True
     kernels_folder: Path | None = None
     host_keeps_withdrawn: bool = False

@@ -10,6 +10,7 @@ Tree::
         ├── RequestStopped          the request's key, tenant or budget is gone
         ├── DeploymentNotHosted     this host does not (or no longer) run the deployment
         ├── ExpertsNotLoaded        the composition's experts are still being loaded
+        ├── ExpertsDoNotFit         the composition's experts are larger than the memory for experts
         ├── PromptRefused           too long, empty, or in a form this base cannot read
         ├── HostStopping            the host is shutting down
         ├── HostOverloaded          the queue is full
@@ -56,6 +57,12 @@ class ExpertsNotLoaded(HostingError):
     """The composition's experts are still being loaded; ask again when they are."""
 
     code = "experts_not_loaded"
+
+
+class ExpertsDoNotFit(HostingError):
+    """The composition's experts together are larger than what a host may hold."""
+
+    code = "experts_do_not_fit"
 
 
 class PromptRefused(HostingError):

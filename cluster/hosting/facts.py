@@ -24,6 +24,8 @@ class HostSettings:
         kv_bytes: memory for keys and values of running sequences and of prefixes that are kept.
         kernels: folder of compiled kernels; None computes with torch.
         weights: folder of packed weights that all hosts of a machine map; None packs into memory.
+        experts_bytes: what all experts in memory may take together; None sets no bound.
+        pins: experts that stay in memory once they are there, by bundle digest or as ``tenant/name``.
     """
 
     max_sequences: int = 32
@@ -38,11 +40,17 @@ class HostSettings:
     kv_bytes: int = 256 * 2**20
     kernels: Path | None = None
     weights: Path | None = None
+    experts_bytes: int | None = None
+    pins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostHealth:
-    """A host's own state, without prompts and secrets."""
+    """A host's own state, without prompts and secrets.
+
+    ``resident`` are the experts in memory, ``pinned`` those of them that never make room and ``former`` those
+    that a newer version has replaced; ``waited`` counts requests whose experts had to be loaded first.
+    """
 
     server_id: str
     base_digest: str
@@ -58,3 +66,10 @@ class HostHealth:
     restarted: int
     journaled_tokens: int
     compositions: dict[str, str] = field(default_factory=dict)
+    resident_bytes: int = 0
+    budget_bytes: int | None = None
+    pinned: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
+    loaded: int = 0
+    evicted: int = 0
+    waited: int = 0

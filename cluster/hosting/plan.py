@@ -77,11 +77,14 @@ class Roster:
         epoch: of the snapshot; -1 before the first.
         snapshot_digest: its digest.
         served: by deployment name; only deployments of this host's base.
+        kept: experts of this base that their owners permit to somebody for something, used or not: what
+            was made of them may stay on the machine, for a roll back. It permits nothing.
     """
 
     epoch: int = -1
     snapshot_digest: str = ""
     served: Mapping[str, Served]
+    kept: frozenset[str] = frozenset()
 
     @property
     def experts(self) -> frozenset[str]:
@@ -119,7 +122,30 @@ def make_roster(snapshot: Snapshot, base_digest: str, at_us: int, decider: Decid
         if fact.base_digest == base_digest:
             composition = compose(snapshot, Question(deployment=fact.name, at_us=at_us), decider=decider)
             served[fact.name] = Served.of(composition, fact.name, fact.when_cut_off)
-    return Roster(epoch=snapshot.epoch, snapshot_digest=snapshot.digest, served=served)
+    return Roster(
+        epoch=snapshot.epoch,
+        snapshot_digest=snapshot.digest,
+        served=served,
+        kept=_kept(snapshot, base_digest, at_us),
+    )
+
+
+def _kept(snapshot: Snapshot, base_digest: str, at_us: int) -> frozenset[str]:
+    """Listed experts of a base with a consent of their owner that stands at a moment."""
+    given = {
+        (consent.tenant, consent.expert_id)
+        for consent in snapshot.consents
+        if consent.effect == "permit"
+        and consent.state == "given"
+        and (consent.valid_until_us is None or at_us < consent.valid_until_us)
+    }
+    return frozenset(
+        fact.bundle_digest
+        for fact in snapshot.experts
+        if fact.base_digest == base_digest
+        and fact.state == "listed"
+        and not given.isdisjoint({(fact.tenant, fact.expert_id), (fact.tenant, "*")})
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,6 @@ thread. Nothing of what was asked is kept. What scored prompts cost is the calle
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
 
 from cluster.hosting.errors import DeploymentNotHosted, ExpertsNotLoaded, LeaseLost
 from cluster.hosting.gate import ReleaseGate
@@ -19,9 +17,9 @@ from cluster.hosting.probe import Probe, probe
 from cluster.hosting.prompts import prompt_ids_of
 from cluster.hosting.room import EngineRoom
 from cluster.hosting.scoring import ScoredPrompt, chosen_experts, score_prompt, score_texts
+from cluster.hosting.stock import Stock
 from model_core.text.tokenizer import TextTokenizer
 
-T = TypeVar("T")
 _LOOK_AGAIN_S = 0.05
 _TEXTS_AT_ONCE = 8  # about one forward pass, so that streams wait no longer than for a long prompt
 
@@ -33,8 +31,8 @@ class Questions:
         room: the engine's.
         gate: nothing is computed without a lease.
         tokenizer: the base's.
+        stock: brings experts that are not in memory.
         max_context: longest text in tokens.
-        reach_s: how long to wait for experts that are being loaded.
     """
 
     def __init__(
@@ -42,15 +40,15 @@ class Questions:
         room: EngineRoom,
         gate: ReleaseGate,
         tokenizer: TextTokenizer,
+        stock: Stock,
         *,
         max_context: int,
-        reach_s: float,
     ) -> None:
         self._room = room
         self._gate = gate
         self._tokenizer = tokenizer
+        self._stock = stock
         self._max_context = max_context
-        self._reach_s = reach_s
 
     async def probe(self, deployment: str, text: str, experts: tuple[str, ...] | None = None) -> Probe:
         """Logits of a text, computed alone.
@@ -74,9 +72,10 @@ class Questions:
                     "This composition may not be computed at present.", deployment=deployment
                 )
             self._check_lease()
+            self._check_here(wanted)
             return probe(self._room.bank, ids[-self._max_context :], wanted, served.top_k)
 
-        return await asyncio.wrap_future(self._room.call(compute))
+        return await self._stock.having(lambda: self._served(deployment, experts), compute)
 
     async def score(
         self, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None = None
@@ -95,14 +94,16 @@ class Questions:
 
         def compute(part: tuple[str, ...]) -> tuple[Served, tuple[str, ...], tuple[ScoredText, ...]]:
             served, wanted = self._permitted(deployment, experts)
+            self._check_here(wanted)
             scores = score_texts(self._room.bank, self._tokenizer, part, wanted, served.top_k)
             return served, tuple(served.names[digest] for digest in wanted), scores
 
         found: list[ScoredText] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             part = texts[start : start + _TEXTS_AT_ONCE]
-            served, names, scores = await asyncio.wrap_future(
-                self._room.call(lambda part=part: compute(part))  # type: ignore[misc]
+            served, names, scores = await self._stock.having(
+                lambda: self._named(deployment, experts),
+                lambda part=part: compute(part),  # type: ignore[misc]
             )
             found += scores
         return ScoreAnswer(
@@ -130,31 +131,29 @@ class Questions:
 
         def compute() -> tuple[Served, ScoredPrompt]:
             served, wanted = self._permitted(deployment, None)
-            if missing := set(wanted) - set(self._room.bank.digests):
-                raise ExpertsNotLoaded("Experts of this deployment are being loaded.", missing=len(missing))
+            self._check_here(wanted)
             return served, score_prompt(self._room.bank, ids, wanted, served.top_k, alternatives)
 
         while True:
-            served, scored = await self.patiently(compute)
+            served, scored = await self._stock.having(lambda: self._served(deployment), compute)
             now = self._room.roster.served.get(deployment)
             unchanged = now is not None and now.composition_digest == served.composition_digest
             if unchanged and self._gate.is_open():
                 return served, scored
             await asyncio.sleep(_LOOK_AGAIN_S)
 
-    async def patiently(self, command: Callable[[], T]) -> T:
-        """Runs a command of the engine's thread, again and again while experts are being loaded."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._reach_s
-        while True:
-            try:
-                return await asyncio.wrap_future(self._room.call(command))
-            except ExpertsNotLoaded:
-                if loop.time() > deadline:
-                    raise
-                await asyncio.sleep(_LOOK_AGAIN_S)
-
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
+    def _served(self, deployment: str, experts: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """Digests that a computation asks for, as far as they are permitted."""
+        served = self._room.roster.served.get(deployment)
+        if served is None or not served.allowed:
+            return ()
+        return served.experts if experts is None else tuple(set(experts) & set(served.experts))
+
+    def _named(self, deployment: str, names: tuple[str, ...] | None) -> tuple[str, ...]:
+        served = self._room.roster.served.get(deployment)
+        return chosen_experts(served, names, deployment)
+
     def _permitted(self, deployment: str, names: tuple[str, ...] | None) -> tuple[Served, tuple[str, ...]]:
         served = self._room.roster.served.get(deployment)
         wanted = chosen_experts(served, names, deployment)
@@ -168,3 +167,7 @@ class Questions:
     def _check_lease(self) -> None:
         if not self._gate.is_open():
             raise LeaseLost("The register has not answered lately; nothing is computed without it.")
+
+    def _check_here(self, experts: tuple[str, ...]) -> None:
+        if missing := set(experts) - set(self._room.bank.digests):
+            raise ExpertsNotLoaded("Experts of this deployment are being loaded.", missing=len(missing))

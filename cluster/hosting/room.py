@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -232,10 +232,23 @@ class EngineRoom:
         self._gate.expire_at(roster.expires_at_us)
         return plan
 
-    def install(self, checked: CheckedExpert) -> None:
-        """Takes a prepared expert in, unless it is no longer permitted."""
-        if checked.digest in self._roster.experts and checked.digest not in self.bank.digests:
-            self.engine.add_expert(checked)
+    def install(self, checked: CheckedExpert) -> bool:
+        """Takes a prepared expert in, unless it is no longer permitted or here already; says if it did."""
+        if checked.digest not in self._roster.experts or checked.digest in self.bank.digests:
+            return False
+        self.engine.add_expert(checked)
+        return True
+
+    def in_use(self) -> frozenset[str]:
+        """Experts that some choice is computed with, or will be when its turn comes."""
+        return frozenset(digest for one in self._choices.values() if one.set for digest in one.set.experts)
+
+    def evict(self, digests: Collection[str]) -> tuple[str, ...]:
+        """Lets permitted experts go to make room, but those in use; says which have left."""
+        gone = tuple(sorted(set(digests) & set(self.bank.digests) - self.in_use()))
+        for digest in gone:
+            self.engine.drop_expert(digest, poison=False)
+        return gone
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _start(self, choice: Choice) -> None:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -43,12 +42,12 @@ from cluster.hosting.questions import Questions
 from cluster.hosting.release import Release
 from cluster.hosting.room import EngineRoom
 from cluster.hosting.scoring import scored_tokens
+from cluster.hosting.stock import Stock
 from cluster.hosting.uploader import Uploader, UsageDesk
 from cluster.office.protocol import Admission, UsageRecord
-from model_core.engine.native.footprint import give_back_freed
+from model_core.engine.native.claims import Claims
 from model_core.engine.runners import OpenedRunner, open_runner, pages_within
 from model_core.network.bank import ExpertBank
-from model_core.network.checkpoint import load_expert_folder
 from model_core.packing.bundle import CheckedBundle, check_bundle
 from model_core.packing.ids import new_id
 from model_core.packing.manifest import TOKENIZER_FILE
@@ -122,12 +121,16 @@ class ModelServer:
             runner=opened.runner,
         )
         self.room.start()
-        self._questions = Questions(
+        self.stock = Stock(
             self.room,
-            self.gate,
-            self.tokenizer,
-            max_context=self.max_context,
-            reach_s=self.settings.reach_s,
+            self._verified,
+            budget_bytes=self.settings.experts_bytes,
+            pins=self.settings.pins,
+            claims=None if self.settings.weights is None else Claims(self.settings.weights, self.server_id),
+            patience_s=self.settings.reach_s,
+        )
+        self._questions = Questions(
+            self.room, self.gate, self.tokenizer, self.stock, max_context=self.max_context
         )
         self.link = RegisterLink(
             self._office,
@@ -135,7 +138,7 @@ class ModelServer:
             self.base_digest,
             self.gate,
             apply=self._apply,
-            load=self._load,
+            load=self.stock.follow,
             stop=self._stop_requests,
             floor=EpochFloor(self._journals / "epoch.floor"),
             renew_s=self.settings.renew_s,
@@ -149,6 +152,7 @@ class ModelServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.room.stop)
+        await self.stock.close()
         for _ in range(100):  # streams hear that they failed and write their final records
             if not self._releases:
                 break
@@ -171,6 +175,7 @@ class ModelServer:
 
     def health(self) -> HostHealth:
         """This host's state."""
+        residents = self.stock.residents
         return HostHealth(
             server_id=self.server_id,
             base_digest=self.base_digest,
@@ -186,6 +191,13 @@ class ModelServer:
             restarted=self.room.counts.restarted,
             journaled_tokens=self.journal.journaled_tokens,
             compositions=self.link.roster.compositions,
+            resident_bytes=sum(one.size_bytes for one in residents),
+            budget_bytes=self.stock.budget_bytes,
+            pinned=tuple(one.digest for one in residents if one.pinned),
+            former=tuple(one.digest for one in residents if one.successor is not None),
+            loaded=self.stock.counts.loaded,
+            evicted=self.stock.counts.evicted,
+            waited=self.stock.counts.waited,
         )
 
     async def generate(
@@ -197,6 +209,8 @@ class ModelServer:
             PromptRefused: the prompt does not fit the base.
             DeploymentNotHosted: the deployment may not answer at present.
             HostOverloaded: too many choices wait already.
+            ExpertsNotLoaded: its experts did not come in time.
+            ExpertsDoNotFit: its experts are larger than the memory for experts.
             LeaseLost: the register has not answered for too long.
         """
         prompt_ids = prompt_ids_of(request, self.tokenizer, self.chat)
@@ -264,7 +278,7 @@ class ModelServer:
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _open_base(self) -> tuple[ExpertBank, TextTokenizer, ChatFormat]:
-        folder = self._verified(self.base_digest)
+        folder = self._verified(self.base_digest).folder
         tokenizer = TextTokenizer.load(folder / TOKENIZER_FILE)
         return ExpertBank.open(self.base_digest, folder), tokenizer, ChatFormat.load(folder, tokenizer)
 
@@ -279,12 +293,12 @@ class ModelServer:
             threads=self.settings.threads,
         )
 
-    def _verified(self, digest: str) -> Path:
-        """A bundle's folder whose digests and both signatures hold (law 11)."""
+    def _verified(self, digest: str) -> CheckedBundle:
+        """A bundle whose digests and both signatures hold (law 11)."""
         folder = self._store.get_bundle(digest)
         checked = check_bundle(folder, expect_digest=digest)
         verify_seal(checked.seal, checked.manifest, digest, self._trusted(checked))
-        return folder
+        return checked
 
     async def _apply(self, roster: Roster) -> None:
         await asyncio.wrap_future(self.room.call(lambda: self.room.apply(roster)))
@@ -296,18 +310,6 @@ class ModelServer:
 
     async def _stop_requests(self, stopped: Mapping[str, str]) -> None:
         await asyncio.wrap_future(self.room.call(lambda: self.room.stop_requests(stopped)))
-
-    async def _load(self, roster: Roster) -> None:
-        missing = sorted(roster.experts - set(self.room.bank.digests))
-        for digest in missing:
-            folder = await asyncio.to_thread(self._verified, digest)
-            shape = self.room.bank.shape
-            _, expert = await asyncio.to_thread(load_expert_folder, folder, self.base_digest, shape)
-            checked = await asyncio.to_thread(self.room.prepare, digest, expert)
-            await asyncio.wrap_future(self.room.call(partial(self.room.install, checked)))
-        if missing:
-            # Reading experts through leaves freed memory that would count beside the one copy they share.
-            await asyncio.to_thread(give_back_freed)
 
     async def _echo(
         self, admission: Admission, request: GenerationRequest, ids: tuple[int, ...], release: Release
@@ -348,7 +350,14 @@ class ModelServer:
         await self._reach(admission)
         for choice in choices:
             self._releases[choice] = release
-            await self._questions.patiently(lambda choice=choice: self.room.submit(choice))  # type: ignore[misc]
+            await self.stock.having(
+                lambda: self._experts_of(admission.deployment),
+                lambda choice=choice: self.room.submit(choice),  # type: ignore[misc]
+            )
+
+    def _experts_of(self, deployment: str) -> tuple[str, ...]:
+        served = self.room.roster.served.get(deployment)
+        return served.experts if served is not None and served.allowed else ()
 
     def _leave(self, choice: Choice) -> None:
         if self._releases.pop(choice, None) is not None:

@@ -15,36 +15,46 @@ experts = st.lists(
         digest=st.text("abcdef", min_size=4, max_size=4),
         size_bytes=sizes,
         entitled_s=st.floats(0, 5),
-        users=st.integers(0, 1),
+        pinned=st.sampled_from([False, False, True]),
         successor=st.sampled_from([None, None, "next"]),
     ),
     unique_by=lambda one: one.digest,
     max_size=12,
 )
+in_use = st.sets(st.integers(0, 11))
+
+
+def some_of(residents: list[Resident], places: set[int]) -> set[str]:
+    """Digests of those at some places."""
+    return {one.digest for place, one in enumerate(residents) if place in places}
 
 
 @settings(max_examples=60, deadline=None)
-@given(residents=experts, budget=st.integers(0, 300), incoming=st.integers(0, 60))
+@given(residents=experts, budget=st.integers(0, 300), incoming=st.integers(0, 60), places=in_use)
 def test_the_budget_is_kept_or_what_lacks_is_said(
-    residents: list[Resident], budget: int, incoming: int
+    residents: list[Resident], budget: int, incoming: int, places: set[int]
 ) -> None:
     """What stays and what comes fit, or all that may leave has left and the shortage is exact."""
-    found = evict(residents, budget_bytes=budget, incoming_bytes=incoming)
+    busy = some_of(residents, places)
+    found = evict(residents, budget_bytes=budget, incoming_bytes=incoming, busy=busy)
     stays = [one for one in residents if one.digest not in found.digests]
     needed = sum(one.size_bytes for one in stays) + incoming
     assert found.short_bytes == max(0, needed - budget)
     if found.short_bytes:
-        assert all(one.users for one in stays)
+        assert all(one.pinned or one.digest in busy for one in stays)
 
 
 @settings(max_examples=60, deadline=None)
-@given(residents=experts, budget=st.integers(0, 300))
-def test_those_who_leave_come_before_those_who_stay(residents: list[Resident], budget: int) -> None:
-    """In one order: not in use, not kept for a roll back, least recently entitled; and none too many."""
-    found = evict(residents, budget_bytes=budget)
+@given(residents=experts, budget=st.integers(0, 300), places=in_use, since=st.floats(0, 6))
+def test_those_who_leave_come_before_those_who_stay(
+    residents: list[Resident], budget: int, places: set[int], since: float
+) -> None:
+    """In one order: free to leave, not kept for a roll back, least recently entitled; and none too many."""
+    busy = some_of(residents, places)
+    found = evict(residents, budget_bytes=budget, busy=busy, entitled_before_s=since)
     known = {one.digest: one for one in residents}
     leaves = [known[digest] for digest in found.digests]
-    free = [one for one in residents if not one.users]
+    free = [one for one in residents if not one.pinned and one.digest not in busy and one.entitled_s < since]
     order = sorted(free, key=lambda one: (one.successor is not None, one.entitled_s, one.digest))
     assert leaves == order[: len(leaves)]
     if leaves:
@@ -59,18 +69,15 @@ def test_the_order_of_asking_does_not_matter(residents: list[Resident], budget: 
     assert evict(residents, budget_bytes=budget) == evict(residents[::-1], budget_bytes=budget)
 
 
-def test_a_used_expert_stays_until_its_last_sequence_ends() -> None:
-    """Every use is counted; what is loaded again keeps its users."""
-    residency = Residency(budget_bytes=10)
+def test_who_is_in_use_or_pinned_stays() -> None:
+    """Use lasts as long as it is named; a pin for ever."""
+    residency = Residency(budget_bytes=20)
     residency.admit("a", size_bytes=10, now_s=1.0)
-    residency.use(["a", "unknown"], +1)
-    residency.use(["a"], +1)
-    residency.admit("a", size_bytes=10, now_s=2.0)
-    residency.use(["a"], -1)
-    assert residency.make_room(5).digests == ()
-    assert residency.make_room(5).short_bytes == 5
-    residency.use(["a"], -1)
-    assert residency.make_room(5).digests == ("a",)
+    residency.admit("b", size_bytes=10, now_s=2.0, pinned=True)
+    assert residency.make_room(5, busy={"a"}).digests == ()
+    assert residency.make_room(5, busy={"a"}).short_bytes == 5
+    assert residency.make_room(15).digests == ("a",)
+    assert residency.make_room(15).short_bytes == 5
 
 
 def test_entitlement_renews_a_place() -> None:
@@ -80,6 +87,7 @@ def test_entitlement_renews_a_place() -> None:
     residency.admit("b", size_bytes=10, now_s=2.0)
     residency.entitle(["a", "unknown"], now_s=3.0)
     assert residency.make_room(10).digests == ("b",)
+    assert residency.make_room(20, entitled_before_s=3.0).digests == ("b",)
 
 
 def test_the_previous_version_outstays_strangers_and_can_be_rolled_back_to() -> None:
@@ -88,12 +96,11 @@ def test_the_previous_version_outstays_strangers_and_can_be_rolled_back_to() -> 
     residency.admit("old", size_bytes=10, now_s=1.0)
     residency.admit("other", size_bytes=10, now_s=5.0)
     residency.admit("new", size_bytes=10, now_s=6.0, replaces="old")
-    residency.use(["new"], +1)
-    assert residency.make_room(10).digests == ("other",)
-    assert residency.make_room(20).digests == ("other", "old")
-    assert residency.roll_back("new", now_s=7.0) == "old"
-    assert residency.roll_back("new", now_s=7.0) is None
-    assert residency.make_room(10).digests == ("other",)
+    assert residency.make_room(10, busy={"new"}).digests == ("other",)
+    assert residency.make_room(20, busy={"new"}).digests == ("other", "old")
+    residency.entitle(["old"], now_s=7.0)
+    assert [one.successor for one in residency.residents] == [None, None, None]
+    assert residency.make_room(20).digests == ("other", "new")
 
 
 def test_only_one_previous_version_is_kept() -> None:
