@@ -12,40 +12,36 @@ is refused. Knows nothing of how tokens are made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import CursorResult, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.ids import new_id
 from policy import ledger
 from policy.accounts_ledger import Ledger
-from policy.composition import compose
 from policy.errors import (
     BudgetExceeded,
     InvalidUsage,
-    OverReservation,
     PayloadMismatch,
     SequenceGap,
     UnknownDeployment,
     UnknownReservation,
 )
+from policy.intake import Intake, budget_of, free
 from policy.publication import Publisher
-from policy.questions import Question
-from policy.records import PUBLIC, Reservation, UsageRecord, UsageRow, UsageTotal
+from policy.records import Reservation, UsageRecord, UsageRow, UsageTotal
 from policy.tables import (
     BudgetRow,
     ExpertRow,
-    ListingRow,
     ReservationRow,
     UsageBatchRow,
     UsageRecordRow,
     UsageShareRow,
 )
 from tenants.accounts.database import lock_for_writing
-from tenants.accounts.schema import insert_new
-from tenants.roles import PLATFORM_TENANT, Principal
+from tenants.roles import Principal
 
 
 class Metering:
@@ -74,36 +70,37 @@ class Metering:
         """
         if max_tokens < 1:
             raise InvalidUsage("A request needs at least one token; raise max_tokens.", max_tokens=max_tokens)
-        snapshot = self._publisher.snapshot()
+        standing = self._publisher.standing()
+        snapshot = standing.snapshot
         fact = snapshot.deployments_by_name.get(deployment)
         if fact is None or fact.tenant != principal.tenant:
             raise UnknownDeployment("There is no such deployment; list the models.", deployment=deployment)
-        composition = compose(snapshot, Question(at_us=self._now_us, deployment=deployment))
+        composition = standing.composition(deployment, self._now_us)
         ceiling = max((member.price_micro_per_1k_tokens for member in composition.members), default=0)
         held = ledger.hold_micro(max_tokens, ceiling)
         if held:  # free answers need no budget
             self._hold(principal.tenant, held)
-        row = ReservationRow(
-            request_id=new_id("req"),
-            tenant=principal.tenant,
-            principal_id=principal.id,
-            key_id=principal.key_id,
-            deployment=deployment,
-            epoch=snapshot.epoch,
-            composition_digest=composition.digest,
-            max_tokens=max_tokens,
-            price_ceiling_micro_per_1k=ceiling,
-            held_micro=held,
-            used_tokens=0,
-            remainder=0,
-            state="held",
-            created_at_us=self._now_us,
-            closed_at_us=None,
-        )
-        self._session.add(row)
-        self._session.flush()
+        request_id = new_id("req")
+        row = {
+            "request_id": request_id,
+            "tenant": principal.tenant,
+            "principal_id": principal.id,
+            "key_id": principal.key_id,
+            "deployment": deployment,
+            "epoch": snapshot.epoch,
+            "composition_digest": composition.digest,
+            "max_tokens": max_tokens,
+            "price_ceiling_micro_per_1k": ceiling,
+            "held_micro": held,
+            "used_tokens": 0,
+            "remainder": 0,
+            "state": "held",
+            "created_at_us": self._now_us,
+            "closed_at_us": None,
+        }
+        self._session.execute(insert(ReservationRow), [row])
         return Reservation(
-            request_id=row.request_id,
+            request_id=request_id,
             deployment=deployment,
             tenant=principal.tenant,
             principal_id=principal.id,
@@ -157,11 +154,8 @@ class Metering:
             UsageBatchRow(server_id=server_id, sequence=sequence, payload_digest=payload, at_us=self._now_us)
         )
         self._session.flush()
-        self._lock_rows(records)
-        current_epoch = self._publisher.current_epoch()
-        charges: list[tuple[str, ledger.Charge]] = []
-        for n, record in enumerate(records):
-            charges += self._take(server_id, sequence, n, record, current_epoch)
+        intake = Intake(self._session, self._now_us, records)
+        charges = intake.take(server_id, sequence, self._publisher.current_epoch())
         Ledger(self._session, self._now_us).book(f"usage:{server_id}:{sequence}", "usage", charges)
         return sequence
 
@@ -176,7 +170,7 @@ class Metering:
         if row is None:
             raise UnknownReservation("No such request was admitted.", request_id=request_id)
         if row.state == "held":
-            self._free(row, "released")
+            self._free(row)
 
     def release_expired(self, before_us: int) -> list[str]:
         """Frees the holds of requests admitted before a moment that never reported their end.
@@ -192,9 +186,9 @@ class Metering:
         )
         rows = list(self._session.scalars(query.order_by(ReservationRow.request_id).with_for_update()))
         for tenant in sorted({row.tenant for row in rows}):
-            self._budget(tenant)  # in one order, so that two units of work never deadlock
+            budget_of(self._session, tenant)  # in one order, so that two units of work never deadlock
         for row in rows:
-            self._free(row, "released")
+            self._free(row)
         return [row.request_id for row in rows]
 
     def usage(
@@ -276,115 +270,23 @@ class Metering:
         ]
 
     def _hold(self, tenant: str, held: int) -> None:
-        row = self._budget(tenant)
-        available = row.limit_micro - row.spent_micro - row.held_micro
-        if held > available:
+        budget = BudgetRow
+        covered = budget.limit_micro - budget.spent_micro - budget.held_micro >= held
+        taken = update(budget).where(budget.tenant == tenant, covered)
+        changed = self._session.execute(taken.values(held_micro=budget.held_micro + held))
+        if not cast("CursorResult[Any]", changed).rowcount:
+            row = budget_of(self._session, tenant)
+            available = row.limit_micro - row.spent_micro - row.held_micro
             raise BudgetExceeded(
                 "The tenant's budget does not cover this request; lower max_tokens or have it raised.",
                 tenant=tenant,
                 needed_micro=held,
                 available_micro=max(available, 0),
             )
-        row.held_micro += held
 
-    def _budget(self, tenant: str) -> BudgetRow:
-        empty = {"tenant": tenant, "limit_micro": 0, "spent_micro": 0, "held_micro": 0}
-        row = self._session.get(BudgetRow, tenant, with_for_update=True)
-        if row is None:
-            insert_new(self._session, BudgetRow, [empty])
-            row = self._session.get_one(BudgetRow, tenant, with_for_update=True)
-        return row
-
-    def _lock_rows(self, records: Sequence[UsageRecord]) -> None:
-        """Locks the requests and budgets of a batch in one order, so that two batches never deadlock."""
-        ids = {record.request_id for record in records}
-        query = select(ReservationRow).where(ReservationRow.request_id.in_(ids))
-        rows = self._session.scalars(query.order_by(ReservationRow.request_id).with_for_update())
-        for tenant in sorted({row.tenant for row in rows}):
-            self._budget(tenant)
-
-    def _take(
-        self, server_id: str, sequence: int, n: int, record: UsageRecord, current_epoch: int
-    ) -> list[tuple[str, ledger.Charge]]:
-        row = self._session.get(ReservationRow, record.request_id)
-        if row is None:
-            raise UnknownReservation("No such request was admitted.", request_id=record.request_id)
-        _check_record(record, row, current_epoch)
-        place: dict[str, Any] = {"server_id": server_id, "sequence": sequence, "n": n}
-        self._session.add(
-            UsageRecordRow(
-                **place,
-                **record.model_dump(exclude={"experts", "final"}),
-                tenant=row.tenant,
-                final=int(record.final),
-            )
-        )
+    def _free(self, row: ReservationRow) -> None:
+        free(row, budget_of(self._session, row.tenant), "released", self._now_us)
         self._session.flush()
-        shares = [self._share(bundle, ppm, record.epoch, row) for bundle, ppm in record.experts.items()]
-        charges, row.remainder = ledger.price(shares, row.remainder)
-        for charge in charges:
-            self._session.add(
-                UsageShareRow(
-                    **place,
-                    bundle=charge.share.bundle,
-                    owner=charge.share.owner,
-                    ppm_tokens=charge.share.ppm_tokens,
-                    price_micro_per_1k_tokens=charge.share.price_micro_per_1k_tokens,
-                    amount_micro=charge.amount_micro,
-                    fee_micro=charge.fee_micro,
-                )
-            )
-        self._charge(row, record, sum(charge.amount_micro for charge in charges))
-        return [(row.tenant, charge) for charge in charges]
-
-    def _share(self, bundle: str, ppm_tokens: int, epoch: int, row: ReservationRow) -> ledger.Share:
-        if bundle == PUBLIC:
-            return ledger.Share(
-                bundle=PUBLIC, owner=PLATFORM_TENANT, ppm_tokens=ppm_tokens, price_micro_per_1k_tokens=0
-            )
-        expert = self._session.scalar(select(ExpertRow).where(ExpertRow.bundle_digest == bundle))
-        if expert is None:
-            raise InvalidUsage("A record names an expert that the register does not hold.", bundle=bundle)
-        listed = select(ListingRow.price_micro_per_1k_tokens).where(
-            ListingRow.expert_id == expert.expert_id, ListingRow.epoch <= epoch
-        )
-        price = self._session.scalar(listed.order_by(ListingRow.epoch.desc()).limit(1)) or 0
-        return ledger.Share(
-            bundle=bundle,
-            owner=expert.tenant,
-            ppm_tokens=ppm_tokens,
-            # Never above what was held: a request costs at most what its admission said.
-            price_micro_per_1k_tokens=min(price, row.price_ceiling_micro_per_1k),
-        )
-
-    def _charge(self, row: ReservationRow, record: UsageRecord, amount: int) -> None:
-        row.used_tokens += record.completion_tokens
-        budget = self._budget(row.tenant)
-        budget.spent_micro += amount
-        if row.state == "held":
-            still = ledger.hold_micro(row.max_tokens - row.used_tokens, row.price_ceiling_micro_per_1k)
-            budget.held_micro += still - row.held_micro
-            row.held_micro = still
-            if record.final:
-                self._free(row, "closed")
-        self._session.flush()
-
-    def _free(self, row: ReservationRow, state: str) -> None:
-        if row.held_micro:
-            self._budget(row.tenant).held_micro -= row.held_micro
-        row.held_micro, row.state, row.closed_at_us = 0, state, self._now_us
-        self._session.flush()
-
-
-def _check_record(record: UsageRecord, row: ReservationRow, current_epoch: int) -> None:
-    facts = {"request_id": record.request_id}
-    if record.deployment != row.deployment or not row.epoch <= record.epoch <= current_epoch:
-        raise InvalidUsage("A record names another deployment or epoch than its request.", **facts)
-    whole = record.completion_tokens * ledger.PPM
-    if any(ppm < 0 for ppm in record.experts.values()) or sum(record.experts.values()) != whole:
-        raise InvalidUsage("The experts' parts of a record do not add up to its tokens.", **facts)
-    if row.used_tokens + record.completion_tokens > row.max_tokens:
-        raise OverReservation("A request has more tokens than were reserved for it.", **facts)
 
 
 def _within(tenant: str | None, since_us: int, until_us: int | None) -> list[Any]:

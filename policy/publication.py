@@ -36,6 +36,7 @@ from policy.snapshot import (
     Snapshot,
     TenantFact,
 )
+from policy.standing import Standing, place_of
 from policy.tables import (
     BaseRow,
     ConsentRow,
@@ -105,6 +106,22 @@ class Publisher:
             return self._read_facts(0, self._now_us, {})
         stored = self._session.get(SnapshotRow, number)
         return _parsed(self.publication(number).snapshot_digest, b"" if stored is None else stored.document)
+
+    def standing(self) -> Standing:
+        """The current epoch with what its deployments run; read once by this process, then kept.
+
+        Raises:
+            SnapshotMismatch: the stored bytes are not the published ones.
+        """
+        query = select(PublicationRow.epoch, PublicationRow.snapshot_digest)
+        newest = self._session.execute(query.order_by(PublicationRow.epoch.desc()).limit(1)).first()
+        if newest is None:
+            return Standing(self.snapshot())
+        epoch, digest = newest
+        place = place_of(digest)
+        if not place:
+            place.append(Standing(self.snapshot(epoch)))
+        return place[0]
 
     def draft(self, *, widens: bool) -> Snapshot:
         """The snapshot that would be published now from the facts as they are in this unit of work."""

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kept compositions are those that would be made anew, at every moment."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import NOW_US, consent, expert, grant, random_world, world
+
+from policy.composition import Composition, compose
+from policy.errors import UnknownDeployment
+from policy.questions import Question
+from policy.standing import Standing, place_of
+
+
+def _timeless(composition: Composition) -> Composition:
+    decisions = tuple(one.model_copy(update={"at_us": 0}) for one in composition.decisions)
+    return composition.model_copy(update={"at_us": 0, "decisions": decisions})
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 400), st.lists(st.integers(-4, 4), min_size=1, max_size=8))
+def test_a_kept_composition_equals_one_that_is_made_anew(seed: int, steps_us: list[int]) -> None:
+    """At moments around which consents and grants begin and end, in any order."""
+    snapshot, _ = random_world(seed)
+    experts = (expert(1), expert(2), expert(3))
+    words = {
+        "experts": experts,
+        "consents": (consent(1, valid_until_us=NOW_US + 2), consent(2), consent(3, valid_from_us=NOW_US + 1)),
+        "grants": (grant(1), grant(2, valid_from_us=NOW_US - 2), grant(3, valid_until_us=NOW_US + 3)),
+    }
+    for world_ in (snapshot, world(**words)):
+        standing = Standing(world_)
+        for name in world_.deployments_by_name:
+            for step_us in steps_us:
+                at_us = NOW_US + step_us
+                made = compose(world_, Question(deployment=name, at_us=at_us))
+                assert _timeless(standing.composition(name, at_us)) == _timeless(made)
+
+
+def test_a_composition_is_made_once_between_two_moments() -> None:
+    """Asking again within the same piece of time gives the same object; a passed moment gives another."""
+    standing = Standing(world(consents=(consent(1, valid_until_us=NOW_US + 5),)))
+    name = next(iter(standing.snapshot.deployments_by_name))
+    first = standing.composition(name, NOW_US)
+    assert standing.composition(name, NOW_US + 4) is first
+    assert standing.composition(name, NOW_US + 5) is not first
+
+
+def test_what_a_snapshot_does_not_hold_is_refused() -> None:
+    """An unknown deployment is refused, not remembered as empty."""
+    with pytest.raises(UnknownDeployment):
+        Standing(world()).composition("nowhere", NOW_US)
+
+
+def test_places_are_told_apart_by_digest() -> None:
+    """What is kept under one digest is not found under another."""
+    kept = Standing(world())
+    place_of("sha256:test-one").append(kept)
+    assert place_of("sha256:test-one") == [kept]
+    assert place_of("sha256:test-two") == []
