@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from model_core.engine.attribution import to_ppm
+from model_core.engine.logits import finite_rows, rows_of
 from model_core.engine.requests import FinishReason, SequenceRequest, TokenEvent
 from model_core.engine.runner import StepResult
 from model_core.engine.sampling import adjust, draw, log_probabilities, punishes, uniform
@@ -69,10 +70,9 @@ def token_events(
     with torch.inference_mode():
         logits_BV, shares_BE = result.logits_BV, result.shares_BE
         if len(emitting) < logits_BV.shape[0]:
-            rows = torch.tensor([row for row, _ in emitting], device=logits_BV.device)
-            logits_BV, shares_BE = logits_BV[rows], shares_BE[rows.to(shares_BE.device)]
-        # A sum is finite only if every part of it is.
-        finite_B = torch.isfinite(logits_BV.sum(-1)).tolist()
+            rows = [row for row, _ in emitting]
+            logits_BV, shares_BE = rows_of(logits_BV, rows), rows_of(shares_BE, rows)
+        finite_B = finite_rows(logits_BV)
         if not all(finite_B):
             bad = [
                 seq.request.request_id for (_, seq), fine in zip(emitting, finite_B, strict=True) if not fine
