@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -123,6 +124,11 @@ class TextTokenizer:
     def highest_id(self) -> int:
         """The largest token id; in vocabularies with gaps it exceeds their size."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: no text of more than ``n`` times that many has ``n`` tokens."""
+        return max(len(token) for token in self._tokenizer.get_vocab(with_added_tokens=True))
 
     def token(self, number: int) -> str | None:
         """The token of an id, as it is spelled in the vocabulary; None where there is none."""

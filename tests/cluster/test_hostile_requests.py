@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that are well formed and mean harm: a host answers or refuses them, and goes on for everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.hosting.errors import PromptRefused
+from cluster.hosting.messages import ChatTurn
+from tests.cluster.host_worlds import Office, World, admission, bundle_maker, collect, running, tokens_of
+
+
+@pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One store for all tests of this file; nothing writes to it."""
+    return World(bundle_maker(request), tmp_path_factory.mktemp("world"))
+
+
+def test_numbers_beyond_all_bounds_end_no_host(world: World, tmp_path: Path) -> None:
+    """Settings as large as JSON allows are drawn with or refused; the engine's thread lives on."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path) as server:
+            wild: list[dict[str, Any]] = [
+                {"top_k": 10**39},
+                {"seed": 2**63 - 1, "n": 2},
+                {"temperature": 5e-324, "top_p": 5e-324},
+                {"logit_bias": ((0, 100.0), (0, -100.0)), "frequency_penalty": -2.0},
+            ]
+            for fields in wild:
+                chunks = await collect(server, admission(world), **({"temperature": 1.0} | fields))
+                assert len(tokens_of(chunks)) == 40 * fields.get("n", 1)
+            server.check()
+
+    asyncio.run(story())
+
+
+def test_text_that_cannot_fit_is_refused_unread(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megabytes of text never reach the tokenizer: they would hold up everybody's lease."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        async with running(world, office, tmp_path) as server:
+            monkeypatch.setattr(server.tokenizer, "encode", lambda _: pytest.fail("the text was read"))
+            long = "dog " * 100_000
+            for fields in (
+                {"prompt": long},
+                {"prompt": None, "turns": (ChatTurn(role="user", content=long),)},
+            ):
+                with pytest.raises(PromptRefused):
+                    await collect(server, admission(world), **fields)
+
+    asyncio.run(story())
