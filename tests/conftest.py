@@ -25,15 +25,9 @@ from hypothesis import HealthCheck, settings
 from model_core.packing.bundle import CheckedBundle, countersign_bundle, write_bundle
 from model_core.packing.canonical import digest_bytes, merkle_root
 from model_core.packing.keys import generate_key
-from model_core.packing.manifest import (
-    BaseManifest,
-    DataCard,
-    ExpertManifest,
-    ModelShape,
-    base_tensor_shapes,
-    expert_tensor_shapes,
-)
+from model_core.packing.manifest import BaseManifest, DataCard, ExpertManifest, ModelShape
 from model_core.packing.seal import TrustedKeys
+from model_core.packing.tensors import base_tensor_shapes, expert_tensor_shapes
 
 if TYPE_CHECKING:
     from tenants.accounts.database import Database

@@ -36,7 +36,7 @@ from model_core.packing.files import (
     write_new_file,
 )
 from model_core.packing.finite import rotten_tensors, tensors_not_above_zero
-from model_core.packing.forms import WEIGHT_DTYPES, TensorSpec
+from model_core.packing.forms import WEIGHT_DTYPES
 from model_core.packing.ids import new_id
 from model_core.packing.keys import SigningKey
 from model_core.packing.manifest import (
@@ -48,8 +48,6 @@ from model_core.packing.manifest import (
     BaseManifest,
     ExpertManifest,
     Manifest,
-    base_tensor_shapes,
-    expert_tensors,
     parse_manifest,
 )
 from model_core.packing.safetensors_header import read_header
@@ -62,6 +60,7 @@ from model_core.packing.seal import (
     parse_seal,
     verify_seal,
 )
+from model_core.packing.tensors import base_tensors, expert_tensors
 
 _MAX_ENTRIES = 128
 
@@ -310,7 +309,7 @@ def _check_tensors(stream: BinaryIO, size_bytes: int, manifest: Manifest) -> Non
     """Compares the weights with what the manifest implies: names, shapes, dtypes, and values at last."""
     header = read_header(stream, size_bytes)
     is_base = isinstance(manifest, BaseManifest)
-    expected = _base_specs(manifest) if isinstance(manifest, BaseManifest) else expert_tensors(manifest)
+    expected = base_tensors(manifest) if isinstance(manifest, BaseManifest) else expert_tensors(manifest)
     found = header.shapes()
     wrong = sorted(
         name
@@ -346,7 +345,3 @@ def _check_tensors(stream: BinaryIO, size_bytes: int, manifest: Manifest) -> Non
             f"A scale of integer weights is not above 0, first in {low[0][:80]!r}. Quantise it again.",
             tensors=low[:16],
         )
-
-
-def _base_specs(manifest: BaseManifest) -> dict[str, TensorSpec]:
-    return {name: TensorSpec(shape=shape) for name, shape in base_tensor_shapes(manifest).items()}

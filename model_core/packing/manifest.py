@@ -9,14 +9,15 @@ the files beside it are true (bundle.py) nor who vouches for them (seal.py).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model_core.errors import InvalidDigest, InvalidName, ManifestInvalid, NotCanonical
-from model_core.packing.canonical import canonical_bytes, check_digest, digest_bytes, parse_canonical
-from model_core.packing.forms import EXACT_DTYPES, MAX_PIECES, ExpertKind, FfnForm, TensorSpec, ffn_specs
-from model_core.packing.ids import check_file_name, check_name
+from model_core.errors import InvalidName, ManifestInvalid, NotCanonical
+from model_core.packing.canonical import canonical_bytes, digest_bytes, parse_canonical
+from model_core.packing.fields import Count, Digest, FiniteFloat, Name, SafeInt, Text
+from model_core.packing.forms import MAX_PIECES, ExpertKind, FfnForm
+from model_core.packing.ids import check_file_name
 
 MANIFEST_FILE = "manifest.json"
 SEAL_FILE = "seal.json"
@@ -30,29 +31,6 @@ MAX_MANIFEST_BYTES = 1 << 20
 
 # More files than these may be named by later releases, but only as data: weights have one name per kind.
 _SIDE_FILE_SUFFIXES = (".json", ".jsonl")
-
-
-def _digest(value: str) -> str:
-    try:
-        return check_digest(value)
-    except InvalidDigest as error:
-        raise ValueError(error.sentence) from error
-
-
-def _name(value: str) -> str:
-    try:
-        return check_name(value, "bundle or tenant")
-    except InvalidName as error:
-        raise ValueError(error.sentence) from error
-
-
-Digest = Annotated[str, AfterValidator(_digest)]
-Name = Annotated[str, AfterValidator(_name)]
-Text = Annotated[str, Field(max_length=10_000)]
-SafeInt = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
-Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-
 
 Family = Literal["olmo2", "llama", "olmoe"]
 
@@ -372,69 +350,3 @@ def _validate(kind: type[_AnyManifest], data: bytes) -> _AnyManifest:
             f"The manifest has missing or impossible fields: {listed}.",
             fields=sorted(name[:80] for name in wrong)[:64],
         ) from error
-
-
-def base_tensor_shapes(manifest: BaseManifest) -> dict[str, tuple[int, ...]]:
-    """Every tensor of ``base.safetensors`` with its exact shape (linear layers are out x in).
-
-    QK norms, where the family has them, span the full width of queries and of keys, as in OLMo 2.
-    """
-    shape = manifest.shape
-    d_model, d_q, d_kv = shape.d_model, shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed.weight": (shape.vocab_size, d_model),
-        "norm.weight": (d_model,),
-    }
-    if not shape.tie_embeddings:
-        shapes["lm_head.weight"] = (shape.vocab_size, d_model)
-    for layer in range(shape.n_layers):
-        at = f"layers.{layer}"
-        shapes[f"{at}.attn.q.weight"] = (d_q, d_model)
-        shapes[f"{at}.attn.k.weight"] = (d_kv, d_model)
-        shapes[f"{at}.attn.v.weight"] = (d_kv, d_model)
-        shapes[f"{at}.attn.o.weight"] = (d_model, d_q)
-        if shape.qk_norm:
-            shapes[f"{at}.attn.q_norm.weight"] = (d_q,)
-            shapes[f"{at}.attn.k_norm.weight"] = (d_kv,)
-        shapes[f"{at}.attn_norm.weight"] = (d_model,)
-        shapes |= _ffn_shapes(at, d_model, shape.d_ffn)
-        shapes[f"{at}.ffn_norm.weight"] = (d_model,)
-        shapes[f"{at}.router.row"] = (d_model,)
-    return shapes
-
-
-def expert_tensors(manifest: ExpertManifest) -> dict[str, TensorSpec]:
-    """Every tensor of ``expert.safetensors`` with its exact shape and the dtypes that it may have.
-
-    Per layer: the network in the form of its kind, the router's row and bias, and the domain gate if it has
-    one, a logistic regression on the standardised running mean of the residual (weight, bias, mean, scale).
-    """
-    vector = TensorSpec(shape=(manifest.d_model,), dtypes=EXACT_DTYPES)
-    scalar = TensorSpec(shape=(), dtypes=EXACT_DTYPES)
-    routing = {"router.row": vector, "router.bias": scalar}
-    if manifest.gated:
-        routing |= {
-            "gate.weight": vector,
-            "gate.bias": scalar,
-            "gate.mean": vector,
-            "gate.scale": vector,
-        }
-    part = {f"ffn.{name}": spec for name, spec in ffn_specs(manifest.form, manifest.d_model).items()}
-    return {
-        f"layers.{layer}.{name}": spec
-        for layer in range(manifest.n_layers)
-        for name, spec in (part | routing).items()
-    }
-
-
-def expert_tensor_shapes(manifest: ExpertManifest) -> dict[str, tuple[int, ...]]:
-    """Every tensor of ``expert.safetensors`` with its exact shape (linear layers are out x in)."""
-    return {name: spec.shape for name, spec in expert_tensors(manifest).items()}
-
-
-def _ffn_shapes(at: str, d_model: int, d_ffn: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{at}.ffn.gate.weight": (d_ffn, d_model),
-        f"{at}.ffn.up.weight": (d_ffn, d_model),
-        f"{at}.ffn.down.weight": (d_model, d_ffn),
-    }

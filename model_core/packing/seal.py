@@ -24,8 +24,9 @@ from model_core.errors import (
     UntrustedKey,
 )
 from model_core.packing.canonical import canonical_bytes, parse_canonical
+from model_core.packing.fields import Digest
 from model_core.packing.keys import SigningKey, key_id_of, verify_signature
-from model_core.packing.manifest import BaseManifest, Digest, Manifest
+from model_core.packing.manifest import BaseManifest, Manifest
 
 MAX_SEAL_BYTES = 1 << 18
 

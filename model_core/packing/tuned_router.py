@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model_core.errors import ManifestInvalid, NotCanonical
 from model_core.packing.canonical import canonical_bytes, digest_bytes, parse_canonical
-from model_core.packing.manifest import MAX_MANIFEST_BYTES, Digest, FiniteFloat, SafeInt
+from model_core.packing.fields import Digest, FiniteFloat, SafeInt
+from model_core.packing.manifest import MAX_MANIFEST_BYTES
 
 TUNED_ROUTER_FILE = "tuned-router.json"
 TUNED_ROUTER_WEIGHTS_FILE = "tuned-router.safetensors"

@@ -16,8 +16,9 @@ from workshop_builders import small_job, tiny_base
 from model_core.errors import BundleRefused, CheckpointInvalid, DatasetRefused, DigestMismatch, RecipeRefused
 from model_core.network.checkpoint import load_expert_folder
 from model_core.packing.canonical import digest_file
-from model_core.packing.manifest import BaseManifest, expert_tensor_shapes, parse_expert_manifest
+from model_core.packing.manifest import BaseManifest, parse_expert_manifest
 from model_core.packing.safetensors_header import read_header
+from model_core.packing.tensors import expert_tensor_shapes
 from tenants.workshop.protocol import (
     OUTPUT_FILES,
     ChildEvent,

@@ -24,8 +24,8 @@ from model_core.packing.bundle import (
     write_bundle,
 )
 from model_core.packing.canonical import canonical_bytes, digest_bytes
-from model_core.packing.manifest import base_tensor_shapes, expert_tensor_shapes
 from model_core.packing.seal import make_seal, parse_seal
+from model_core.packing.tensors import base_tensor_shapes, expert_tensor_shapes
 
 
 class _Marker:

@@ -16,7 +16,8 @@ from model_core.errors import BundleRefused, ManifestInvalid, PackingError, Prod
 from model_core.packing.bundle import check_fits_base, write_bundle
 from model_core.packing.canonical import canonical_bytes
 from model_core.packing.forms import EXPERT_KINDS, FfnForm, TensorSpec, ffn_specs
-from model_core.packing.manifest import expert_tensors, parse_expert_manifest
+from model_core.packing.manifest import parse_expert_manifest
+from model_core.packing.tensors import expert_tensors
 
 # Of the bundle maker's tiny expert: two layers, eight wide, ten inner neurons.
 _CHANGES: dict[str, dict[str, Any]] = {

@@ -16,12 +16,11 @@ from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.manifest import (
     MAX_MANIFEST_BYTES,
     ExpertManifest,
-    base_tensor_shapes,
-    expert_tensor_shapes,
     parse_base_manifest,
     parse_expert_manifest,
     parse_manifest,
 )
+from model_core.packing.tensors import base_tensor_shapes, expert_tensor_shapes
 
 _FILES = {"expert.safetensors": b"x", "metrics.jsonl": b"y"}
 
