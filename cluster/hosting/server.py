@@ -37,7 +37,7 @@ from cluster.hosting.messages import (
 from cluster.hosting.places import Places
 from cluster.hosting.plan import Roster
 from cluster.hosting.probe import Probe
-from cluster.hosting.prompts import prompt_ids_of, sampling_of
+from cluster.hosting.prompts import read_prompt, sampling_of
 from cluster.hosting.questions import Questions
 from cluster.hosting.release import Release
 from cluster.hosting.room import EngineRoom
@@ -213,7 +213,7 @@ class ModelServer:
             ExpertsDoNotFit: its experts are larger than the memory for experts.
             LeaseLost: the register has not answered for too long.
         """
-        prompt_ids = prompt_ids_of(request, self.tokenizer, self.chat)
+        prompt_ids = await read_prompt(request, self.tokenizer, self.chat, max_context=self.max_context)
         indexes = request.open_choices
         limit = min(request.max_tokens, self.max_context - len(prompt_ids))
         reserved = admission.reserved_tokens - (len(prompt_ids) if request.scores_prompt else 0)

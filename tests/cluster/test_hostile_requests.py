@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that are well formed and mean harm: a host answers or refuses them, and goes on for everybody else."""
+"""Well-formed requests that mean harm: a host answers or refuses them, and goes on for everybody else."""
 
 from __future__ import annotations
 
