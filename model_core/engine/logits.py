@@ -56,7 +56,10 @@ def weights_at(logits_BV: Tensor, temperature_B1: Tensor) -> Tensor:
 def block_sums(weights_BV: Tensor, width: int) -> Tensor:
     """Sums of blocks of so many tokens, the last one maybe shorter ``[B, N]``; each row's by themselves."""
     whole = weights_BV.shape[-1] // width * width
-    blocks_BNW, rest_BR = weights_BV[:, :whole].unflatten(-1, (whole // width, width)), weights_BV[:, whole:]
+    blocks_BNW, rest_BR = (
+        weights_BV[:, :whole].view(len(weights_BV), whole // width, width),
+        weights_BV[:, whole:],
+    )
     parts = (blocks_BNW, rest_BR[:, None]) if rest_BR.shape[-1] else (blocks_BNW,)
     sums = [torch.from_numpy(part.numpy().sum(-1)) if _on_cpu(part) else part.sum(-1) for part in parts]
     return torch.cat(sums, dim=-1)

@@ -84,6 +84,8 @@ class NativeRunner:
         padded = -(-shape.head_dim // 16) * 16
         page_width = shape.n_layers * shape.n_kv_heads * PAGE_SIZE * (shape.head_dim + padded)
         self._keys_values_PX = _zeros(n_pages, page_width, dtype=dtype)
+        # Torch would wake threads to overwrite a page, and those stand in the way of the next step.
+        self._page_bytes_PY = self._keys_values_PX.view(torch.uint8).numpy()
         # Takes memory only once it is written, which no step without a gated expert does.
         sums = (shape.n_layers, shape.d_model)
         self._page_sums_PLD = _zeros(n_pages, *sums, dtype=torch.float64)
@@ -152,7 +154,7 @@ class NativeRunner:
     def erase(self, pages: Sequence[int], tails: Sequence[int] = ()) -> None:
         """See ``Runner.erase``."""
         for page in pages:
-            self._keys_values_PX[page] = 0
+            self._page_bytes_PY[page] = 0
         if self._gated:
             for page in pages:
                 self._page_sums_PLD[page] = 0
