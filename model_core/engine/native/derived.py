@@ -51,6 +51,9 @@ _MADV_POPULATE_READ = 22
 
 _Weights = TypeVar("_Weights")
 
+# (name, tensor); files know no mappings.
+NamedTensors = tuple[tuple[str, Tensor], ...]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Derived(Generic[_Weights]):
@@ -67,6 +70,21 @@ class Derived(Generic[_Weights]):
     path: Path | None
     made_s: float
     reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DerivedFile:
+    """A file of tensors that another process can open.
+
+    Attributes:
+        path: where it is.
+        name: its name, which its header repeats.
+        fingerprint: of the weights that it was made from.
+    """
+
+    path: Path
+    name: str
+    fingerprint: str
 
 
 class DerivedFolder:
@@ -99,6 +117,26 @@ class DerivedFolder:
         """
         name = _name("expert", digest, expert.dtype or torch.int8)
         return self._derive(name, expert.state_dict(), lambda: pack_expert(expert))
+
+    def tensors(
+        self, what: str, digest: str, source: Mapping[str, Tensor], make: Callable[[], NamedTensors]
+    ) -> DerivedFile | None:
+        """The file of other tensors that are made from a bundle's, for processes that open it themselves.
+
+        Args:
+            what: names them among all that is made from the bundle; letters and digits only.
+            digest: of the bundle, verified.
+            source: the bundle's tensors; a few numbers of each are read.
+            make: makes them, called where the file is missing.
+
+        Returns:
+            What ``open_tensors`` needs; None where files cannot be kept here.
+        """
+        name = f"{what}-{_plain(digest)}-v{LAYOUT_VERSION}"
+        found = self._derive(name, source, make)
+        if found.path is None:
+            return None
+        return DerivedFile(path=found.path, name=name, fingerprint=_fingerprint(source))
 
     def discard(self, digest: str) -> None:
         """Removes the files of a bundle; processes that map them keep their mapping."""
@@ -135,6 +173,12 @@ class DerivedFolder:
         if found is None:
             return _in_memory(make, "the file that was just made cannot be read")
         return Derived(weights=found, path=path, made_s=made_s)
+
+
+def open_tensors(file: DerivedFile) -> dict[str, Tensor] | None:
+    """Maps the tensors of a file; None where it is gone or not whole."""
+    found = _open(file.path, file.name, file.fingerprint)
+    return None if found is None else dict(found)
 
 
 def verify(path: Path) -> bool:
