@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a training job: its states and the legal steps between them. Pure; knows no SQL and no Ray."""
+"""A training job: its states, the legal steps between them, what is told of it. Knows no SQL and no Ray."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
 
 from tenants.errors import IllegalTransition
 
@@ -52,3 +54,58 @@ def check_transition(old: JobState, new: JobState) -> None:
             old=old.value,
             new=new.value,
         )
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class JobRecord(_Value):
+    """A job as it stands now."""
+
+    id: str
+    tenant: str
+    principal_id: str
+    name: str
+    dataset_id: str
+    base_digest: str
+    recipe: dict[str, Any]
+    state: JobState
+    message: str
+    attempts: int
+    fence: int
+    cancel_requested: bool
+    foreman_id: str | None
+    bundle_digest: str | None
+    result: dict[str, Any]
+    error_code: str | None
+    error_sentence: str | None
+    created_at_us: int
+    updated_at_us: int
+    finished_at_us: int | None
+
+
+class JobClaim(_Value):
+    """The right to carry out one attempt; reports must show the fence."""
+
+    job: JobRecord
+    attempt: int
+    fence: int
+
+
+class MetricPoint(_Value):
+    """One point of a curve."""
+
+    step: int
+    name: str
+    value: float
+
+
+class JobEvent(_Value):
+    """One step in the life of a job."""
+
+    at_us: int
+    attempt: int
+    old_state: str
+    new_state: str
+    note: str

@@ -22,8 +22,7 @@ from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import ExpertManifest
 from model_core.packing.store import ArtifactStore
 from policy.records import BaseRecord
-from tenants.accounts.jobs import JobRecord, MetricPoint
-from tenants.jobs import JobState
+from tenants.jobs import JobRecord, JobState, MetricPoint
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk

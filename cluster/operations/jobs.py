@@ -10,7 +10,7 @@ from pydantic import Field
 from cluster.errors import InvalidRequest
 from cluster.operations.scope import check_own, check_visible, cut, tenant_scope
 from cluster.operations.table import Answer, Operation, Page, Request
-from tenants.accounts.jobs import JobEvent, JobRecord, MetricPoint
+from tenants.jobs import JobEvent, JobRecord, MetricPoint
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

@@ -7,78 +7,22 @@ attempt that was replaced (its machine was cut off, not dead) is refused and can
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.ids import check_name, new_id
 from tenants.accounts.database import lock_for_writing
+from tenants.accounts.job_life import JobLife, record_of
 from tenants.accounts.schema import upsert
 from tenants.accounts.tables import DatasetRow, JobAttemptRow, JobEventRow, JobMetricRow, JobRow
 from tenants.errors import IdempotencyConflict, StaleAttempt, UnknownObject
-from tenants.jobs import FINAL, LIVE, JobState, check_transition
+from tenants.jobs import FINAL, LIVE, JobClaim, JobEvent, JobRecord, JobState, MetricPoint, check_transition
 
 MAX_ATTEMPTS: Final = 5
-
-
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class JobRecord(_Value):
-    """A job as it stands now."""
-
-    id: str
-    tenant: str
-    principal_id: str
-    name: str
-    dataset_id: str
-    base_digest: str
-    recipe: dict[str, Any]
-    state: JobState
-    message: str
-    attempts: int
-    fence: int
-    cancel_requested: bool
-    foreman_id: str | None
-    bundle_digest: str | None
-    result: dict[str, Any]
-    error_code: str | None
-    error_sentence: str | None
-    created_at_us: int
-    updated_at_us: int
-    finished_at_us: int | None
-
-
-class JobClaim(_Value):
-    """The right to carry out one attempt; reports must show the fence."""
-
-    job: JobRecord
-    attempt: int
-    fence: int
-
-
-class MetricPoint(_Value):
-    """One point of a curve."""
-
-    step: int
-    name: str
-    value: float
-
-
-class JobEvent(_Value):
-    """One step in the life of a job."""
-
-    at_us: int
-    attempt: int
-    old_state: str
-    new_state: str
-    note: str
 
 
 # Named here because inside the class ``list`` is the method.
@@ -93,6 +37,7 @@ class JobBook:
     def __init__(self, session: Session, now_us: int) -> None:
         self._session = session
         self._now_us = now_us
+        self._life = JobLife(session, now_us)
 
     def submit(
         self,
@@ -149,8 +94,8 @@ class JobBook:
         )
         self._session.add(row)
         self._session.flush()
-        self._note(row, "", "submitted")
-        return _job(row)
+        self._life.note(row, "", "submitted")
+        return record_of(row)
 
     def get(self, job_id: str) -> JobRecord:
         """One job.
@@ -158,14 +103,14 @@ class JobBook:
         Raises:
             UnknownObject: there is none with this id.
         """
-        return _job(self._row(job_id))
+        return record_of(self._row(job_id))
 
     def list(self, tenant: str | None = None) -> Jobs:
         """Jobs, newest first; of one tenant, or of all with None."""
         query = select(JobRow).order_by(JobRow.id.desc())
         if tenant is not None:
             query = query.where(JobRow.tenant == tenant)
-        return [_job(row) for row in self._session.scalars(query)]
+        return [record_of(row) for row in self._session.scalars(query)]
 
     def claim(self, foreman_id: str, max_running_per_tenant: int) -> JobClaim | None:
         """Opens the next attempt: of the tenant with the fewest live jobs, its oldest queued job.
@@ -202,8 +147,8 @@ class JobBook:
                 outcome="",
             )
         )
-        self._move(row, JobState.PLACED, f"claimed by {foreman_id}")
-        return JobClaim(job=_job(row), attempt=row.attempts, fence=row.fence)
+        self._life.move(row, JobState.PLACED, f"claimed by {foreman_id}")
+        return JobClaim(job=record_of(row), attempt=row.attempts, fence=row.fence)
 
     def progress(
         self,
@@ -223,7 +168,7 @@ class JobBook:
         if state.value != row.state:
             if state in FINAL or state is JobState.QUEUED:
                 check_transition(JobState(row.state), JobState(row.state))  # endings have their own acts
-            self._move(row, state, message)
+            self._life.move(row, state, message)
         row.message = message or row.message
         row.updated_at_us = self._now_us
         for point in metrics_points:
@@ -231,7 +176,7 @@ class JobBook:
             values = {"job_id": job_id, "name": point.name, "step": point.step, "value": point.value}
             upsert(self._session, JobMetricRow, values, key)
         self._session.flush()
-        return _job(row)
+        return record_of(row)
 
     def finish(
         self, job_id: str, fence: int, bundle_digest: str, expert_version: dict[str, Any] | None = None
@@ -250,16 +195,16 @@ class JobBook:
         row = self._row(job_id)
         done = (JobState.SUCCEEDED.value, fence, bundle_digest)
         if (row.state, row.fence, row.bundle_digest) == done:
-            return _job(row)
+            return record_of(row)
         row = self._fenced(job_id, fence)
         # A report of "sealing" can be lost with its sender; the sealed bundle proves that it happened.
         for step in (JobState.RUNNING, JobState.SEALING):
             if JobState(row.state) is not JobState.SEALING and JobState(row.state) is not step:
-                self._move(row, step, "implied by the sealed bundle")
+                self._life.move(row, step, "implied by the sealed bundle")
         row.bundle_digest = bundle_digest
         row.result = canonical_bytes(expert_version or {}).decode()
-        self._end(row, JobState.SUCCEEDED, "sealed")
-        return _job(row)
+        self._life.end(row, JobState.SUCCEEDED, "sealed")
+        return record_of(row)
 
     def fail(self, job_id: str, fence: int, code: str, sentence: str, retry: bool) -> JobRecord:
         """Ends the attempt badly; the job is queued again where a retry may help and attempts are left.
@@ -270,26 +215,26 @@ class JobBook:
         row = self._fenced(job_id, fence)
         row.error_code, row.error_sentence = code, sentence
         if row.cancel_requested:
-            self._end(row, JobState.CANCELLED, sentence)
+            self._life.end(row, JobState.CANCELLED, sentence)
         elif retry and row.attempts < MAX_ATTEMPTS:
-            self._end_attempt(row, f"failed: {code}")
+            self._life.end_attempt(row, f"failed: {code}")
             row.foreman_id = None
-            self._move(row, JobState.QUEUED, sentence)
+            self._life.move(row, JobState.QUEUED, sentence)
         else:
-            self._end(row, JobState.FAILED, sentence)
-        return _job(row)
+            self._life.end(row, JobState.FAILED, sentence)
+        return record_of(row)
 
     def request_cancel(self, job_id: str) -> JobRecord:
         """Asks for the end of a job. A queued one ends now, a live one when its foreman hears it."""
         row = self._row(job_id)
         if JobState(row.state) in FINAL:
-            return _job(row)
+            return record_of(row)
         row.cancel_requested = 1
         row.updated_at_us = self._now_us
         if JobState(row.state) is JobState.QUEUED:
-            self._end(row, JobState.CANCELLED, "cancelled before it began")
+            self._life.end(row, JobState.CANCELLED, "cancelled before it began")
         self._session.flush()
-        return _job(row)
+        return record_of(row)
 
     def cancelled(self, job_id: str, fence: int) -> JobRecord:
         """Records that the attempt was stopped because somebody asked for it.
@@ -298,8 +243,8 @@ class JobBook:
             StaleAttempt: another attempt has begun, or the job has ended.
         """
         row = self._fenced(job_id, fence)
-        self._end(row, JobState.CANCELLED, "cancelled on request")
-        return _job(row)
+        self._life.end(row, JobState.CANCELLED, "cancelled on request")
+        return record_of(row)
 
     def requeue_orphans(self, foreman_id: str | None = None) -> Jobs:
         """Queues the live jobs of a foreman that died (of all foremen with None) for another attempt.
@@ -313,16 +258,18 @@ class JobBook:
         rows = list(self._session.scalars(query))
         for row in rows:
             if row.cancel_requested:
-                self._end(row, JobState.CANCELLED, "its attempt died after the cancellation was asked for")
+                self._life.end(
+                    row, JobState.CANCELLED, "its attempt died after the cancellation was asked for"
+                )
             elif row.attempts >= MAX_ATTEMPTS:
                 row.error_code, row.error_sentence = "job_attempts_spent", "Every attempt at the job died."
-                self._end(row, JobState.FAILED, row.error_sentence)
+                self._life.end(row, JobState.FAILED, row.error_sentence)
             else:
-                self._end_attempt(row, "orphaned")
+                self._life.end_attempt(row, "orphaned")
                 row.foreman_id = None
                 row.fence += 1  # a report of the dead attempt that is still under way is refused from now on
-                self._move(row, JobState.QUEUED, "its attempt died")
-        return [_job(row) for row in rows]
+                self._life.move(row, JobState.QUEUED, "its attempt died")
+        return [record_of(row) for row in rows]
 
     def metrics(self, job_id: str) -> Curve:
         """The curves of a job, by name and step."""
@@ -363,43 +310,6 @@ class JobBook:
             )
         return row
 
-    def _move(self, row: JobRow, new: JobState, note: str) -> None:
-        old = JobState(row.state)
-        check_transition(old, new)
-        row.state = new.value
-        row.updated_at_us = self._now_us
-        if new in FINAL:
-            row.finished_at_us = self._now_us
-        self._session.flush()
-        self._note(row, old.value, note)
-
-    def _end(self, row: JobRow, new: JobState, note: str) -> None:
-        self._end_attempt(row, new.value)
-        row.foreman_id = None
-        row.message = note
-        self._move(row, new, note)
-
-    def _end_attempt(self, row: JobRow, outcome: str) -> None:
-        attempt = self._session.get(JobAttemptRow, (row.id, row.attempts))
-        if attempt is not None and attempt.ended_at_us is None:
-            attempt.ended_at_us = self._now_us
-            attempt.outcome = outcome
-
-    def _note(self, row: JobRow, old: str, note: str) -> None:
-        query = select(func.count()).select_from(JobEventRow).where(JobEventRow.job_id == row.id)
-        self._session.add(
-            JobEventRow(
-                job_id=row.id,
-                n=self._session.scalar(query) or 0,
-                at_us=self._now_us,
-                attempt=row.attempts,
-                old_state=old,
-                new_state=row.state,
-                note=note,
-            )
-        )
-        self._session.flush()
-
 
 def _count_if(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return case((condition, 1), else_=0)
@@ -412,29 +322,4 @@ def _same_job(row: JobRow, payload_digest: str, key: str) -> JobRecord:
             idempotency_key=key,
             job_id=row.id,
         )
-    return _job(row)
-
-
-def _job(row: JobRow) -> JobRecord:
-    return JobRecord(
-        id=row.id,
-        tenant=row.tenant,
-        principal_id=row.principal_id,
-        name=row.name,
-        dataset_id=row.dataset_id,
-        base_digest=row.base_digest,
-        recipe=json.loads(row.recipe),
-        state=JobState(row.state),
-        message=row.message,
-        attempts=row.attempts,
-        fence=row.fence,
-        cancel_requested=bool(row.cancel_requested),
-        foreman_id=row.foreman_id,
-        bundle_digest=row.bundle_digest,
-        result=json.loads(row.result),
-        error_code=row.error_code,
-        error_sentence=row.error_sentence,
-        created_at_us=row.created_at_us,
-        updated_at_us=row.updated_at_us,
-        finished_at_us=row.finished_at_us,
-    )
+    return record_of(row)

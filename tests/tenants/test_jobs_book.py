@@ -14,9 +14,9 @@ from model_core.packing.manifest import DataCard
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database
 from tenants.accounts.datasets import Datasets
-from tenants.accounts.jobs import MAX_ATTEMPTS, JobBook, JobRecord, MetricPoint
+from tenants.accounts.jobs import MAX_ATTEMPTS, JobBook
 from tenants.errors import IdempotencyConflict, IllegalTransition, StaleAttempt, UnknownObject
-from tenants.jobs import FINAL, LEGAL, JobState, check_transition
+from tenants.jobs import FINAL, LEGAL, JobRecord, JobState, MetricPoint, check_transition
 from tenants.roles import Role
 
 NOW = 1_800_000_000_000_000
