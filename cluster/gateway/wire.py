@@ -232,6 +232,10 @@ class Wire:
         except Exception as error:
             log.warning("a request did not reach its model host: %s", type(error).__qualname__)
             inbox.put(StreamEnd(error=ReplicaLost("The model host went away.", retry_after_s=1)))
+        else:
+            # Its reader may have left meanwhile, and what was said about that came before there was a stream.
+            if inbox.stream not in self._inboxes and not inbox.ended:
+                await self._drop((inbox.stream,))
 
     async def _drop(self, streams: tuple[str, ...]) -> None:
         with contextlib.suppress(Exception):

@@ -138,7 +138,8 @@ class Switchboard:
         """Ends streams that nobody reads any more."""
         line = self._lines.get(name)
         for stream in streams if line is not None else ():
-            task = line.streams.get(stream) if line is not None else None
+            # Taken out here: a stream that is ended before its first turn has none in which to do so itself.
+            task = line.streams.pop(stream, None) if line is not None else None
             if task is not None:
                 task.cancel()
 

@@ -348,6 +348,39 @@ def test_gateway_that_is_gone_holds_no_streams() -> None:
     told(story)
 
 
+def test_reader_that_leaves_before_its_request_has_begun_leaves_nothing_running() -> None:
+    """Beginning and ending are calls of their own; whichever the replica hears first, nothing runs on."""
+
+    async def story() -> None:
+        town = await Town("a").ready()
+        replica, plain = town.replicas["a"], town.begin
+        replica.go_on.clear()
+        held = asyncio.Event()
+        dropped: list[str] = []
+
+        async def late(*call: Any) -> None:
+            await held.wait()
+            await plain(*call)
+
+        async def drop(replica: str, name: str, streams: tuple[str, ...]) -> None:
+            dropped.extend(streams)
+            town.replicas[replica].board.drop(name, streams)
+
+        town.begin, town.drop = late, drop  # type: ignore[method-assign]
+        asking = asyncio.ensure_future(anext(town.ask(tokens=1000)))
+        await until(lambda: bool(town.fleet._wires["a"]._inboxes))
+        asking.cancel()
+        await until(lambda: bool(dropped))
+        held.set()
+        await until(lambda: len(dropped) == 2)
+        await until(lambda: not replica.running)
+        assert len(set(dropped)) == 1
+        assert not any(line.streams for line in replica.board._lines.values())
+        await town.fleet.close()
+
+    told(story)
+
+
 def test_reader_that_is_slow_holds_no_leaving_replica_back() -> None:
     """What has ended there is kept here; the line ends although nobody has read the answer yet."""
 
