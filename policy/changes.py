@@ -31,16 +31,16 @@ from sqlalchemy.orm import Session
 from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.ids import check_name, new_id
 from policy.authority import Authority
-from policy.composition import Composition, compose
+from policy.composition import Composition
 from policy.decision import Decision
 from policy.decision_log import DecisionLog
 from policy.edits import Edits
 from policy.errors import ChangeClosed, DigestChanged, InvalidChange, NotFound, NotYours, SelfApproval
 from policy.items import ChangeItem, DeploymentPut
 from policy.publication import Publisher
-from policy.questions import Question
 from policy.reasons import is_denial
 from policy.records import ChangeRecord, DeploymentPreview, Preview, Publication
+from policy.remembered import remembered
 from policy.snapshot import Snapshot
 from policy.tables import ChangeRow
 from tenants.roles import PLATFORM_ROLES, Principal
@@ -102,7 +102,7 @@ class Changes:
         The change is carried out by the code that publication uses, looked at, and rolled back.
         """
         items = _items(self._row(change_id))
-        before = self._publisher.snapshot()
+        before = self._publisher.standing().snapshot
         savepoint = self._session.begin_nested()
         try:
             epoch = self._publisher.current_epoch() + 1
@@ -184,14 +184,14 @@ class Changes:
             query = query.where(ChangeRow.tenant == tenant)
         return [_record(row) for row in self._session.scalars(query)]
 
-    def get(self, change_id: str) -> ChangeRecord:
-        """One change; with the preview while it is open.
+    def get(self, change_id: str, *, previewed: bool = True) -> ChangeRecord:
+        """One change; with the preview while it is open, unless that is not wanted.
 
         Raises:
             NotFound: no such change.
         """
         row = self._row(change_id)
-        return _record(row, self.preview(change_id) if row.state == "proposed" else None)
+        return _record(row, self.preview(change_id) if previewed and row.state == "proposed" else None)
 
     def _row(self, change_id: str) -> ChangeRow:
         row = self._session.get(ChangeRow, change_id)
@@ -237,9 +237,12 @@ def _record(row: ChangeRow, preview: Preview | None = None) -> ChangeRecord:
 def _compare(before: Snapshot, after: Snapshot, at_us: int) -> Preview:
     names = sorted(set(before.deployments_by_name) | set(after.deployments_by_name))
     moment = max(at_us, after.published_at_us)
+    # One snapshot after the other: the memory turns from one to the next, and not back and forth.
+    olds = {name: _composed(before, name, moment) for name in names}
+    news = {name: _composed(after, name, moment) for name in names}
     rows = []
     for name in names:
-        old, new = _composed(before, name, moment), _composed(after, name, moment)
+        old, new = olds[name], news[name]
         had, has = _expert_ids(old), _expert_ids(new)
         rows.append(
             DeploymentPreview(
@@ -257,7 +260,7 @@ def _compare(before: Snapshot, after: Snapshot, at_us: int) -> Preview:
 def _composed(snapshot: Snapshot, name: str, at_us: int) -> Composition | None:
     if name not in snapshot.deployments_by_name:
         return None
-    return compose(snapshot, Question(at_us=at_us, deployment=name))
+    return remembered().compose(snapshot, name, at_us)
 
 
 def _expert_ids(composition: Composition | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ Equal questions with equal answers within an epoch are one row: the moment of as
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import select
@@ -21,7 +22,8 @@ from policy.publication import Publisher
 from policy.questions import Question
 from policy.reasons import is_denial
 from policy.records import DecisionRecord, ReplayResult, VerdictRecord
-from policy.tables import DecisionRow, DecisionVerdictRow
+from policy.remembered import remembered
+from policy.tables import DecisionRow, DecisionVerdictRow, DeploymentRow
 from tenants.accounts.database import lock_for_writing
 
 
@@ -74,16 +76,37 @@ class DecisionLog:
 
     def record_standing(self, epoch: int) -> None:
         """Logs what an epoch decides for every deployment whose answer it changed."""
-        snapshot = self._publisher.snapshot(epoch)
+        snapshot = self._publisher.known(epoch)
+        at_us = snapshot.published_at_us
+        newest = self._newest()
         for fact in snapshot.deployments:
-            question = Question(at_us=snapshot.published_at_us, deployment=fact.name)
-            answer = compose(snapshot, question)
-            latest = select(DecisionRow.answer).where(DecisionRow.deployment == fact.name)
-            before = self._session.scalar(
-                latest.order_by(DecisionRow.epoch.desc(), DecisionRow.id.desc()).limit(1)
-            )
-            if before is None or _verdicts(Composition.model_validate_json(before)) != _verdicts(answer):
-                self.record(answer, question)
+            # What is remembered says the same, but names the asking it is of; what is logged has to be this
+            # one's own.
+            verdicts = _verdicts(remembered().compose(snapshot, fact.name, at_us))
+            if fact.name not in newest or self._said(newest[fact.name]) != verdicts:
+                question = Question(at_us=at_us, deployment=fact.name)
+                logged = self.record(compose(snapshot, question), question)
+                place_of_verdicts(logged).append(verdicts)
+
+    def _newest(self) -> dict[str, str]:
+        """Id of the last logged answer by deployment."""
+        row = DecisionRow
+        last = (
+            select(row.id)
+            .where(row.deployment == DeploymentRow.name)
+            .order_by(row.epoch.desc(), row.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        found = self._session.execute(select(DeploymentRow.name, last))
+        return {name: decision_id for name, decision_id in found if decision_id is not None}
+
+    def _said(self, decision_id: str) -> Any:
+        place = place_of_verdicts(decision_id)
+        if not place:
+            answer = self._row(decision_id).answer
+            place.append(_verdicts(Composition.model_validate_json(answer)))
+        return place[0]
 
     def list(
         self,
@@ -177,6 +200,13 @@ def _verdicts(composition: Composition) -> Any:
     """What an answer says of its experts, without the epoch and the moment it was said at."""
     said = [(one.expert_id, one.verdict, one.outcome, one.valid_until_us) for one in composition.decisions]
     return composition.digest, composition.verdict, said
+
+
+@lru_cache(maxsize=4096)
+def place_of_verdicts(decision_id: str) -> list[Any]:
+    """Where the verdicts of a logged answer are kept by whoever read it first: rows never change."""
+    del decision_id
+    return []
 
 
 def _verdict(decision_id: str, decision: Decision) -> DecisionVerdictRow:

@@ -19,11 +19,10 @@ from sqlalchemy.orm import Session
 
 from policy import vocabulary
 from policy.audit import Audit
-from policy.composition import compose
 from policy.errors import MalformedSnapshot, NotFound
 from policy.licenses import shipped_licenses
-from policy.questions import Question
 from policy.records import Publication
+from policy.remembered import remembered
 from policy.snapshot import (
     BaseFact,
     ConsentFact,
@@ -51,6 +50,7 @@ from policy.tables import (
     SnapshotRow,
 )
 from tenants.accounts.database import lock_for_writing
+from tenants.accounts.schema import Base
 from tenants.accounts.tables import DatasetRow, TenantRow
 
 PLATFORM_ACTOR: Final = "platform"
@@ -117,7 +117,18 @@ class Publisher:
         newest = self._session.execute(query.order_by(PublicationRow.epoch.desc()).limit(1)).first()
         if newest is None:
             return Standing(self.snapshot())
-        epoch, digest = newest
+        return self._kept(*newest)
+
+    def known(self, epoch: int) -> Snapshot:
+        """The facts of an epoch, not read again where this process has read or made them.
+
+        Raises:
+            NotFound: the epoch was never published.
+            SnapshotMismatch: the stored bytes are not the published ones.
+        """
+        return self._kept(epoch, self.publication(epoch).snapshot_digest).snapshot
+
+    def _kept(self, epoch: int, digest: str) -> Standing:
         place = place_of(digest)
         if not place:
             place.append(Standing(self.snapshot(epoch)))
@@ -128,7 +139,7 @@ class Publisher:
         epoch, at_us = self.current_epoch() + 1, self._now_us
         last: dict[str, tuple[str, ...] | None] = {}
         if epoch > 1:
-            before = self.snapshot(epoch - 1)
+            before = self.known(epoch - 1)
             # A clock that was set back must never hinder a withdrawal; the published time just stands still.
             at_us = max(at_us, before.published_at_us)
             if not widens:
@@ -146,6 +157,7 @@ class Publisher:
     ) -> Publication:
         """Publishes the facts as they are in this unit of work as the next epoch, and chains the act."""
         snapshot = self.draft(widens=widens)
+        place_of(snapshot.digest).append(Standing(snapshot))
         row = PublicationRow(
             epoch=snapshot.epoch,
             at_us=snapshot.published_at_us,
@@ -184,11 +196,17 @@ class Publisher:
             bases=tuple(to_fact(BaseFact, row) for row in rows(select(BaseRow))),
             licenses=tuple(read_licenses(self._session).values()),
             experts=self._experts(),
-            consents=tuple(to_fact(ConsentFact, row) for row in rows(select(ConsentRow))),
-            grants=tuple(to_fact(GrantFact, row) for row in rows(select(GrantRow))),
+            consents=self._words(ConsentFact, ConsentRow),
+            grants=self._words(GrantFact, GrantRow),
             rules=tuple(to_fact(RuleFact, row) for row in rows(live_rules)),
             deployments=tuple(_deployment(row, members.get(row.name)) for row in rows(live_deployments)),
         )
+
+    def _words(self, kind: type[_Fact], table: type[Base]) -> tuple[_Fact, ...]:
+        """Consents or grants: the facts that only ever become more."""
+        names = tuple(name for name in kind.model_fields if name in table.__table__.columns)
+        query = select(*(table.__table__.columns[name] for name in names))
+        return tuple(_word(kind, names, tuple(row)) for row in self._session.execute(query))
 
     def _experts(self) -> tuple[ExpertFact, ...]:
         lineage: dict[str, list[tuple[str, str, str]]] = {}
@@ -222,6 +240,11 @@ class Publisher:
                 )
             )
         return tuple(facts)
+
+
+@lru_cache(maxsize=16384)
+def _word(kind: type[_Fact], names: tuple[str, ...], values: tuple[Any, ...]) -> _Fact:
+    return kind.model_validate(dict(zip(names, values, strict=True)))
 
 
 def to_fact(kind: type[_Fact], row: Any) -> _Fact:
@@ -264,7 +287,7 @@ def _with_members(
     at_us = snapshot.published_at_us
     facts = []
     for fact in snapshot.deployments:
-        composed = compose(snapshot, Question(at_us=at_us, deployment=fact.name))
+        composed = remembered().compose(snapshot, fact.name, at_us)
         members = {member.bundle_digest for member in composed.members}
         if not widens:
             # compose() promises this too; here it is the register's own word (an epoch that only narrows

@@ -151,9 +151,9 @@ class Register:
         """Changes, newest first."""
         return self._changes.list(state, tenant)
 
-    def change(self, change_id: str) -> ChangeRecord:
+    def change(self, change_id: str, *, previewed: bool = True) -> ChangeRecord:
         """One change, with its preview while it is open."""
-        return self._changes.get(change_id)
+        return self._changes.get(change_id, previewed=previewed)
 
     # -- facts -------------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class Register:
 
     def deployments(self, tenant: str | None = None) -> list[DeploymentRecord]:
         """Published deployments with what they run now, by name; of one tenant, or of all with None."""
-        snapshot = self.snapshot()
+        snapshot = self._publisher.standing().snapshot
         names = [fact.name for fact in snapshot.deployments if tenant in {None, fact.tenant}]
         return [self.deployment(name) for name in names]
 
@@ -203,7 +203,7 @@ class Register:
         Raises:
             NotFound: no such deployment.
         """
-        snapshot = self.snapshot()
+        snapshot = self._publisher.standing().snapshot
         fact = snapshot.deployments_by_name.get(name)
         if fact is None:
             raise unknown("deployment", name)

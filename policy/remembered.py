@@ -4,16 +4,20 @@
 Most epochs touch one expert, and many deployments ask for the same use. Whoever follows the register asks
 hundreds of questions at every epoch; here each distinct one is decided once, and again only when a fact that
 its gates read, or a moment at which one of them begins or ends, lies in between. What is remembered is what
-``decide`` said, so a remembered decision names the snapshot that it was made with. Knows no deployments.
+``decide`` said, so a remembered decision names the snapshot that it was made with. Compositions are kept the
+same way: one is made again only where a decision or the deployment itself is another.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
+from operator import is_
 from typing import NamedTuple
 
+from policy.composition import Composition, compose
 from policy.decision import Decision, decide
-from policy.questions import Asked
+from policy.questions import Asked, Question, resolve
 from policy.snapshot import ConsentFact, ExpertFact, Fact, GrantFact, Snapshot
 from policy.terms import ANY
 
@@ -44,6 +48,35 @@ class Remembered:
         self._snapshot: Snapshot | None = None
         self._common: _Ground = ()
         self._experts: dict[str, tuple[_Ground, tuple[ConsentFact | GrantFact, ...]]] = {}
+        self._composed: dict[str, tuple[_Ground, tuple[Decision, ...], Composition]] = {}
+
+    def compose(self, snapshot: Snapshot, deployment: str, at_us: int) -> Composition:
+        """What ``compose`` says of a deployment; epochs, digests and moments may be of an earlier asking.
+
+        Raises:
+            UnknownDeployment: the snapshot does not hold it.
+        """
+        question = Question(at_us=at_us, deployment=deployment)
+        asked = resolve(snapshot, question)
+        named = None if asked.candidates == "*" else frozenset(asked.candidates)
+        decisions = tuple(
+            self.decide(snapshot, asked, fact)
+            for fact in snapshot.experts
+            if named is None or fact.expert_id in named or fact.bundle_digest in named
+        )
+        ground = (
+            snapshot.deployments_by_name[deployment],
+            self._common,
+            self._number(snapshot.tenants_by_slug.get(asked.tenant)),
+            self._number(snapshot.bases_by_digest.get(asked.base_digest)),
+        )
+        made = self._composed.get(deployment)
+        # A decision that was made anew is another object, also where it says the same.
+        if made is not None and made[0] == ground and _same(made[1], decisions):
+            return made[2]
+        composed = compose(snapshot, question, decider=self.decide)
+        self._composed[deployment] = ground, decisions, composed
+        return composed
 
     def decide(self, snapshot: Snapshot, asked: Asked, expert: ExpertFact) -> Decision:
         """What ``decide`` says of this expert; epoch, digests and moment may be of an earlier asking."""
@@ -78,6 +111,8 @@ class Remembered:
         here = {fact.bundle_digest for fact in snapshot.experts}
         self._made = {key: made for key, made in self._made.items() if key[1] in here}
         self._experts = {}
+        live = snapshot.deployments_by_name
+        self._composed = {name: made for name, made in self._composed.items() if name in live}
         self._common = (
             snapshot.engine_version,
             snapshot.vocabulary_version,
@@ -105,3 +140,18 @@ class Remembered:
 
     def _number(self, fact: Fact | None) -> int | None:
         return None if fact is None else self._numbers[fact]
+
+
+def _same(some: tuple[Decision, ...], others: tuple[Decision, ...]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+def remembered() -> Remembered:
+    """The memory of the thread that asks: publications come one after the other, each close to the last."""
+    if not hasattr(_OF_THREAD, "memory"):
+        _OF_THREAD.memory = Remembered()
+    memory: Remembered = _OF_THREAD.memory
+    return memory
+
+
+_OF_THREAD = threading.local()

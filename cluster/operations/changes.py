@@ -108,19 +108,19 @@ def show(desk: Desk, principal: Principal, request: ChangeId) -> ChangeRecord:
 
 def preview(desk: Desk, principal: Principal, request: ChangeId) -> Preview:
     """What the change would do now."""
-    record = _visible(desk, principal, request.change_id)
+    record = _visible(desk, principal, request.change_id, previewed=False)
     return _cut_preview(desk, principal, desk.register.preview(record.id))
 
 
 def approve(desk: Desk, principal: Principal, request: Approval) -> Publication:
     """Publishes a change."""
-    record = _visible(desk, principal, request.change_id)
+    record = _visible(desk, principal, request.change_id, previewed=False)
     return desk.register.approve(record.id, request.digest, principal)
 
 
 def reject(desk: Desk, principal: Principal, request: Rejection) -> ChangeRecord:
     """Closes a change without publishing it."""
-    record = _visible(desk, principal, request.change_id)
+    record = _visible(desk, principal, request.change_id, previewed=False)
     return desk.register.reject(record.id, principal, request.comment)
 
 
@@ -150,8 +150,8 @@ def acknowledgements(desk: Desk, principal: Principal, request: EpochNumber) -> 
     )
 
 
-def _visible(desk: Desk, principal: Principal, change_id: str) -> ChangeRecord:
-    record = desk.register.change(change_id)
+def _visible(desk: Desk, principal: Principal, change_id: str, *, previewed: bool = True) -> ChangeRecord:
+    record = desk.register.change(change_id, previewed=previewed)
     check_visible(principal, record.tenant, what="change")
     return record
 
@@ -171,7 +171,7 @@ def _cut_preview(desk: Desk, principal: Principal, found: Preview) -> Preview:
 
 def _own_part(desk: Desk, principal: Principal, found: Preview) -> tuple[DeploymentPreview, ...]:
     """The preview's lines on one's own deployments and experts: other tenants' uses are theirs to know."""
-    mine = {row.name for row in desk.register.deployments(principal.tenant)}
+    mine = {fact.name for fact in desk.register.snapshot().deployments if fact.tenant == principal.tenant}
     own = {row.expert_id for row in desk.register.experts(principal.tenant)}
 
     def cut_down(line: DeploymentPreview) -> DeploymentPreview:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import NOW_US, consent, dataset, expert, grant, random_world, world
+from worlds import NOW_US, consent, dataset, deployment, expert, grant, random_world, world
 
 from policy.composition import Composition, compose
 from policy.questions import Question
@@ -23,6 +23,11 @@ def plain(composition: Composition) -> dict[str, Any]:
     """A composition without the names of its askings."""
     decisions = tuple(one.model_copy(update=_OF_THE_ASKING) for one in composition.decisions)
     return composition.model_copy(update={"decisions": decisions}).model_dump()
+
+
+def timeless(composition: Composition) -> dict[str, Any]:
+    """A composition without the names of its own asking either."""
+    return plain(composition.model_copy(update={"at_us": 0, "epoch": 0, "snapshot_digest": ""}))
 
 
 @settings(max_examples=50, deadline=None)
@@ -47,6 +52,9 @@ def test_a_remembered_composition_equals_one_that_is_made_anew(steps: list[tuple
         for again in (asked, asked.model_copy(update={"region": "us"}), asked):
             told = compose(snapshot, again, decider=remembered.decide)
             assert plain(told) == plain(compose(snapshot, again))
+        for name in snapshot.deployments_by_name:
+            anew = compose(snapshot, Question(deployment=name, at_us=at_us))
+            assert timeless(remembered.compose(snapshot, name, at_us)) == timeless(anew)
         before = snapshot
 
 
@@ -87,9 +95,10 @@ def test_every_fact_that_a_gate_reads_is_noticed(steps: list[tuple[str, int]]) -
         at_us += later_us
         snapshot = _changed(town, made).model_copy(update={"epoch": epoch})
         question = Question(deployment="lab", at_us=at_us)
-        assert plain(compose(snapshot, question, decider=remembered.decide)) == plain(
-            compose(snapshot, question)
-        )
+        anew = compose(snapshot, question)
+        assert plain(compose(snapshot, question, decider=remembered.decide)) == plain(anew)
+        kept = remembered.compose(snapshot, "lab", at_us)
+        assert timeless(kept) == timeless(anew)
 
 
 @pytest.mark.parametrize("name", sorted(_CHANGES))
@@ -128,3 +137,15 @@ def test_what_did_not_change_is_not_decided_again() -> None:
     assert two["exp_2"].epoch == one["exp_2"].epoch == 7
     assert two["exp_1"].epoch == 8
     assert three["exp_2"].at_us == ends_us
+
+
+def test_what_did_not_change_is_not_composed_again() -> None:
+    """A deployment keeps its composition while its decisions and its own terms are the same, and no longer."""
+    remembered = Remembered()
+    first = world(experts=(expert(1), expert(2)), consents=(consent(1), consent(2)))
+    second = first.model_copy(update={"epoch": 8})
+    third = second.model_copy(update={"epoch": 9, "deployments": (deployment(top_k=1),)})
+    kept = remembered.compose(first, "lab", NOW_US)
+    assert remembered.compose(second, "lab", NOW_US + 1) is kept
+    changed = remembered.compose(third, "lab", NOW_US + 2)
+    assert (changed.epoch, changed.top_k_asked) == (9, 1)
