@@ -140,7 +140,7 @@ def test_what_did_not_change_is_not_decided_again() -> None:
 
 
 def test_what_did_not_change_is_not_composed_again() -> None:
-    """A deployment keeps its composition while its decisions and its own terms are the same, and no longer."""
+    """A deployment keeps its composition while its decisions and its own terms are the same."""
     remembered = Remembered()
     first = world(experts=(expert(1), expert(2)), consents=(consent(1), consent(2)))
     second = first.model_copy(update={"epoch": 8})
