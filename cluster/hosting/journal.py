@@ -242,11 +242,14 @@ class UsageJournal:
             closed = self.path.parent / _CLOSED
             closed.mkdir(exist_ok=True, mode=0o700)
             self.path.rename(closed / self.path.name)
-        os.close(self._fd)
+        self.abandon()
 
     def abandon(self) -> None:
-        """Releases the file as a crash would (tests)."""
-        os.close(self._fd)
+        """Releases the file as it is; nothing can be written any more."""
+        with self._mutex:
+            # The number may be another file's in a moment.
+            descriptor, self._fd = self._fd, -1
+            os.close(descriptor)
 
     def _take_records(self, records: Sequence[UsageRecord]) -> None:
         self._uses += 1

@@ -9,6 +9,7 @@ the journal, looks at the gate once more, and only then yields them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from cluster.hosting.choice import (
@@ -21,7 +22,7 @@ from cluster.hosting.choice import (
     token_logprob,
 )
 from cluster.hosting.endings import ended
-from cluster.hosting.errors import HostStopping, LeaseLost
+from cluster.hosting.errors import HostStopping, JournalDamaged, LeaseLost
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.journal import UsageJournal
 from cluster.hosting.lease import wall_us
@@ -174,7 +175,9 @@ class Release:
         """
         if not self._final_recorded:
             self._prompt_recorded = True
-            self._write([self._bare_record(*self._last_label)], final=True)
+            # Why the request ended is what counts; whoever recovers the journal writes what is missing there.
+            with contextlib.suppress(JournalDamaged):
+                self._write([self._bare_record(*self._last_label)], final=True)
 
     def open(self) -> None:
         """Notes in the journal that the request has begun, so that its end is written even after a crash."""

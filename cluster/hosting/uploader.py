@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
+from cluster.errors import OfficeUnavailable
 from cluster.hosting.journal import UsageJournal, former_journals
 from cluster.office.protocol import UsageRecord
 from model_core.errors import ProductError
@@ -85,6 +86,8 @@ class Uploader:
     async def finish(self, deadline_s: float = 5.0) -> None:
         """Uploads what is left and closes the journal; what cannot be sent is recovered by the next start."""
         with contextlib.suppress(ProductError, TimeoutError):
+            # A journal that is settled is read by nobody again, so what still runs here ends here.
+            await asyncio.to_thread(self._journal.finish_all)
             await asyncio.wait_for(upload(self._journal, self._office), deadline_s)
         await asyncio.to_thread(self._journal.close)
 
@@ -116,7 +119,13 @@ async def upload(journal: UsageJournal, office: UsageDesk) -> int:
 
 
 async def recover(folder: Path, office: UsageDesk) -> int:
-    """Uploads the journals of servers that no longer live; returns how many were settled."""
+    """Uploads the journals of servers that no longer live; returns how many were settled.
+
+    One that is refused stays, and holds up no other.
+
+    Raises:
+        OfficeUnavailable: nobody answers, so the others are not tried either.
+    """
     settled = 0
     for path in former_journals(folder):
         journal = await asyncio.to_thread(UsageJournal.reopen, path)
@@ -126,6 +135,12 @@ async def recover(folder: Path, office: UsageDesk) -> int:
             await asyncio.to_thread(journal.finish_all)  # frees what its requests still hold
             await upload(journal, office)
             settled += journal.settled
+        except OfficeUnavailable:
+            raise
+        except ProductError as err:
+            log.warning(
+                "the journal of a former server is refused: %s", err.code, extra={"journal": path.name}
+            )
         finally:
             await asyncio.to_thread(journal.close)
     return settled

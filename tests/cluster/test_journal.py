@@ -27,6 +27,7 @@ from cluster.hosting.journal import (
 )
 from cluster.hosting.uploader import Uploader, pause_after, recover, upload
 from cluster.office.protocol import UsageRecord
+from policy.errors import UnknownReservation
 
 
 def record(request: int = 1, tokens: int = 1, *, epoch: int = 3, final: bool = False) -> UsageRecord:
@@ -302,3 +303,38 @@ def test_requests_of_a_killed_server_are_ended_when_its_journal_is_recovered(tmp
         "req_3": (1, True),
     }
     assert asyncio.run(recover(tmp_path, office)) == 0
+
+
+def test_a_journal_that_is_refused_holds_up_no_other(tmp_path: Path) -> None:
+    """The office may know nothing of one server's requests; what the others left is booked all the same."""
+    for number in (1, 2, 3):
+        journal = UsageJournal.create(tmp_path, f"srv_{number}")
+        journal.append([record(number, 4)])
+        journal.abandon()
+
+    class Forgetful(Office):
+        async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
+            if server_id == "srv_1":
+                raise UnknownReservation("No such request was admitted.")
+            return await super().record_usage(server_id, sequence, batch)
+
+    office = Forgetful()
+    assert asyncio.run(recover(tmp_path, office)) == 2
+    assert {server for server, _ in office.batches} == {"srv_2", "srv_3"}
+    assert [path.stem for path in former_journals(tmp_path)] == ["srv_1"]
+
+
+def test_a_server_that_ends_leaves_no_request_open(tmp_path: Path) -> None:
+    """What still runs when the journal is closed gets its final record, and nothing is written after that."""
+    office = Office()
+    journal = UsageJournal.create(tmp_path, "srv_1")
+    journal.open(record(1, 0))
+    journal.append([record(1, 3)])
+    asyncio.run(Uploader(journal, office).finish())
+    (batch,) = office.batches.values()
+    assert [(one.completion_tokens, one.final) for one in batch] == [(3, True)]
+    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT, 0o600)
+    with pytest.raises(JournalDamaged):
+        journal.append([record(1, 1)])
+    assert os.fstat(other).st_size == 0
+    os.close(other)
