@@ -12,8 +12,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import cluster
+from cluster.error_catalogue import CATALOGUE, row_of
 from cluster.errors import HomeRefused, RemoteProblem
-from cluster.problems import CATALOGUE, FAMILIES, error_of, problem_of, product_errors, row_of
+from cluster.problems import FAMILIES, error_of, problem_of, product_errors
 from model_core.errors import ProductError
 
 _ROOT = Path(cluster.__file__).parents[1]
