@@ -234,20 +234,28 @@ def test_the_first_difference_of_two_texts() -> None:
 
 
 def test_more_experts_may_take_as_long_as_reading_them() -> None:
-    """A batch that is slower by just the further bytes holds; one slower by a fifth does not."""
+    """A batch that is slower by just the further bytes holds; one slower by a fifth does not.
+
+    What slows a whole round down, its reads too, changes nothing.
+    """
     assert expected_step_s(0.01, 1e8, 3e8, 1e10) == pytest.approx(0.03)
     fields: dict[str, Any] = {
         "counts": [4, 64],
         "step_bytes": {"1": [1e8, 1e8], "8": [1e8, 3e8]},
-        "prefill": [1000.0, 851.0],
-        "bandwidth": 1e10,
+        "bandwidth": {"1": [1e10] * 3, "8": [1e10, 1e9, 1e10]},
     }
-    fine = rows_of_growth(Growth(decode_s={"1": [0.01, 0.0117], "8": [0.01, 0.035]}, **fields))
-    assert [row.holds for row in fine] == [True] * 3
-    slow = rows_of_growth(
-        Growth(decode_s={"1": [0.01, 0.0119], "8": [0.01, 0.036]}, **fields | {"prefill": [1000.0, 849.0]})
-    )
-    assert [row.holds for row in slow] == [False] * 3
+
+    def rows(prefill: float, alone_s: float, batch_s: float) -> list[bool | None]:
+        slowed = (1, 10, 1)
+        decode_s = {
+            "1": [[0.01 * slow for slow in slowed], [alone_s * slow for slow in slowed]],
+            "8": [[0.01 * slow for slow in slowed], [batch_s * slow for slow in slowed]],
+        }
+        growth = Growth(decode_s=decode_s, prefill=[[1000.0] * 3, [prefill] * 3], **fields)
+        return [row.holds for row in rows_of_growth(growth)]
+
+    assert rows(851.0, 0.0117, 0.035) == [True] * 3
+    assert rows(849.0, 0.0119, 0.036) == [False] * 3
 
 
 def test_sets_may_cost_a_tenth_and_change_no_token() -> None:
