@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model_core.engine.grouped import GroupedFfn, chosen, combine, of_single_row, one_by_one
 from model_core.engine.layout import Layout
 from model_core.engine.runner import Piece, StepResult
 from model_core.engine.weights import BankWeights
@@ -25,7 +26,7 @@ from model_core.network.attention import Attention
 from model_core.network.bank import ExpertBank
 from model_core.network.decoder import DecoderLayer
 from model_core.network.expert import Expert
-from model_core.network.mixture import LayerExperts, Plan, mix, plan_rows, plan_uniform
+from model_core.network.mixture import LayerExperts, Plan, Routing, plan_rows, plan_uniform, route
 from model_core.network.router import running_sum
 
 # Maps tensors of rows to tensors of rows; every row stands alone.
@@ -57,7 +58,7 @@ class TorchRunner:
         self.bank = bank
         self.weights = weights or BankWeights(bank)
         shape = bank.shape
-        self._device = bank.decoder.embed.weight.device
+        self._device = self.weights.decoder.embed.weight.device
         # One tensor per layer: [pages, positions, kv heads, head width].
         size = (n_pages, page_size, shape.n_kv_heads, shape.head_dim)
         layers = range(shape.n_layers)
@@ -97,7 +98,7 @@ class TorchRunner:
             if gated:
                 mean_TD, sums_BD = self._prefix(index, layout, inner_TD)
                 sums.append(sums_BD)
-            out_TD, routing = mix(inner_TD, mean_TD, panel, plan)
+            out_TD, routing = self._mix(index, panel, plan, inner_TD, mean_TD)
             if routing is None:
                 shares_BE[:, 0] += 1.0
             else:
@@ -155,6 +156,23 @@ class TorchRunner:
     def _panels(self) -> list[LayerExperts]:
         """What the layers route to."""
         return self.weights.panels()
+
+    def _mix(
+        self, index: int, panel: LayerExperts, plan: Plan, x_TD: Tensor, mean_TD: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
+        """The mixture of one layer and its routing (None where only the public expert is allowed)."""
+        if plan.used == (0,):
+            return panel.ffns[0](x_TD), None
+        routing, kept_TE = route(x_TD, mean_TD, panel, plan)
+        if len(x_TD) == 1 and x_TD.device.type == "cpu":
+            return of_single_row(x_TD, routing.weights_TE, kept_TE, panel.ffns), routing
+        width = max(group.top_k for group in plan.groups)
+        experts_TK, weights_TK = chosen(routing.weights_TE, kept_TE, width)
+        return combine(x_TD, experts_TK, weights_TK, self._ffns(index, panel), len(panel.ffns)), routing
+
+    def _ffns(self, index: int, panel: LayerExperts) -> GroupedFfn:  # noqa: ARG002
+        """The networks of one layer."""
+        return one_by_one(panel.ffns)
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     def _plan_of(self, ordered: Sequence[Piece]) -> Plan:
