@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from cluster.gateway.door import Door
@@ -12,7 +11,6 @@ from cluster.gateway.generation import Generation
 from cluster.gateway.openai_requests import tokens_to_hold
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.office.protocol import Admission
-from model_core.errors import ProductError
 
 _Told = tuple[int, GenerationChunk] | Exception | None
 
@@ -47,7 +45,7 @@ class Answers:
         """Holds the budget of every prompt; do not cancel it, or a hold may stay until it expires.
 
         Raises:
-            ProductError: one of them was refused; ``abandon`` what was admitted.
+            ProductError: one of them was refused; ``close`` what was admitted.
         """
         for prompt in prompts:
             self._door.take_place()
@@ -67,7 +65,7 @@ class Answers:
         """Waits for the first chunk of every prompt, so that refusals of hosts still become a status.
 
         Raises:
-            ProductError: one of them was refused; ``abandon`` the others.
+            ProductError: one of them was refused; ``close`` the others.
         """
         if len(self._generations) == 1:
             await self._generations[0].start()
@@ -101,16 +99,9 @@ class Answers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Ends every generation; safe to call again."""
+        """Ends every generation and frees the budget of those that no host began; safe to call again."""
         for generation in self._generations:
             await generation.close()
-
-    async def abandon(self) -> None:
-        """Ends what no host began, and frees its budget; a hold that stays expires by itself."""
-        await self.close()
-        for admission in self.admissions:
-            with contextlib.suppress(ProductError):
-                await self._door.office.release_request(admission.request_id)
 
 
 async def _all(generations: Sequence[Generation]) -> None:

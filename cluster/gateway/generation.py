@@ -8,6 +8,7 @@ place is given back exactly once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -44,12 +45,17 @@ class Generation:
         async def admit(tokens: int) -> Admission:
             return await door.office.admit_request(credential, admission.deployment, tokens)
 
+        async def free(request_id: str) -> None:
+            with contextlib.suppress(ProductError):  # a hold that stays expires by itself
+                await door.office.release_request(request_id)
+
+        self._free, self._request = free, admission.request_id
         self._door = door
         self._request_id = request_id
-        self._chunks = generate_through(door.hosts, admit, admission, request)
+        self._chunks = generate_through(door.hosts, admit, free, admission, request)
         self._first: GenerationChunk | None = None
         self._deadline_s = asyncio.get_running_loop().time() + door.limits.request_s
-        self._closed = False
+        self._closed = self._asked = False
 
     @property
     def exact(self) -> bool:
@@ -62,6 +68,7 @@ class Generation:
         Raises:
             HostUnavailable: the host ended before it began.
         """
+        self._asked = True
         self._first = await self._next()
         if self._first is None:
             raise HostUnavailable("The model host ended the answer before it began. Ask again.")
@@ -83,6 +90,8 @@ class Generation:
             await self._chunks.aclose()
         except Exception as error:
             log_unexpected(error, self._request_id)
+        if not self._asked:  # else the host's last record frees the hold, after all that it has journaled
+            await self._free(self._request)
 
     async def _next(self) -> GenerationChunk | None:
         limits = self._door.limits

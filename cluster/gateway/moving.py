@@ -13,8 +13,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from cluster.errors import HostUnavailable
 from cluster.gateway.hosts import Hosts
-from cluster.hosting.errors import HostStopping, LeaseLost, ReplicaLost
+from cluster.hosting.errors import HostOverloaded, HostStopping, LeaseLost, PromptRefused, ReplicaLost
 from cluster.hosting.messages import (
     GenerationAccount,
     GenerationChunk,
@@ -29,11 +30,16 @@ log = logging.getLogger(__name__)
 #: Losses that say nothing about the request: another replica may well answer it.
 MOVABLE = (ReplicaLost, HostStopping, LeaseLost)
 
+#: Refusals from before a host begins: nothing was computed, so no host will ever report this request's end.
+UNBEGUN = (HostOverloaded, HostUnavailable, PromptRefused)
+
 _MOST_MOVES = 4
 _PAUSE_S = 0.1
 
 #: Admits so many tokens over all choices.
 Admit = Callable[[int], Awaitable[Admission]]
+#: Gives back what a request holds that no host began.
+Free = Callable[[str], Awaitable[None]]
 
 
 class Told:
@@ -100,13 +106,15 @@ class Told:
 
 
 async def generate_through(
-    hosts: Hosts, admit: Admit, admission: Admission, request: GenerationRequest
+    hosts: Hosts, admit: Admit, free: Free, admission: Admission, request: GenerationRequest
 ) -> AsyncGenerator[GenerationChunk, None]:
     """Streams one answer, moving on to another replica whenever one is lost.
 
     Args:
         hosts: where answers come from.
         admit: admits the rest.
+        free: gives back holds of which it is sure that no host has begun. Of all others the host's own last
+            record does, after the tokens that it may have journaled.
         admission: the first.
         request: what is generated.
 
@@ -116,13 +124,19 @@ async def generate_through(
     told, asked = Told(admission, request), request
     for moves in range(_MOST_MOVES + 1):
         chunks = hosts.generate(admission, asked)
+        begun = False
         try:
             async for chunk in chunks:
+                begun = True
                 yield told.take(chunk)
         except MOVABLE as error:
             if moves == _MOST_MOVES or told.needed < 1:
                 raise
             log.warning("an answer moves to another replica: %s", error.code)
+        except UNBEGUN:
+            if not begun:
+                await free(admission.request_id)
+            raise
         else:
             return
         finally:

@@ -70,7 +70,7 @@ async def _answer(
         await answers.admit(prompts)
         await unless_gone(request, answers.start())
     except BaseException:
-        await answers.abandon()
+        await answers.close()
         raise
     shape = Shape(
         chat=kind is ChatParameters,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.gateway.moving import MOVABLE, generate_through
-from cluster.hosting.errors import HostStopping, PromptRefused, ReplicaLost
+from cluster.hosting.errors import HostOverloaded, HostStopping, PromptRefused, ReplicaLost
 from cluster.hosting.messages import GenerationAccount, GenerationChunk, GenerationRequest, Segment
 from cluster.office.protocol import Admission
 from policy.errors import BudgetExceeded
@@ -105,6 +105,7 @@ class Office:
 
     def __init__(self, refuses: Exception | None = None) -> None:
         self.admitted: list[int] = []
+        self.freed: list[str] = []
         self.refuses = refuses
 
     async def admit(self, tokens: int) -> Admission:
@@ -114,11 +115,15 @@ class Office:
         self.admitted.append(tokens)
         return _admission(f"r{len(self.admitted)}", tokens)
 
+    async def free(self, request_id: str) -> None:
+        """A reservation that nobody needs."""
+        self.freed.append(request_id)
+
 
 def _collect(hosts: Hosts, office: Office, tokens: int, n: int) -> list[GenerationChunk]:
     async def story() -> list[GenerationChunk]:
         request = GenerationRequest(prompt="x", max_tokens=tokens, n=n)
-        stream = generate_through(hosts, office.admit, _admission("r0", tokens * n), request)
+        stream = generate_through(hosts, office.admit, office.free, _admission("r0", tokens * n), request)
         return [chunk async for chunk in stream]
 
     return asyncio.run(story())
@@ -183,3 +188,22 @@ def test_endless_losses_end() -> None:
     with pytest.raises(ReplicaLost):
         _collect(hosts, office, 5, 1)
     assert len(office.admitted) == 4
+
+
+@pytest.mark.parametrize("losses", [[], [3], [0, 2]])
+def test_only_holds_of_which_nothing_was_computed_are_given_back(losses: list[int]) -> None:
+    """A refusal frees its own hold; a lost host may have journaled tokens, so its own record comes first."""
+
+    class Full(Hosts):
+        async def generate(
+            self, admission: Admission, request: GenerationRequest
+        ) -> AsyncGenerator[GenerationChunk, None]:
+            if not self.losses:
+                raise HostOverloaded("Busy.")
+            async for chunk in super().generate(admission, request):
+                yield chunk
+
+    office = Office()
+    with pytest.raises(HostOverloaded):
+        _collect(Full(list(losses)), office, 9, 1)
+    assert office.freed == [f"r{len(losses)}"]

@@ -14,6 +14,7 @@ import pytest
 
 from cluster.errors import HostUnavailable
 from cluster.gateway.errors import TooManyRequests
+from cluster.hosting.errors import HostStopping
 from cluster.hosting.messages import ChatTurn, render_turns
 
 MODEL = "notes-research"
@@ -223,6 +224,18 @@ def test_hold_of_a_request_that_never_began_is_given_back(town: Any, client: ope
     assert budget["held_micro"] == 0
     town.hosts.fails = None
     client.completions.create(model=MODEL, prompt="x")
+    (budget,) = town.get("dev", "/ledger/budgets")["items"]
+    assert budget["held_micro"] > 0
+
+
+@pytest.mark.parametrize("fails", [HostStopping("Ending."), RuntimeError("fault")])
+def test_hold_of_a_request_that_may_have_begun_stays_until_its_host_says_so(
+    town: Any, client: openai.OpenAI, fails: Exception
+) -> None:
+    """Tokens may be journaled and not yet booked: whoever leaves at once cannot spend their money twice."""
+    town.hosts.fails = fails
+    with pytest.raises(openai.InternalServerError):
+        client.completions.create(model=MODEL, prompt="x")
     (budget,) = town.get("dev", "/ledger/budgets")["items"]
     assert budget["held_micro"] > 0
 
