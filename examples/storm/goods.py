@@ -30,6 +30,7 @@ from model_core.packing.manifest import (
 from model_core.text.documents import Document
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.base import write_base
+from model_core.training.conversions import to_int8
 from model_core.training.versions import code_version
 
 VOCABULARY = 384
@@ -45,6 +46,7 @@ class Sizes:
         d_ffn: inner width of every network.
         max_positions: longest context in tokens.
         bf16: whether weights are kept in bf16 instead of fp32.
+        int8: whether experts' matrices are rounded to int8.
     """
 
     n_layers: int = 2
@@ -52,6 +54,7 @@ class Sizes:
     d_ffn: int = 128
     max_positions: int = 128
     bf16: bool = False
+    int8: bool = False
 
     @property
     def shape(self) -> ModelShape:
@@ -115,6 +118,7 @@ def make_expert(
     tenant: str,
     seed: int,
     keys: tuple[SigningKey, SigningKey],
+    int8: bool = False,
 ) -> CheckedBundle:
     """Writes an admitted expert.
 
@@ -125,6 +129,7 @@ def make_expert(
         tenant: its owner.
         seed: makes it differ from others.
         keys: the owner's and admission's.
+        int8: whether its matrices are rounded to int8.
     """
     manifest, decoder = load_base_folder(base.folder)
     shape = manifest.shape
@@ -137,7 +142,9 @@ def make_expert(
                 noise = torch.randn(own.shape, generator=chance) * float(given.float().std())
                 own.copy_(given.float() + noise)
             layer.router.row.copy_(torch.randn(shape.d_model, generator=chance) * 0.5)
-    if decoder.embed.weight.dtype == torch.bfloat16:
+    if int8:
+        expert = to_int8(expert)
+    elif decoder.embed.weight.dtype == torch.bfloat16:
         for index in range(shape.n_layers):
             expert.layer(index).ffn.to(torch.bfloat16)
     weights = folder.parent / f"{folder.name}.safetensors"
@@ -151,6 +158,7 @@ def make_expert(
         base_digest=base.digest,
         tokenizer_digest=manifest.tokenizer_digest,
         d_ffn=shape.d_ffn,
+        expert_kind=expert.kind,
         n_layers=shape.n_layers,
         d_model=shape.d_model,
         gated=False,

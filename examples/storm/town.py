@@ -144,7 +144,7 @@ def found(
         founding = _Founding(counter, settings, scratch)
         founding.people()
         base = founding.base(sizes)
-        wares = tuple(founding.expert(base, number) for number in range(experts))
+        wares = tuple(founding.expert(base, number, sizes) for number in range(experts))
         founding.permit(wares)
         sets = expert_sets(tuple(ware.name for ware in wares), endpoints, set_size)
         named = founding.endpoints(base.digest, wares, sets, top_k)
@@ -206,13 +206,19 @@ class _Founding:
         checked: CheckedBundle = self._counter.do(keep)
         return checked
 
-    def expert(self, base: CheckedBundle, number: int) -> Ware:
+    def expert(self, base: CheckedBundle, number: int, sizes: Sizes) -> Ware:
         owner, name = f"owner-{number % _OWNERS}", f"expert-{number:02}"
 
         def admit(desk: Desk) -> Ware:
             keys = load_or_create_key(desk.home.owner_key(owner)), load_or_create_key(desk.home.admission_key)
             made = make_expert(
-                self._scratch / name, base, name=name, tenant=owner, seed=number + 1, keys=keys
+                self._scratch / name,
+                base,
+                name=name,
+                tenant=owner,
+                seed=number + 1,
+                keys=keys,
+                int8=sizes.int8,
             )
             manifest = made.manifest
             assert isinstance(manifest, ExpertManifest)  # noqa: S101  (made one line above)

@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.storm.memory import mappings
+from examples.storm.held import mappings
 from examples.storm.soak import Sample, slope_per_minute
 
 _SMAPS = """\
