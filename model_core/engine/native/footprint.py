@@ -3,24 +3,20 @@
 
 from __future__ import annotations
 
+import bisect
 import ctypes
+import mmap
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
-_MADV_DONTNEED = 4  # of Linux, which alone has /proc/self/smaps
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Mapping:
-    """One line of a process's map."""
-
-    begin: int
-    end: int
-    inode: int
-    private_bytes: int
+_MADV_DONTNEED = 4  # of Linux, which alone has /proc/self/pagemap
+_MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)", re.MULTILINE)
+# Of an entry of the page map: here, swapped out, and whether a file stands behind it.
+_HERE, _SWAPPED, _OF_FILE = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1 << 61)
 
 
 def give_back_freed() -> None:
@@ -44,28 +40,39 @@ def release_file_pages(tensors: Iterable[Tensor]) -> int:
     """
     places = sorted({tensor.untyped_storage().data_ptr() for tensor in tensors})
     libc, dropped = ctypes.CDLL(None, use_errno=True), 0
-    for mapping in _mappings():
-        ours = any(mapping.begin <= place < mapping.end for place in places)
-        if not ours or mapping.inode == 0 or mapping.private_bytes:
+    for begin, end in _file_mappings(places):
+        if _has_own_pages(begin, end):
             continue
-        size = mapping.end - mapping.begin
-        if libc.madvise(ctypes.c_void_p(mapping.begin), ctypes.c_size_t(size), _MADV_DONTNEED) == 0:
+        size = end - begin
+        if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _MADV_DONTNEED) == 0:
             dropped += size
     return dropped
 
 
-def _mappings() -> Iterator[_Mapping]:
-    """The process's mappings; a mapping may begin before a tensor, by the header of its file."""
+def _file_mappings(places: list[int]) -> Iterator[tuple[int, int]]:
+    """Mappings of files in which places lie; one may begin before a tensor, by the header of its file.
+
+    Streams wait for whoever holds the interpreter, so the map is read without a loop over its lines, and
+    without the sums over all pages of the process that a more talkative one would bring.
+    """
     try:
-        lines = Path("/proc/self/smaps").read_text().splitlines()
+        lines = Path("/proc/self/maps").read_bytes()
     except OSError:
         return
-    begin = end = inode = 0
-    for line in lines:
-        head, _, rest = line.partition(" ")
-        if "-" in head and not head.endswith(":"):
-            low, high = head.split("-")
-            begin, end, inode = int(low, 16), int(high, 16), int(rest.split()[3])
-        elif head == "Anonymous:":
-            kib = int(rest.split()[0])
-            yield _Mapping(begin=begin, end=end, inode=inode, private_bytes=kib * 1024)
+    for low, high, inode in _MAPPING.findall(lines):
+        begin, end = int(low, 16), int(high, 16)
+        if inode != b"0" and bisect.bisect_left(places, begin) < bisect.bisect_left(places, end):
+            yield begin, end
+
+
+def _has_own_pages(begin: int, end: int) -> bool:
+    """Whether a mapping of a file holds pages that are this process's own; also where nobody can tell."""
+    first, n_pages = begin // mmap.PAGESIZE, (end - begin) // mmap.PAGESIZE
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
+            pages.seek(8 * first)
+            entries = np.frombuffer(pages.read(8 * n_pages), np.uint64)
+    except OSError:
+        return True
+    own = ((entries & _HERE) != 0) & ((entries & _OF_FILE) == 0)
+    return len(entries) < n_pages or bool((own | ((entries & _SWAPPED) != 0)).any())
