@@ -51,6 +51,8 @@ class Settings(BaseSettings):
             longest leave first and come back when they are. None sets no bound.
         host_pins: experts that stay in memory once they are there (JSON): bundle digests or ``tenant/name``.
         host_kernels: compile the kernels of model hosts on this machine where it has a compiler.
+        host_shards: processes over which each model host spreads a base and its experts; more than one for
+            what does not fit into the memory of one device.
         kernels_folder: where compiled kernels are kept; None keeps them in the home folder.
         host_keeps_withdrawn: withdrawn experts stay in the host's memory, filled with NaN, as a standing
             proof that nothing multiplies them.
@@ -90,6 +92,7 @@ class Settings(BaseSettings):
     host_experts_mib: int | None = Field(default=None, ge=1)
     host_pins: tuple[str, ...] = ()
     host_kernels: bool = True
+    host_shards: int = Field(default=1, ge=1, le=64)
     kernels_folder: Path | None = None
     host_keeps_withdrawn: bool = False
     admission: AdmissionLimits = Field(default_factory=AdmissionLimits)

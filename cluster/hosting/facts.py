@@ -24,6 +24,7 @@ class HostSettings:
         kv_bytes: memory for keys and values of running sequences and of prefixes that are kept.
         kernels: folder of compiled kernels; None computes with torch.
         weights: folder of packed weights that all hosts of a machine map; None packs into memory.
+        shards: processes that share the arithmetic of one host, each with its part of base and experts.
         experts_bytes: what all experts in memory may take together; None sets no bound.
         pins: experts that stay in memory once they are there, by bundle digest or as ``tenant/name``.
     """
@@ -40,6 +41,7 @@ class HostSettings:
     kv_bytes: int = 256 * 2**20
     kernels: Path | None = None
     weights: Path | None = None
+    shards: int = 1
     experts_bytes: int | None = None
     pins: tuple[str, ...] = ()
 

@@ -87,6 +87,7 @@ class ModelHost:
                 kv_bytes=choices.host_kv_mib * 2**20,
                 experts_bytes=None if choices.host_experts_mib is None else choices.host_experts_mib * 2**20,
                 pins=choices.host_pins,
+                shards=choices.host_shards,
                 reach_s=min(20.0, choices.first_token_s),
                 kernels=(choices.kernels_folder or home.kernels) if choices.host_kernels else None,
                 weights=home.weights if choices.host_kernels else None,

@@ -26,7 +26,7 @@ from cluster.hosting.plan import EMPTY_ROSTER, NewSet, Plan, Roster, Running, ma
 from model_core.engine.engine import Engine
 from model_core.engine.requests import SequenceRequest
 from model_core.engine.runner import Runner
-from model_core.errors import ProductError, TensorsNotFinite
+from model_core.errors import ProductError, RankLost, TensorsNotFinite
 from model_core.network.bank import CheckedExpert, ExpertBank
 from model_core.network.expert import Expert
 
@@ -94,6 +94,7 @@ class EngineRoom:
         )
         self.counts = RoomCounts()
         self.failure: BaseException | None = None
+        self._lost: RankLost | None = None
         self._gate = gate
         self._threads = threads
         self._keep_poisoned = keep_poisoned
@@ -127,6 +128,8 @@ class EngineRoom:
             try:
                 future.set_result(command())
             except Exception as err:
+                if isinstance(err, RankLost):
+                    self._lost = err
                 future.set_exception(err)
 
         with self._wake:
@@ -328,6 +331,8 @@ class EngineRoom:
                 return False
         for command in commands:
             command()
+        if self._lost is not None:
+            raise self._lost  # nothing can be computed here any more, nor be said to be gone
         if not self.engine.idle and self._gate.is_open():
             self._step()
         return True

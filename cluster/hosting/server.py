@@ -108,8 +108,8 @@ class ModelServer:
         self.max_context = min(self.settings.max_context, bank.shape.max_positions)
         self.journal = await asyncio.to_thread(UsageJournal.create, self._journals, self.server_id)
         self.uploader = Uploader(self.journal, self._office, interval_s=self.settings.upload_s)
-        opened = await asyncio.to_thread(self._open_runner, bank)
-        log.info("steps are computed by %s; compiling took %.1f s", opened.said, opened.compile_s)
+        self._opened = await asyncio.to_thread(self._open_runner, bank)
+        log.info("steps are computed by %s; compiling took %.1f s", self._opened.said, self._opened.compile_s)
         self.room = EngineRoom(
             bank,
             self.gate,
@@ -118,7 +118,7 @@ class ModelServer:
             threads=self.settings.threads,
             keep_poisoned=self.settings.keep_poisoned,
             max_waiting=self.settings.max_waiting,
-            runner=opened.runner,
+            runner=self._opened.runner,
         )
         self.room.start()
         self.stock = Stock(
@@ -152,6 +152,7 @@ class ModelServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.room.stop)
+        await asyncio.to_thread(self._opened.close)
         await self.stock.close()
         for _ in range(100):  # streams hear that they failed and write their final records
             if not self._releases:
@@ -166,7 +167,7 @@ class ModelServer:
             HostStopping: a thread or task has ended.
         """
         broken = self.room.failure is not None or any(task.done() for task in self._tasks)
-        if broken:
+        if broken or not self._opened.alive:
             raise HostStopping("The model host failed and is being replaced; ask again in a few seconds.")
 
     def in_flight(self) -> int:
@@ -283,7 +284,12 @@ class ModelServer:
         return ExpertBank.open(self.base_digest, folder), tokenizer, ChatFormat.load(folder, tokenizer)
 
     def _open_runner(self, bank: ExpertBank) -> OpenedRunner:
-        pages = pages_within(bank, size_bytes=self.settings.kv_bytes, max_context=self.max_context)
+        pages = pages_within(
+            bank,
+            size_bytes=self.settings.kv_bytes,
+            max_context=self.max_context,
+            shards=self.settings.shards,
+        )
         return open_runner(
             bank,
             n_pages=pages,
@@ -291,6 +297,7 @@ class ModelServer:
             kernels=self.settings.kernels,
             weights=self.settings.weights,
             threads=self.settings.threads,
+            shards=self.settings.shards,
         )
 
     def _verified(self, digest: str) -> CheckedBundle:

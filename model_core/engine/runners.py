@@ -16,6 +16,9 @@ from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import load_library
 from model_core.engine.native.step import NativeRunner
 from model_core.engine.runner import Runner
+from model_core.engine.sharded.gang import Gang
+from model_core.engine.sharded.runner import ShardedRunner
+from model_core.engine.sharded.slices import check_ranks
 from model_core.engine.steady import SteadyRunner
 from model_core.engine.torch_runner import TorchRunner, page_bytes
 from model_core.engine.weights import PackedWeights, can_pack
@@ -32,11 +35,23 @@ class OpenedRunner:
         runner: computes steps over the bank.
         said: one line for a person: what computes, and why not the compiled kernels where they do not.
         compile_s: how long compiling took; 0 where nothing was compiled now.
+        gang: the processes that compute, where there are several; whoever opened the runner closes it.
     """
 
     runner: Runner
     said: str
     compile_s: float = 0.0
+    gang: Gang | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether all that compute are still there."""
+        return self.gang is None or self.gang.alive
+
+    def close(self) -> None:
+        """Ends the processes that compute, where there are several; the runner is of no use then."""
+        if self.gang is not None:
+            self.gang.close()
 
 
 def open_runner(
@@ -48,6 +63,8 @@ def open_runner(
     weights: Path | None = None,
     threads: int | None = None,
     deterministic: bool = False,
+    shards: int = 1,
+    shard_device: str = "cpu",
 ) -> OpenedRunner:
     """Opens a runner over a bank.
 
@@ -59,7 +76,24 @@ def open_runner(
         weights: where packed weights are kept for all processes of the machine; None packs into memory.
         threads: that compute; None takes as many as torch.
         deterministic: where the kernels are missing, prefer torch's slower steps that promise the same.
+        shards: processes that share the arithmetic, each with its part of all weights; they use torch.
+        shard_device: ``cpu``, or ``cuda`` for a device of its own for each of them.
+
+    Raises:
+        RanksRefused: the base cannot be spread over so many processes.
+        RankLost: one of them did not start.
     """
+    if shards > 1:
+        check_ranks(bank.shape, shards)
+        gang = Gang.start(shards, device=shard_device, threads=threads or torch.get_num_threads())
+        try:
+            spread = ShardedRunner(
+                bank, gang, n_pages=n_pages, n_tails=n_tails, folder=weights, deterministic=deterministic
+            )
+        except BaseException:
+            gang.close()
+            raise
+        return OpenedRunner(runner=spread, said=f"torch in {shards} processes ({shard_device})", gang=gang)
     device = bank.decoder.embed.weight.device.type
     if kernels is None:
         why = "no folder for compiled kernels was given"
@@ -89,7 +123,9 @@ def open_runner(
     return OpenedRunner(runner=plain, said=f"torch ({'packed weights; ' if packs else ''}{why})")
 
 
-def pages_within(bank: ExpertBank, *, size_bytes: int, max_context: int, page_size: int = 16) -> int:
+def pages_within(
+    bank: ExpertBank, *, size_bytes: int, max_context: int, page_size: int = 16, shards: int = 1
+) -> int:
     """How many pages of keys and values a memory budget holds; always enough for one whole sequence.
 
     Args:
@@ -97,5 +133,8 @@ def pages_within(bank: ExpertBank, *, size_bytes: int, max_context: int, page_si
         size_bytes: the budget.
         max_context: positions of the longest sequence.
         page_size: positions in a page.
+        shards: processes that share the budget: each holds keys and values of its heads, and all prefix sums.
     """
-    return max(-(-max_context // page_size), size_bytes // page_bytes(bank, page_size))
+    sums_bytes = 8 * bank.shape.d_model * bank.shape.n_layers
+    taken_bytes = page_bytes(bank, page_size) + (shards - 1) * sums_bytes
+    return max(-(-max_context // page_size), size_bytes // taken_bytes)

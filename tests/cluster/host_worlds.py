@@ -98,7 +98,7 @@ class Office:
 class World:
     """A store with a base and three owners' experts, and the register's facts about them."""
 
-    def __init__(self, bundles: Any, folder: Path) -> None:
+    def __init__(self, bundles: Any, folder: Path, *, n_kv_heads: int = 1) -> None:
         self.folder = folder
         self.tokenizer = TextTokenizer.train([TEXT], vocab_size=300)
         self.bundles = bundles
@@ -106,7 +106,7 @@ class World:
             n_layers=2,
             d_model=8,
             n_heads=2,
-            n_kv_heads=1,
+            n_kv_heads=n_kv_heads,
             d_ffn=12,
             vocab_size=self.tokenizer.vocab_size,
             max_positions=256,

@@ -173,7 +173,9 @@ class ShardedRunner:
 
     def _parts_of(self, digest: str, expert: Expert) -> list[DerivedFile]:
         with self._filing:
-            if digest not in self._files:
+            known = self._files.get(digest)
+            # What was prepared and then not taken in may have been cleared away since.
+            if known is None or not all(file.path.exists() for file in known):
                 self._files[digest] = self._made(digest, expert.state_dict(), partial(expert_slices, expert))
             return self._files[digest]
 
