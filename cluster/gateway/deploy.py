@@ -29,6 +29,7 @@ from cluster.gateway.sealed import KEY_BYTES, SealedSessions
 from cluster.gateway.server import bind, free_port, quiet_server
 from cluster.home import Home
 from cluster.hosting.announcements import listen
+from cluster.hosting.errors import ReplicaLost
 from cluster.hosting.lines import Frame
 from cluster.hosting.messages import GenerationChunk, GenerationRequest, ScoreAnswer
 from cluster.office.client import connect_office
@@ -83,7 +84,10 @@ class ServedTransport:
         try:
             await plain.begin.remote(name, stream, admission, request)
         except Exception as error:
-            raise _as_refusal(error) from None
+            refused = _as_refusal(error)
+            if isinstance(refused, HostUnavailable):  # it may or may not have begun; another one can go on
+                refused = ReplicaLost("The model host went away. Ask again.", retry_after_s=1)
+            raise refused from None
 
     async def drop(self, replica: str, name: str, streams: tuple[str, ...]) -> None:
         """Ends streams that nobody reads any more."""

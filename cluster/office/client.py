@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from ray import get_actor
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.errors import OfficeFault, OfficeUnavailable
 from cluster.office.protocol import (
@@ -164,7 +164,11 @@ class OfficeClient:
             raise OfficeFault(
                 "Something unexpected happened in the office. Its log says more under the same time."
             ) from error
-        except (RayActorError, GetTimeoutError, ValueError, TimeoutError) as error:
+        except (
+            RayError,
+            ValueError,
+            TimeoutError,
+        ) as error:  # whatever of Ray's is lost, the question was not answered
             self._handle = None
             raise OfficeUnavailable(
                 "The office does not answer at the moment. It starts again by itself; try again soon.",

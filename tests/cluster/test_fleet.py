@@ -395,3 +395,31 @@ def test_reader_that_is_slow_holds_no_leaving_replica_back() -> None:
         await town.fleet.close()
 
     told(story)
+
+
+def test_a_replica_that_dies_over_the_beginning_of_a_request_is_lost_and_no_refusal() -> None:
+    """Only a loss lets another replica go on; what Ray calls it does not matter."""
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, OwnerDiedError
+
+    from cluster.gateway.deploy import ServedTransport
+
+    class Handle:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+            self.begin = self
+
+        def options(self, **_: Any) -> Handle:
+            return self
+
+        async def remote(self, *_: Any) -> None:
+            raise self.error
+
+    async def story() -> None:
+        for error in (ActorDiedError(), ActorUnavailableError("", None), OwnerDiedError("", None, "")):
+            transport = ServedTransport("a", Handle(error))
+            with pytest.raises(ReplicaLost):
+                await transport.begin(
+                    "r", "l", "s", Town.admission("r", "d"), GenerationRequest(prompt="x", max_tokens=1)
+                )
+
+    told(story)

@@ -235,8 +235,9 @@ def test_an_office_that_cannot_open_says_why_and_opens_later(tmp_path: Path, mon
 class _Flaky:
     """An actor handle that is away for the first questions."""
 
-    def __init__(self, away: int) -> None:
+    def __init__(self, away: int, error: Exception | None = None) -> None:
         self.away = away
+        self.error = error
         self.asked: list[str] = []
 
     @property
@@ -249,7 +250,7 @@ class _Flaky:
         self.asked.append(question)
         if self.away:
             self.away -= 1
-            raise ActorUnavailableError("away", None)
+            raise self.error or ActorUnavailableError("away", None)
         return Reply(value={"ok": True})
 
 
@@ -273,6 +274,18 @@ def test_safe_calls_are_repeated_and_others_are_not() -> None:
         lost = _Flaky(away=10_000)
         with pytest.raises(OfficeUnavailable):
             await OfficeClient(lambda: lost, patience_s=0.3).health()
+
+    asyncio.run(run())
+
+
+def test_whatever_ray_loses_is_an_office_that_does_not_answer() -> None:
+    """A head that starts again shows itself in many errors; none of them ends whoever asks."""
+    from ray.exceptions import OwnerDiedError, RaySystemError, RpcError
+
+    async def run() -> None:
+        for error in (OwnerDiedError("", None, ""), RaySystemError("gone"), RpcError("gone")):
+            handle = _Flaky(1, error)
+            assert await OfficeClient(lambda handle=handle: handle).health() == {"ok": True}  # type: ignore[misc]
 
     asyncio.run(run())
 
