@@ -58,7 +58,7 @@ def down(door: Door) -> None:
 @click.pass_obj
 def status(door: Door) -> None:
     """Say what runs and how it is."""
-    from cluster.up import status as look
+    from cluster.status import status as look
 
     report = look(door.settings)
     if door.as_json:

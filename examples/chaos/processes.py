@@ -19,7 +19,7 @@ import psutil
 
 from cluster.home import Home
 from cluster.ray_node import ProcessMark, processes_of
-from cluster.up import RunFile
+from cluster.run_file import RunFile
 
 _ROUNDS = 20
 _END_S = 10.0

@@ -13,7 +13,7 @@ import psutil
 
 from cluster.home import Home
 from cluster.ray_node import processes_of
-from cluster.up import RunFile
+from cluster.run_file import RunFile
 from examples.demo.house import House, HouseFailed
 from examples.storm.hosts import Orders
 

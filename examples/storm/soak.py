@@ -24,8 +24,8 @@ import psutil
 
 from cluster.home import Home
 from cluster.ray_node import processes_of
+from cluster.run_file import RunFile
 from cluster.settings import Settings
-from cluster.up import RunFile
 from examples.chaos.__main__ import free_port
 from examples.chaos.evidence import Rows, journaled
 from examples.demo.house import HouseFailed

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import sys
 
-from cluster import up
+from cluster.parts import ACTORS
 from cluster.settings import Settings
+from cluster.up import bring_up
 
 
 def main() -> int:
     """Brings the marketplace up that the environment describes."""
-    up._ACTORS["reconciler"] = ("examples.storm.hosts", "WatchedReconciler")
-    running = up.bring_up(Settings(), say=lambda line: print(line, flush=True))
+    ACTORS["reconciler"] = ("examples.storm.hosts", "WatchedReconciler")
+    running = bring_up(Settings(), say=lambda line: print(line, flush=True))
     print(running.url, flush=True)
     return 0
 

@@ -20,7 +20,8 @@ from cluster.errors import AlreadyRunning
 from cluster.home import Home
 from cluster.ray_node import processes_of
 from cluster.settings import Settings
-from cluster.up import _only_one, status, take_down
+from cluster.status import status
+from cluster.up import _only_one, take_down
 
 _PARTS = ("ray::Office", "ray::ServeReplica:gateway", "ray::ServeController")
 
