@@ -11,6 +11,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from cluster.hosting.errors import EpochRefused
+
 
 class EpochFloor:
     """A number on disk that only grows; several processes may share it.
@@ -23,9 +25,13 @@ class EpochFloor:
         self._path = path
 
     def read(self) -> int:
-        """The number; -1 before the first."""
+        """The number; -1 before the first.
+
+        Raises:
+            EpochRefused: what stands there is no number, so nobody knows which epochs are old.
+        """
         try:
-            return int(self._path.read_text(encoding="ascii") or "-1")
+            return _number(self._path.read_text(encoding="ascii"))
         except FileNotFoundError:
             return -1
 
@@ -34,10 +40,21 @@ class EpochFloor:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if epoch <= int(file.read() or "-1"):
+            if epoch <= _number(file.read()):
                 return
             # Numbers only get longer, so what is written covers what was there: no moment without a number.
             file.seek(0)
             file.write(str(epoch))
             file.flush()
             os.fdatasync(file.fileno())
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text or "-1")
+    except ValueError:
+        raise EpochRefused(
+            "The file that remembers the highest epoch is damaged, so no register is followed; write the "
+            "register's present epoch into it, or remove it if the register was never restored.",
+            file="epoch.floor",
+        ) from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from cluster.hosting.errors import EpochRefused
 from cluster.hosting.floor import EpochFloor
+from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.link import RegisterLink
 from cluster.hosting.news import is_newer, read_snapshot
 from cluster.office.protocol import EpochNews
 
@@ -69,3 +72,36 @@ def test_the_highest_epoch_stays_whatever_the_order(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert EpochFloor(tmp_path / "epoch.floor").read() == 103
+
+
+class FalseRegister:
+    """Announces an epoch far ahead and does not show it."""
+
+    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
+        """As the office's."""
+        return news(1000)
+
+    async def acknowledge(
+        self, server_id: str, epoch: int, snapshot_digest: str, compositions: dict[str, str]
+    ) -> None:
+        """As the office's."""
+        pytest.fail("nothing was put in force")
+
+
+@pytest.mark.parametrize("before", ["", "7", "\0\0"])
+def test_a_false_answer_renews_nothing_and_is_not_remembered(tmp_path: Path, before: str) -> None:
+    """Else one of them would keep all hosts of the machine from following the true register ever after."""
+    path = tmp_path / "epoch.floor"
+    path.write_text(before)
+
+    async def unused(_: object) -> None:
+        pytest.fail("nothing is put in force")
+
+    gate = ReleaseGate()
+    link = RegisterLink(
+        FalseRegister(), "srv", "base", gate, apply=unused, load=unused, stop=unused, floor=EpochFloor(path)
+    )
+    asyncio.run(link._ask())
+    assert link.counts.refused == 1
+    assert not gate.is_open()
+    assert path.read_text() == before
