@@ -156,9 +156,22 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] = Field(repr=False)
+    tool_calls: Any = Field(default=None, repr=False)
+    function_call: Any = Field(default=None, repr=False)
+    audio: Any = Field(default=None, repr=False)
 
     def turn(self) -> ChatTurn:
-        """The message as the host takes it."""
+        """The message as the host takes it.
+
+        Raises:
+            UnsupportedParameter: it says something besides its text, which the model would not see.
+        """
+        for name in ("tool_calls", "function_call", "audio"):
+            if getattr(self, name):
+                raise UnsupportedParameter(
+                    f"A message carries {name}, which is not offered: send its text alone.",
+                    param=f"messages.{name}",
+                )
         content = self.content
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return ChatTurn(role=self.role, content=text)

@@ -272,6 +272,18 @@ def test_what_is_not_offered_is_refused_by_name(town: Any, changes: dict[str, An
     assert town.hosts.asked == []
 
 
+def test_messages_that_say_more_than_their_text_are_refused(town: Any, client: openai.OpenAI) -> None:
+    """A call of a tool in a conversation's past would go unseen; one that is empty says nothing."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said: Any = {"role": "assistant", "content": "", "tool_calls": [call]}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}, said])
+    assert caught.value.param == "messages.tool_calls"
+    assert town.hosts.asked == []
+    said = {"role": "assistant", "content": "y", "tool_calls": [], "refusal": None}
+    client.chat.completions.create(model=MODEL, messages=[said])
+
+
 def test_what_asks_for_nothing_is_taken(town: Any, client: openai.OpenAI) -> None:
     """Parameters that ask for nothing, or only label a request, are no reason to refuse."""
     client.chat.completions.create(
