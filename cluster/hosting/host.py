@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ _SCALING = "cluster.hosting.scaling:HostScaling"
 _ROUTER = "cluster.hosting.targeting:TargetedRouter"
 _UNBOUNDED = 1_000_000
 _LAST_WORDS_S = 10.0
+_SWITCH_S = 0.001
 
 if TYPE_CHECKING:
     import uvicorn
@@ -69,6 +71,9 @@ class ModelHost:
         from cluster.hosting.server import ModelServer
 
         # Serve awaits an asynchronous constructor: a replica counts as started once its base is loaded.
+        # The process is the host's own. With the usual 5 ms the engine's thread waits that long for the
+        # interpreter while an expert is read in or an epoch is taken up, several times a step.
+        sys.setswitchinterval(_SWITCH_S)
         choices = read_settings(settings)
         home = Home(choices.home)
         log_to(home.logs, "host", choices.log_level)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.hosting.errors import ExpertsDoNotFit, ExpertsNotLoaded
 from cluster.hosting.messages import GenerationRequest
 from cluster.hosting.server import ModelServer
+from model_core.packing.bundle import check_bundle
+from policy.snapshot import Snapshot
 from tests.cluster.host_worlds import (
     OWNERS,
     Office,
@@ -234,3 +237,57 @@ def test_packed_files_go_with_the_last_host_that_may_use_them(world: World, tmp_
             assert left() == {"ben", "cleo"}
 
     asyncio.run(story())
+
+
+def test_a_former_version_outstays_strangers_and_is_current_again_when_asked(
+    world: World, tmp_path: Path
+) -> None:
+    """An upgrade while the old version is still permitted somewhere, and the way back."""
+    newer, after = with_newer_version(world, tmp_path)
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1, candidates=APART))
+        async with running(world, office, tmp_path / "host", experts_bytes=room_for(world, 3)) as server:
+            await acknowledged(server, 1)
+            for owner in ("cleo", "anna", "ben"):
+                await collect(server, admission(world, deployment=owner), max_tokens=2)
+            await office.publish(after)
+            await acknowledged(server, 2)
+            assert server.health().former == world.digests("anna")
+            assert set(server.health().resident) == {newer, *world.digests("anna", "ben")}
+            await collect(server, admission(world, deployment="cleo"), max_tokens=2)
+            assert set(server.health().resident) == {newer, *world.digests("anna", "cleo")}
+            await collect(server, admission(world, deployment="anna"), max_tokens=2)
+            assert server.health().former == ()
+
+    asyncio.run(story())
+
+
+def with_newer_version(world: World, folder: Path) -> tuple[str, Snapshot]:
+    """A second version of anna's expert, and the second epoch, which serves it beside everything else."""
+    base = check_bundle(world.store.get_bundle(world.base), expect_digest=world.base)
+    made = world.bundles.expert(
+        folder / "newer",
+        base,
+        seed=9,
+        tenant="anna",
+        name="annas-expert",
+        created_at_us=1_800_000_000_000_000,
+    )
+    newer = world.store.put_bundle(folder / "newer", made.digest)
+    plain = world.snapshot(2, candidates=APART)
+
+    def again(facts: Any, place: str, **changes: Any) -> tuple[Any, ...]:
+        old = next(fact for fact in facts if fact.expert_id == "exp_anna")
+        return (*facts, old.model_copy(update={place: f"{getattr(old, place)}_2", **changes}))
+
+    lab = plain.deployments[0].model_copy(update={"name": "newer", "candidates": ("exp_anna_2",)})
+    changed = {
+        "experts": again(plain.experts, "expert_id", bundle_digest=newer),
+        "consents": again(plain.consents, "id", expert_id="exp_anna_2"),
+        "grants": again(plain.grants, "id", expert_id="exp_anna_2"),
+        "deployments": (*plain.deployments, lab),
+    }
+    fields = {name: getattr(plain, name) for name in type(plain).model_fields}
+    return newer, Snapshot(**(fields | changed))
