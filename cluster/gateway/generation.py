@@ -20,6 +20,7 @@ from cluster.errors import HostUnavailable
 from cluster.gateway.door import Door
 from cluster.gateway.errors import GenerationFailed, GenerationTimedOut, MalformedBody
 from cluster.gateway.moving import generate_through
+from cluster.gateway.patience import Patience
 from cluster.gateway.threshold import log_unexpected
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.office.protocol import Admission
@@ -53,6 +54,7 @@ class Generation:
         self._door = door
         self._request_id = request_id
         self._chunks = generate_through(door.hosts, admit, free, admission, request)
+        self._patience = Patience()
         self._first: GenerationChunk | None = None
         self._deadline_s = asyncio.get_running_loop().time() + door.limits.request_s
         self._closed = self._asked = False
@@ -85,6 +87,7 @@ class Generation:
         if self._closed:
             return
         self._closed = True
+        self._patience.close()
         self._door.free_place()
         try:
             await self._chunks.aclose()
@@ -98,8 +101,7 @@ class Generation:
         patience_s = limits.first_token_s if self._first is None else limits.generation_timeout_s
         left_s = self._deadline_s - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(min(patience_s, left_s)):
-                return await anext(self._chunks)
+            return await self._patience.wait(anext(self._chunks), min(patience_s, left_s))
         except StopAsyncIteration:
             return None
         except ProductError:

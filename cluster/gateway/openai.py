@@ -8,7 +8,6 @@ its composition, epoch and request in headers and says in ``marketplace`` which 
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,7 +23,7 @@ from cluster.gateway.door import Door
 from cluster.gateway.errors import UnsupportedParameter
 from cluster.gateway.generation import EventStream, unless_gone
 from cluster.gateway.openai_requests import ChatParameters, CompletionParameters, offered
-from cluster.gateway.openai_shapes import Shape
+from cluster.gateway.openai_shapes import Shape, sent
 from cluster.gateway.sessions import bearer
 from cluster.gateway.threshold import log_unexpected, request_id_of
 from cluster.problems import invalid_request, problem_of
@@ -134,33 +133,29 @@ async def _events(
     held: dict[str, Any] | None = None
     try:
         for event in shape.opening():
-            yield _data(event)
+            yield sent(event)
         async for prompt, chunk in answers.chunks():
-            for event in shape.events(chunk, prompt):
+            for made in shape.sendable(chunk, prompt):
                 if held is not None:
-                    yield _data(held)
+                    yield sent(held)
                     held = None
-                if event["choices"][0]["finish_reason"] is None:
-                    yield _data(event)
+                if isinstance(made, bytes):
+                    yield made
                 else:
-                    held = event
+                    held = made
         if include_usage:
             if held is not None:
-                yield _data(held)
-            yield _data(shape.closing_usage())
+                yield sent(held)
+            yield sent(shape.closing_usage())
         elif held is not None:
-            yield _data(held | {"marketplace": shape.marketplace()})
+            yield sent(held | {"marketplace": shape.marketplace()})
         yield b"data: [DONE]\n\n"
     except Exception as error:
         # The status line is long gone; clients of this API read an error event and raise it.
         log_unexpected(error, request_id)
-        yield _data({"error": openai_error(problem_of(error))})
+        yield sent({"error": openai_error(problem_of(error))})
     finally:
         await answers.close()
-
-
-def _data(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def _models(door: Door, request: Request) -> Response:

@@ -7,9 +7,11 @@ the epoch, the composition and the routed share of each expert.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from typing import Any
 
 from cluster.hosting.messages import GenerationAccount, GenerationChunk, TokenLogprob
@@ -22,6 +24,16 @@ _FINISH = {
     "withdrawn": "content_filter",
     "stopped": "content_filter",
 }
+
+
+# Stands for the text in an event; escaped, so that no name of a model is taken for it.
+_MARK = "\x00"
+_MARKED = b'"\\u0000"'
+
+
+def sent(event: dict[str, Any]) -> bytes:
+    """A stream event as it is sent."""
+    return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,6 +75,7 @@ class Shape:
         self._completion_tokens = 0
         self._prompt_tokens = [0] * len(request_ids)
         self._accounts: list[GenerationAccount | None] = [None] * len(request_ids)
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def take(self, chunk: GenerationChunk, prompt: int = 0) -> None:
         """Counts a chunk and keeps its text for the whole answer.
@@ -118,6 +131,30 @@ class Shape:
             else:
                 made.append(self._event([self._plain(index, "", None, finish)]))
         return made
+
+    def sendable(self, chunk: GenerationChunk, prompt: int = 0) -> list[bytes | dict[str, Any]]:
+        """The stream events of a chunk as they are sent; one that finishes a choice may still be added to."""
+        ready = self.text_event(chunk, prompt)
+        if ready is not None:
+            return [ready]
+        made = self.events(chunk, prompt)
+        return [event if event["choices"][0]["finish_reason"] else sent(event) for event in made]
+
+    def text_event(self, chunk: GenerationChunk, prompt: int = 0) -> bytes | None:
+        """The stream event of a chunk that brings text and nothing else, as it is sent; None for others.
+
+        All but the text is written once: nearly every event of a stream is of this kind.
+        """
+        plain = chunk.prompt is None and chunk.finish_reason is None and not chunk.logprobs
+        if self._logprobs or not plain or not chunk.text:
+            return None
+        self._count(chunk, prompt)
+        index = prompt * self._n + chunk.index
+        if index not in self._frames:
+            before, _, after = sent(self._event([self._text_delta(index, _MARK, [])])).rpartition(_MARKED)
+            self._frames[index] = before, after
+        before, after = self._frames[index]
+        return before + encode_basestring(chunk.text).encode() + after
 
     @property
     def complete(self) -> bool:

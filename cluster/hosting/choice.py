@@ -20,6 +20,8 @@ from cluster.office.protocol import UsageRecord
 from model_core.engine.requests import Sampling, TokenEvent
 
 _BROKEN = "\ufffd"
+# Segments of single tokens are joined now and then: joining many at once costs hardly more than two.
+_MOST_LOOSE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,8 +172,13 @@ class ChoiceAccount:
     request_id: str
     deployment: str
     index: int
-    segments: list[Segment] = field(default_factory=list)
     released: int = 0
+    _segments: list[Segment] = field(default_factory=list)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What was released so far, by runs of one composition."""
+        return joined_segments(self._segments)
 
     def take(
         self, tokens: Sequence[StepToken], names: Callable[[str], str], at_us: int
@@ -220,7 +227,9 @@ class ChoiceAccount:
             )
             self.released += end - start
             start = end
-        self.segments = list(joined_segments((*self.segments, *fresh)))
+        self._segments += fresh
+        if len(self._segments) > _MOST_LOOSE:
+            self._segments = list(joined_segments(self._segments))
         return records, tuple(fresh)
 
 

@@ -80,7 +80,15 @@ def merge_records(records: Iterable[UsageRecord]) -> tuple[UsageRecord, ...]:
 
 def encode_line(body: dict[str, Any]) -> bytes:
     """One line: checksum, space, compact JSON, newline."""
-    text = json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
+    return _line(json.dumps(body, separators=(",", ":"), sort_keys=True).encode())
+
+
+def _use_line(records: Sequence[UsageRecord]) -> bytes:
+    """The line of records; there is one for every released token, so they write themselves."""
+    return _line(b'{"k":"use","r":[%s]}' % b",".join(record.model_dump_json().encode() for record in records))
+
+
+def _line(text: bytes) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -169,7 +177,7 @@ class UsageJournal:
         if not records:
             return
         with self._mutex:
-            self._write({"k": "use", "r": [record.model_dump(mode="json") for record in records]})
+            self._write_line(_use_line(records))
             self._take_records(records)
 
     def open(self, record: UsageRecord) -> None:
@@ -268,7 +276,9 @@ class UsageJournal:
         self._next_sequence = sequence + 1
 
     def _write(self, body: dict[str, Any]) -> None:
-        line = encode_line(body)
+        self._write_line(encode_line(body))
+
+    def _write_line(self, line: bytes) -> None:
         try:
             written = os.write(self._fd, line)
         except OSError as err:

@@ -154,26 +154,33 @@ class Segment(Message):
 
 def joined_segments(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     """Segments of one choice in order, with neighbours of the same composition made one."""
-    joined: list[Segment] = []
+    runs: list[list[Segment]] = []
     for segment in segments:
-        last = joined[-1] if joined else None
+        last = runs[-1][-1] if runs else None
         if last is not None and (last.index, last.part, last.composition_digest, last.to_token) == (
             segment.index,
             segment.part,
             segment.composition_digest,
             segment.from_token,
         ):
-            ended = segment.to_epoch or segment.epoch
-            joined[-1] = last.model_copy(
-                update={
-                    "to_token": segment.to_token,
-                    "to_epoch": ended if ended != last.epoch else last.to_epoch,
-                    "experts": added_shares(last.experts, segment.experts),
-                }
-            )
+            runs[-1].append(segment)
         else:
-            joined.append(segment)
-    return tuple(joined)
+            runs.append([segment])
+    return tuple(run[0] if len(run) == 1 else _one_segment(run) for run in runs)
+
+
+def _one_segment(run: Sequence[Segment]) -> Segment:
+    """Neighbours of one composition as one."""
+    first, last = run[0], run[-1]
+    experts: dict[str, int] = {}
+    to_epoch = first.to_epoch
+    for segment in run:
+        for name, ppm in segment.experts.items():
+            experts[name] = experts.get(name, 0) + ppm
+    for segment in run[1:]:
+        ended = segment.to_epoch or segment.epoch
+        to_epoch = ended if ended != first.epoch else to_epoch
+    return first.model_copy(update={"to_token": last.to_token, "to_epoch": to_epoch, "experts": experts})
 
 
 def added_shares(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from cluster.hosting.choice import (
 from cluster.hosting.endings import ended
 from cluster.hosting.errors import HostStopping, JournalDamaged, LeaseLost
 from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.inbox import Inbox, Item
 from cluster.hosting.journal import UsageJournal
 from cluster.hosting.lease import wall_us
 from cluster.hosting.messages import (
@@ -39,8 +40,6 @@ from cluster.office.protocol import Admission, UsageRecord
 
 _LOOK_S = 0.5
 _GATE_PAUSE_S = 0.01
-
-Item = StepToken | Ending | Failure
 
 
 class Release:
@@ -78,7 +77,7 @@ class Release:
         self._decode = decode
         self._names = names
         self._known_names: dict[str, str] = {}
-        self._queue: asyncio.Queue[tuple[Choice, Item]] = asyncio.Queue()
+        self._inbox = Inbox()
         self._texts = [TextAssembler(decode, request.stop) for _ in range(request.n)]
         self._accounts = [
             ChoiceAccount(
@@ -103,7 +102,7 @@ class Release:
 
     def put(self, choice: Choice, item: Item) -> None:
         """Takes what the engine computed (event loop)."""
-        self._queue.put_nowait((choice, item))
+        self._inbox.put(choice, item)
 
     async def chunks(self, hold_s: float, leave: Callable[[Choice], None]) -> AsyncIterator[GenerationChunk]:
         """Chunks until every choice has ended.
@@ -173,6 +172,7 @@ class Release:
 
         It frees the rest of the reservation at once. Without a released token the prompt is not charged.
         """
+        self._inbox.close()
         if not self._final_recorded:
             self._prompt_recorded = True
             # Why the request ended is what counts; whoever recovers the journal writes what is missing there.
@@ -185,18 +185,9 @@ class Release:
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     async def _next_items(self, hold_s: float) -> dict[Choice, list[Item]]:
-        while True:
-            try:
-                async with asyncio.timeout(_LOOK_S):
-                    first = await self._queue.get()
-                break
-            except TimeoutError:
-                self._give_up_if_held(hold_s)
-        grouped: dict[Choice, list[Item]] = {first[0]: [first[1]]}
-        while not self._queue.empty():
-            choice, item = self._queue.get_nowait()
-            grouped.setdefault(choice, []).append(item)
-        return grouped
+        while not await self._inbox.wait(_LOOK_S):
+            self._give_up_if_held(hold_s)
+        return self._inbox.take()
 
     async def _gate_open(self, hold_s: float) -> None:
         while not self._gate.is_open():
