@@ -220,6 +220,10 @@ class Register:
         """The facts of an epoch; see ``Publisher.snapshot``."""
         return self._publisher.snapshot(epoch)
 
+    def known(self, epoch: int) -> Snapshot:
+        """The facts of an epoch, not read twice by one process; see ``Publisher.known``."""
+        return self._publisher.known(epoch)
+
     def digest_of(self, epoch: int) -> str:
         """The digest of a published epoch's snapshot; see ``Publisher.publication``."""
         return self._publisher.publication(epoch).snapshot_digest

@@ -105,7 +105,7 @@ class RegisterLink:
         self._renew_s = renew_s
         self._poll_s = poll_s
         self._snapshot: Snapshot | None = None
-        self._decisions = Remembered()
+        self._compositions = Remembered()
         self._roster = EMPTY_ROSTER
         self._hearing = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -168,10 +168,12 @@ class RegisterLink:
         floor = -1 if self._floor is None or known.epoch >= 0 else await asyncio.to_thread(self._floor.read)
         if is_newer(news, known.epoch, known.snapshot_digest, seen, floor):
             snapshot = await asyncio.to_thread(read_snapshot, news)
-            if self._floor is not None:
-                await asyncio.to_thread(self._floor.raise_to, snapshot.epoch)
+            # The number goes to disk while compositions are made; nothing is in force before both are done.
+            roster, _ = await asyncio.gather(
+                asyncio.to_thread(self._composed, snapshot), asyncio.to_thread(self._raise_floor, news.epoch)
+            )
             self._snapshot = snapshot
-            await self._put_in_force()
+            await self._put_in_force(roster)
             self._again.set()  # nobody waits at the office now, and the next epoch may come at once
         if not news.stopped.keys() <= self._stopped:
             await self._stop(news.stopped)
@@ -179,15 +181,20 @@ class RegisterLink:
             self._stopped = frozenset(news.stopped)
         self._gate.renew(sent_us, int(news.lease_s * 1_000_000), news.received_us)
 
-    async def _put_in_force(self) -> None:
-        """Makes and applies the roster of the present snapshot at the present time; holds ``_hearing``."""
-        snapshot = self._snapshot
-        if snapshot is None:
-            return
+    def _raise_floor(self, epoch: int) -> None:
+        if self._floor is not None:
+            self._floor.raise_to(epoch)
+
+    def _composed(self, snapshot: Snapshot) -> Roster:
         at_us = self._gate.judge_time_us()
-        roster = await asyncio.to_thread(
-            make_roster, snapshot, self._base_digest, at_us, self._decisions.decide
-        )
+        return make_roster(snapshot, self._base_digest, at_us, self._compositions.compose)
+
+    async def _put_in_force(self, roster: Roster | None = None) -> None:
+        """Applies a roster, or makes that of the present snapshot at the present time; holds ``_hearing``."""
+        if roster is None:
+            if self._snapshot is None:
+                return
+            roster = await asyncio.to_thread(self._composed, self._snapshot)
         await self._apply(roster)
         self._roster = roster
         async with self._changed:

@@ -7,11 +7,10 @@ says which experts to load and drop and which running sequences get which set.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from policy.composition import Composition, Decider, Question, compose, composition_digest
-from policy.decision import decide
+from policy.composition import Composition, Question, compose, composition_digest
 from policy.snapshot import Snapshot
 from policy.terms import WhenCutOff
 
@@ -105,23 +104,34 @@ class Roster:
         return {name: served.composition_digest for name, served in sorted(self.served.items())}
 
 
+#: Says what a deployment of a snapshot runs at a moment.
+Composer = Callable[[Snapshot, str, int], Composition]
+
 EMPTY_ROSTER = Roster(served={})
 
 
-def make_roster(snapshot: Snapshot, base_digest: str, at_us: int, decider: Decider = decide) -> Roster:
+def _compose_anew(snapshot: Snapshot, deployment: str, at_us: int) -> Composition:
+    return compose(snapshot, Question(deployment=deployment, at_us=at_us))
+
+
+def make_roster(
+    snapshot: Snapshot, base_digest: str, at_us: int, composer: Composer = _compose_anew
+) -> Roster:
     """Asks policy about every deployment of a base at one moment.
 
     Args:
         snapshot: the facts.
         base_digest: deployments of other bases are not asked about.
         at_us: microseconds since the Unix epoch.
-        decider: what remembers the answers of the last roster, if anything does.
+        composer: what remembers the compositions of the last roster, if anything does.
     """
     served = {}
     for fact in snapshot.deployments:
         if fact.base_digest == base_digest:
-            composition = compose(snapshot, Question(deployment=fact.name, at_us=at_us), decider=decider)
-            served[fact.name] = Served.of(composition, fact.name, fact.when_cut_off)
+            composition = composer(snapshot, fact.name, at_us)
+            made = Served.of(composition, fact.name, fact.when_cut_off)
+            # A remembered composition names the epoch that it was made in.
+            served[fact.name] = replace(made, epoch=snapshot.epoch)
     return Roster(
         epoch=snapshot.epoch,
         snapshot_digest=snapshot.digest,

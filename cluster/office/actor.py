@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from typing import Any
 
 from cluster.errors import UnknownOperation
@@ -25,8 +26,19 @@ MAX_CONCURRENCY = 2000
 
 _QUESTIONS = frozenset(name for name in vars(OfficeProtocol) if not name.startswith("_"))
 _SWEEP_S = 60.0
-# No host generates for one request as long as this, so a reservation this old reports nothing more.
-_RESERVATION_LIFE_US = 3600 * 1_000_000
+_SWITCH_S = 0.0005
+# A reservation is kept at least so long, and so much longer than any answer may take.
+_RESERVATION_LIFE_S = 3600.0
+_AFTER_ANSWER_S = 600.0
+
+
+def reservation_life_us(request_s: float) -> int:
+    """From what age on a reservation reports nothing more, in microseconds.
+
+    Args:
+        request_s: how long an answer may take.
+    """
+    return int(max(_RESERVATION_LIFE_S, request_s + _AFTER_ANSWER_S) * 1_000_000)
 
 
 class OfficeActor:
@@ -40,6 +52,9 @@ class OfficeActor:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        # The process is the office's own. With the usual 5 ms the writer waits that long for the interpreter
+        # whenever a reader is at work, several times for each answer.
+        sys.setswitchinterval(_SWITCH_S)
         self._settings = settings
         self._opening = asyncio.Lock()
         self._office: Office | None = None
@@ -67,19 +82,18 @@ class OfficeActor:
                 return await getattr(office, question)(*arguments)
 
     async def _open(self) -> Office:
-        from cluster.bootstrap import open_office
+        from cluster.bootstrap import open_office, read_settings
 
         async with self._opening:
             if self._office is None:
                 self._office = await asyncio.to_thread(open_office, self._settings)
-                self._sweeper = asyncio.create_task(self._sweep(self._office))
+                life_us = reservation_life_us(read_settings(self._settings).request_s)
+                self._sweeper = asyncio.create_task(self._sweep(self._office, life_us))
             return self._office
 
-    async def _sweep(self, office: Office) -> None:
+    async def _sweep(self, office: Office, life_us: int) -> None:
         """Frees the holds of requests whose end was never reported."""
         while True:
             with contextlib.suppress(ProductError):  # logged where it was raised; the next round tries again
-                await office.do(
-                    lambda desk: desk.metering.release_expired(now_us() - _RESERVATION_LIFE_US), wakes=False
-                )
+                await office.do(lambda desk: desk.metering.release_expired(now_us() - life_us), wakes=False)
             await asyncio.sleep(_SWEEP_S)

@@ -298,7 +298,7 @@ class Office:
         if published is None or published[0].epoch != epoch:
             # Before the first publication there is nothing to permit, and one fixed empty snapshot says so.
             snapshot = (
-                desk.register.snapshot(epoch)
+                desk.register.known(epoch)
                 if epoch
                 else Snapshot(epoch=0, published_at_us=0, vocabulary_version=CURRENT_VERSION)
             )
