@@ -12,6 +12,7 @@ from benchmarks.serving.huggingface import EXPERTS
 from benchmarks.serving.measured import BATCH, GENERATE, LLAMA, OURS, Measured
 from benchmarks.serving.peak import PeakMeter, products
 from benchmarks.serving.prompts import prompts_of
+from benchmarks.serving.rest import rest, rested
 from benchmarks.serving.routes import mean_touched, routes_of
 from benchmarks.serving.stage import Stage
 from benchmarks.serving.touched import step_bytes
@@ -48,6 +49,7 @@ def measure_cell(
         bandwidth.append(meter.measure())
         if peak is not None:
             peak.measure()
+        rest()
         return ours.turn(stage.ask(prompts_of(cell, number)), cell.new_tokens)
 
     sides: dict[str, Side] = {OURS: our_turn}
@@ -60,7 +62,7 @@ def measure_cell(
         )
         held = context
         sides[LLAMA] = lambda number: held.turn(prompts_of(cell, number), cell.new_tokens)
-    traces = take_turns(sides, rounds=cell.rounds)
+    traces = take_turns({name: rested(side) for name, side in sides.items()}, rounds=cell.rounds)
     if peak is not None:
         peak.measure()
     if context is not None:

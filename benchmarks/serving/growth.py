@@ -20,6 +20,7 @@ from benchmarks.serving.bandwidth import ReadMeter
 from benchmarks.serving.case import GROWING, Cell, Sizes
 from benchmarks.serving.ours import Ask, Ours
 from benchmarks.serving.prompts import prompts_of
+from benchmarks.serving.rest import rest
 from benchmarks.serving.routes import mean_touched, routes_of
 from benchmarks.serving.stage import PREFILL_TOKENS
 from benchmarks.serving.touched import step_bytes
@@ -119,6 +120,7 @@ def _take_turns(
 
     def turn(engine: Ours, bank: ExpertBank, number: int) -> Trace:
         best[number] = max(best.get(number, 0.0), meter.measure())
+        rest()
         asks = [Ask(prompt=prompt, experts=bank.digests) for prompt in prompts_of(cell, number)]
         return engine.turn(asks, cell.new_tokens)
 

@@ -21,11 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.serving.case import Format, Sizes
+from benchmarks.serving.rest import rest
 from model_core.engine.native.library import Pool
 from model_core.engine.native.panels import pack_matrix
-
-# Until threads that watch for more work have gone to sleep.
-_REST_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +120,7 @@ class PeakMeter:
     @torch.inference_mode()
     def measure(self, tries: int = 3) -> None:
         """Times each product some more."""
-        time.sleep(_REST_S)
+        rest()
         self._time([product.own for product in self._products], self._own_s, tries)
         self._time([product.ways for product in self._products], self._torch_s, tries)
 
