@@ -15,7 +15,7 @@ import pytest
 
 from cluster.bootstrap import open_office
 from cluster.errors import InvalidRequest, OfficeFault, OfficeUnavailable, RoleRequired, UnknownOperation
-from cluster.office.actor import OfficeActor
+from cluster.office.actor import OfficeActor, reservation_life_us
 from cluster.office.client import OfficeClient
 from cluster.office.counter import Office
 from cluster.office.protocol import Reply
@@ -288,6 +288,12 @@ def test_whatever_ray_loses_is_an_office_that_does_not_answer() -> None:
             assert await OfficeClient(lambda handle=handle: handle).health() == {"ok": True}  # type: ignore[misc]
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("request_s", [1.0, 1800.0, 86_400.0])
+def test_holds_outlive_every_answer(request_s: float) -> None:
+    """However long answers may take here, none goes on after its hold was freed as forgotten."""
+    assert reservation_life_us(request_s) >= max(3600.0, request_s + 60) * 1_000_000
 
 
 async def _key(office: Office, operator: str, person: str, role: str) -> str:
