@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import shutil
 import statistics
 import sys
@@ -27,6 +26,7 @@ from cluster.settings import Settings
 from examples.chaos.__main__ import free_port
 from examples.demo.house import HouseFailed
 from examples.storm import play
+from examples.storm.gaps import largest_gap_ms, median_gap_ms
 from examples.storm.goods import SMALL, Sizes
 from examples.storm.held import Held, held_by
 from examples.storm.hosts import Orders
@@ -237,27 +237,6 @@ def _first_token_us(house: play.Place, town: Town, name: str, expert: str) -> in
                     return answer.arrivals_us[0]
 
     return asyncio.run(until())
-
-
-def median_gap_ms(answers: list[Answer]) -> float:
-    """Median gap between two tokens of a stream, over all streams."""
-    return statistics.median(gap for answer in answers for _, _, gap in _gaps(answer))
-
-
-def largest_gap_ms(answers: list[Answer], from_us: int, to_us: int) -> float:
-    """Largest gap of any stream that lies in a stretch of time, wholly or in part."""
-    within = (
-        gap
-        for answer in answers
-        for earlier_us, later_us, gap in _gaps(answer)
-        if later_us >= from_us and earlier_us <= to_us
-    )
-    return max(within, default=0.0)
-
-
-def _gaps(answer: Answer) -> Iterator[tuple[int, int, float]]:
-    for earlier_us, later_us in itertools.pairwise(answer.arrivals_us):
-        yield earlier_us, later_us, (later_us - earlier_us) / 1000
 
 
 def _large(dtype: str) -> Sizes:
