@@ -19,6 +19,7 @@ from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.hosting.server import ModelServer
 from cluster.office.protocol import Admission, EpochNews, UsageRecord
+from model_core.engine.requests import TokenEvent
 from model_core.network.checkpoint import save_expert
 from model_core.network.expert import Expert
 from model_core.packing.ids import new_id
@@ -37,6 +38,7 @@ from policy.snapshot import (
     Snapshot,
     TenantFact,
 )
+from tests.cluster.admissions import admitted
 
 OWNERS = ("anna", "ben", "cleo")
 TEXT = "the quick brown fox jumps over the lazy dog and the dog sleeps on; " * 8
@@ -259,12 +261,11 @@ async def running(
 
 def admission(world: World, epoch: int = 1, *, tokens: int = 1000, deployment: str = "lab") -> Admission:
     """What the office would have said."""
-    return Admission(
-        request_id=new_id("req"),
+    return admitted(
+        new_id("req"),
         deployment=deployment,
         base_digest=world.base,
         tenant="app",
-        principal_id="pri_1",
         epoch=epoch,
         composition_digest="sha256:" + "0" * 64,
         reserved_tokens=tokens,
@@ -296,3 +297,14 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
 def tokens_of(chunks: list[GenerationChunk]) -> list[int]:
     """Token ids in order."""
     return [token for chunk in chunks for token in chunk.token_ids]
+
+
+def slow_down(server: ModelServer, step_s: float = 0.02) -> None:
+    """Makes every step of the engine last longer, as a larger model would."""
+    step = server.room.engine.step
+
+    def slow() -> list[TokenEvent]:
+        time.sleep(step_s)
+        return step()
+
+    server.room.engine.step = slow  # type: ignore[method-assign]

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from cluster.hosting.facts import HostSettings
-from cluster.hosting.server import ModelServer
 from cluster.settings import Settings
 from examples.storm import play
 from examples.storm.goods import SMALL
 from examples.storm.local import LocalHouse
 from examples.storm.town import Town, found
-from model_core.engine.requests import TokenEvent
+from tests.cluster.host_worlds import slow_down
 
 _LONGEST_S = 2.0  # the law's; on an idle machine it takes a few milliseconds
 
@@ -65,19 +64,8 @@ def town_and_house(tmp_path: Path) -> Iterator[tuple[Town, LocalHouse]]:
     with LocalHouse(settings, town.base_digest, hosts=2, host_settings=choices) as house:
         play.wait_for_servers(house, town, 2, timeout_s=120)
         for server in house.servers:
-            slow_down(server)
+            slow_down(server, 0.05)
         yield town, house
-
-
-def slow_down(server: ModelServer, step_s: float = 0.05) -> None:
-    """Makes every step last longer."""
-    step = server.room.engine.step
-
-    def slow() -> list[TokenEvent]:
-        time.sleep(step_s)
-        return step()
-
-    server.room.engine.step = slow  # type: ignore[method-assign]
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:

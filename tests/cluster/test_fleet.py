@@ -17,6 +17,7 @@ from cluster.hosting.lines import Frame, Switchboard
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.office.protocol import Admission
 from model_core.errors import ProductError
+from tests.cluster.admissions import admitted
 
 
 class Replica:
@@ -110,21 +111,7 @@ class Town:
     ) -> AsyncGenerator[GenerationChunk, None]:
         """One request."""
         asked = GenerationRequest(prompt="x", max_tokens=tokens, n=n)
-        return self.fleet.generate(self.admission(request_id, deployment), asked)
-
-    @staticmethod
-    def admission(request_id: str, deployment: str) -> Admission:
-        """What the office would have said."""
-        return Admission(
-            request_id=request_id,
-            deployment=deployment,
-            base_digest="b",
-            tenant="t",
-            principal_id="p",
-            epoch=1,
-            composition_digest="c",
-            reserved_tokens=100,
-        )
+        return self.fleet.generate(admitted(request_id, deployment=deployment), asked)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -331,7 +318,7 @@ def test_gateway_that_is_gone_holds_no_streams() -> None:
         frames = replica.board.line("gateway")
         await anext(frames)
         town = Town()
-        admission = town.admission("r", "d")
+        admission = admitted()
         await replica.board.begin("gateway", "s", admission, GenerationRequest(prompt="x", max_tokens=3))
         await until(lambda: replica.running == 1)
         for _ in range(30):  # as long as somebody says so it goes on
@@ -418,8 +405,6 @@ def test_a_replica_that_dies_over_the_beginning_of_a_request_is_lost_and_no_refu
         for error in (ActorDiedError(), ActorUnavailableError("", None), OwnerDiedError("", None, "")):
             transport = ServedTransport("a", Handle(error))
             with pytest.raises(ReplicaLost):
-                await transport.begin(
-                    "r", "l", "s", Town.admission("r", "d"), GenerationRequest(prompt="x", max_tokens=1)
-                )
+                await transport.begin("r", "l", "s", admitted(), GenerationRequest(prompt="x", max_tokens=1))
 
     told(story)

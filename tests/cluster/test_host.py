@@ -30,6 +30,7 @@ from tests.cluster.host_worlds import (
     bundle_maker,
     collect,
     running,
+    slow_down,
     tokens_of,
     until,
 )
@@ -198,17 +199,6 @@ async def timed(
 def quick_gate() -> ReleaseGate:
     """A gate whose clock runs four times as fast: leases end after half a second."""
     return ReleaseGate(boot_clock=lambda: 4 * boottime_us())
-
-
-def slow_down(server: ModelServer, step_s: float = 0.02) -> None:
-    """Makes every step of the engine last longer, as a larger model would."""
-    step = server.room.engine.step
-
-    def slow() -> list[TokenEvent]:
-        time.sleep(step_s)
-        return step()
-
-    server.room.engine.step = slow  # type: ignore[method-assign]
 
 
 def test_tokens_that_wait_while_their_expert_is_withdrawn_are_never_released(

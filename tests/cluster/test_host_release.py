@@ -15,8 +15,9 @@ from cluster.hosting.choice import Choice, Failure, Label, StepToken, TextAssemb
 from cluster.hosting.errors import HostStopping, JournalDamaged, LeaseLost
 from cluster.hosting.messages import GenerationChunk, GenerationRequest, Segment, joined_segments
 from cluster.hosting.release import Release
-from cluster.office.protocol import Admission, UsageRecord
+from cluster.office.protocol import UsageRecord
 from model_core.engine.requests import Sampling, TokenEvent
+from tests.cluster.admissions import admitted
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -64,18 +65,8 @@ class Way:
     def __init__(self, gate: Gate, **fields: Any) -> None:
         self.journal = Journal()
         self.left: list[Choice] = []
-        admission = Admission(
-            request_id="req_1",
-            deployment="lab",
-            base_digest="x",
-            tenant="app",
-            principal_id="p",
-            epoch=3,
-            composition_digest="c3",
-            reserved_tokens=100,
-        )
         self.release = Release(
-            admission=admission,
+            admission=admitted("req_1", epoch=3, composition_digest="c3"),
             request=GenerationRequest(prompt="x", max_tokens=100, **fields),
             prompt_tokens=5,
             journal=self.journal,  # type: ignore[arg-type]

@@ -16,21 +16,9 @@ from cluster.hosting.errors import HostOverloaded, HostStopping, PromptRefused, 
 from cluster.hosting.messages import GenerationAccount, GenerationChunk, GenerationRequest, Segment
 from cluster.office.protocol import Admission
 from policy.errors import BudgetExceeded
+from tests.cluster.admissions import admitted
 
 PROMPT_TOKENS = 5
-
-
-def _admission(name: str, tokens: int) -> Admission:
-    return Admission(
-        request_id=name,
-        deployment="d",
-        base_digest="b",
-        tenant="t",
-        principal_id="p",
-        epoch=1,
-        composition_digest="c",
-        reserved_tokens=tokens,
-    )
 
 
 class Hosts:
@@ -113,7 +101,7 @@ class Office:
         if self.refuses is not None:
             raise self.refuses
         self.admitted.append(tokens)
-        return _admission(f"r{len(self.admitted)}", tokens)
+        return admitted(f"r{len(self.admitted)}", reserved_tokens=tokens)
 
     async def free(self, request_id: str) -> None:
         """A reservation that nobody needs."""
@@ -123,7 +111,9 @@ class Office:
 def _collect(hosts: Hosts, office: Office, tokens: int, n: int) -> list[GenerationChunk]:
     async def story() -> list[GenerationChunk]:
         request = GenerationRequest(prompt="x", max_tokens=tokens, n=n)
-        stream = generate_through(hosts, office.admit, office.free, _admission("r0", tokens * n), request)
+        stream = generate_through(
+            hosts, office.admit, office.free, admitted("r0", reserved_tokens=tokens * n), request
+        )
         return [chunk async for chunk in stream]
 
     return asyncio.run(story())

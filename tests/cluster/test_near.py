@@ -15,6 +15,7 @@ from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.hosting.near import NearHosts
 from cluster.office.protocol import Admission
 from model_core.errors import ProductError
+from tests.cluster.admissions import admitted
 
 
 class Place:
@@ -48,16 +49,7 @@ class Place:
 
 def _said(here: Place, there: Place, base: str = "here") -> list[str]:
     async def story() -> list[str]:
-        admission = Admission(
-            request_id="r",
-            deployment="d",
-            base_digest=base,
-            tenant="t",
-            principal_id="p",
-            epoch=1,
-            composition_digest="c",
-            reserved_tokens=9,
-        )
+        admission = admitted(base_digest=base, reserved_tokens=9)
         hosts: Any = NearHosts(here, there)  # type: ignore[arg-type]
         asked = GenerationRequest(prompt="x", max_tokens=2)
         said = [chunk.text async for chunk in hosts.generate(admission, asked)]

@@ -22,6 +22,7 @@ from cluster.hosting.errors import PromptRefused
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.office.protocol import Admission
 from model_core.errors import ProductError
+from tests.cluster.admissions import admitted
 
 pytestmark = pytest.mark.cluster
 
@@ -119,16 +120,7 @@ def diary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _admission(request_id: str, base_digest: str = BASE) -> Admission:
-    return Admission(
-        request_id=request_id,
-        deployment="d",
-        base_digest=base_digest,
-        tenant="t",
-        principal_id="p",
-        epoch=1,
-        composition_digest=BASE,
-        reserved_tokens=100,
-    )
+    return admitted(request_id, base_digest=base_digest, composition_digest=BASE)
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
