@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field
 
 from cluster.operations.intake import JSON_LINES, inspect_documents
 from cluster.operations.scope import check_visible, cut, tenant_scope
 from cluster.operations.staging import documents_path, staged_path
-from cluster.operations.table import Answer, Operation, Page, Request, Upload
+from cluster.operations.table import Answer, Operation, Page, Request, Upload, several
 from model_core.packing.manifest import DataCard
 from policy.licenses import parse
 from tenants.accounts.datasets import DatasetRecord
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from cluster.office.desk import Desk
 
 DATE = r"\d{4}-\d{2}-\d{2}"
-
-
-def _several(value: Any) -> Any:
-    # A query string cannot tell one value from a list of one.
-    return [value] if isinstance(value, str) else value
 
 
 class ReceivedDocuments(Request):
@@ -51,7 +46,7 @@ class NewDataset(Request):
     name: str = Field(max_length=63, description="unique among your datasets")
     license: str = Field(min_length=1, max_length=1000, description="SPDX expression, e.g. CC-BY-4.0")
     description: str = Field(default="", max_length=10_000)
-    languages: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(default=(), max_length=100)
+    languages: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(default=(), max_length=100)
     collected_from: str | None = Field(default=None, pattern=f"^{DATE}$", description="YYYY-MM-DD")
     collected_to: str | None = Field(default=None, pattern=f"^{DATE}$", description="YYYY-MM-DD")
 

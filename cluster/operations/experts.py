@@ -17,7 +17,7 @@ from cluster.operations.bundles import ReceivedBundle, received_bundle, store_bu
 from cluster.operations.changes import cut_change
 from cluster.operations.intake import TAR, inspect_bundle
 from cluster.operations.scope import check_own, cut, sees_everything, unknown
-from cluster.operations.table import ANYONE, Answer, Operation, Page, Request, Upload
+from cluster.operations.table import ANYONE, Answer, Operation, Page, Request, Upload, several
 from model_core.errors import BundleWrongBase, UntrustedKey
 from model_core.packing.bundle import CheckedBundle, check_fits_base
 from model_core.packing.keys import load_or_create_key
@@ -31,16 +31,11 @@ if TYPE_CHECKING:
     from cluster.office.desk import Desk
 
 
-def _several(value: Any) -> Any:
-    # A query string cannot tell one value from a list of one.
-    return [value] if isinstance(value, str) else value
-
-
 class NewExpert(Request):
     """An expert that was trained elsewhere."""
 
     upload: ReceivedBundle = Field(description="the body of the request")
-    dataset_ids: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+    dataset_ids: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
         min_length=1, max_length=64, description="your datasets that it was trained on"
     )
     seal: bool = Field(

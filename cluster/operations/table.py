@@ -60,6 +60,11 @@ class Page(Request):
     after: str | None = Field(default=None, max_length=200, description="`next` of the page before")
 
 
+def several(value: object) -> object:
+    """Lets a lone text pass as a list of one: a query string cannot tell the two apart."""
+    return [value] if isinstance(value, str) else value
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
     """Says that an operation takes a file as its HTTP body, streamed by the gateway to a staging file.
