@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from model_core.packing.manifest import ModelShape
 from model_core.text.documents import Document
 from model_core.text.tokenizer import TextTokenizer
 from model_core.training.base import draw_weights, write_base
+from model_core.training.expert_recipe import ExpertRecipe
 
 _PUBLIC = re.findall(r"\w+", "the river ran past a quiet town where people read old books in evening light")
 _OWN = re.findall(
@@ -32,6 +34,20 @@ def texts(kind: str, count: int, *, words: int = 60, seed: int = 0) -> tuple[Doc
         Document(id=f"{kind}/{index}", text=joiner.join(numbers.choices(vocabulary, k=words)) + "\n")
         for index in range(count)
     )
+
+
+def tiny_recipe(**changes: Any) -> ExpertRecipe:
+    """Thirty small steps in fp32, which teach a tiny expert its dialect."""
+    fields: dict[str, Any] = {
+        "steps": 30,
+        "batch_rows": 4,
+        "sequence_tokens": 32,
+        "learning_rate": 5e-3,
+        "precision": "fp32",
+        "fit_tokens": 64,
+        "gate_positions": 12,
+    }
+    return ExpertRecipe(**(fields | changes))
 
 
 def tiny_tokenizer() -> TextTokenizer:

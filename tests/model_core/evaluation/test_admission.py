@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_builders import prompt, random_decoder, random_expert, tiny_shape
-from training_builders import texts, tiny_decoder, tiny_tokenizer
+from training_builders import texts, tiny_decoder, tiny_recipe, tiny_tokenizer
 
 from model_core.errors import (
     AdmissionRefused,
@@ -38,22 +38,10 @@ from model_core.packing.admission import (
 from model_core.packing.forms import ExpertKind
 from model_core.training.calibration import bound_router_rows, calibrate, residual_norms
 from model_core.training.expert import train_expert
-from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.finishing import public_halves
 from model_core.training.gates import token_rows
 
-_RECIPE = ExpertRecipe(
-    steps=30,
-    batch_rows=4,
-    sequence_tokens=32,
-    learning_rate=5e-3,
-    precision="fp32",
-    fit_tokens=64,
-    gate_positions=12,
-    public_tolerance=0.0015,
-    own_slack=0.015,
-    gate_strength=1.0,
-)
+_RECIPE = tiny_recipe(public_tolerance=0.0015, own_slack=0.015, gate_strength=1.0)
 _TOKENIZER = tiny_tokenizer()
 _PUBLIC = texts("public", 20, seed=9)
 _OWN = texts("own", 40)

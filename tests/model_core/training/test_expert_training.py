@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_builders import same_tensors, texts, tiny_decoder, tiny_tokenizer
+from training_builders import same_tensors, texts, tiny_decoder, tiny_recipe, tiny_tokenizer
 
 from model_core.errors import DatasetRefused
 from model_core.evaluation.bits import bits_per_byte, bits_per_document
@@ -15,20 +15,11 @@ from model_core.network.decoder import upcycle
 from model_core.network.router import prefix_mean, running_sum
 from model_core.training.calibration import bound_router_rows, residual_norms
 from model_core.training.expert import tensors_digest, train_expert
-from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.finishing import public_halves
 from model_core.training.gates import fit_gates, gate_features, residual_means, set_router_rows, token_rows
 from model_core.training.objective import PairObjective
 
-_RECIPE = ExpertRecipe(
-    steps=30,
-    batch_rows=4,
-    sequence_tokens=32,
-    learning_rate=5e-3,
-    precision="fp32",
-    fit_tokens=64,
-    gate_positions=12,
-)
+_RECIPE = tiny_recipe()
 _TOKENIZER = tiny_tokenizer()
 _PUBLIC = texts("public", 20, seed=9)
 _OWN = texts("own", 40)

@@ -6,26 +6,17 @@ from __future__ import annotations
 import copy
 
 import torch
-from training_builders import same_tensors, texts, tiny_decoder, tiny_tokenizer
+from training_builders import same_tensors, texts, tiny_decoder, tiny_recipe, tiny_tokenizer
 
 from model_core.network.decoder import upcycle
 from model_core.network.expert import Expert
 from model_core.network.router import log_shares
 from model_core.training.calibration import PUBLIC_SHARE_LIMIT, calibrate
 from model_core.training.expert import train_expert
-from model_core.training.expert_recipe import ExpertRecipe
 from model_core.training.finishing import gate_expert, public_halves
 from model_core.training.gates import _logistic, fit_gates, token_rows
 
-_RECIPE = ExpertRecipe(
-    steps=10,
-    batch_rows=4,
-    sequence_tokens=32,
-    learning_rate=5e-3,
-    precision="fp32",
-    fit_tokens=64,
-    gate_positions=12,
-)
+_RECIPE = tiny_recipe(steps=10)
 _TOKENIZER = tiny_tokenizer()
 _PUBLIC = texts("public", 20, seed=9)
 _OWN = texts("own", 40)
