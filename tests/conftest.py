@@ -179,6 +179,17 @@ class BundleMaker:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums of one thread, whose order does not hang on the machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def bundles() -> BundleMaker:
     """A maker of tiny bundles with keys of its own."""
     return BundleMaker()
