@@ -8,6 +8,9 @@ thread. Nothing of what was asked is kept. What scored prompts cost is the calle
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from cluster.hosting.errors import DeploymentNotHosted, ExpertsNotLoaded, LeaseLost
 from cluster.hosting.gate import ReleaseGate
@@ -20,7 +23,9 @@ from cluster.hosting.scoring import ScoredPrompt, chosen_experts, score_prompt, 
 from cluster.hosting.stock import Stock
 from model_core.text.tokenizer import TextTokenizer
 
+T = TypeVar("T")
 _LOOK_AGAIN_S = 0.05
+_RENEWAL_S = 2.0  # a host that was stopped for a moment has its next lease by then
 _TEXTS_AT_ONCE = 8  # about one forward pass, so that streams wait no longer than for a long prompt
 
 
@@ -64,7 +69,7 @@ class Questions:
         """
         ids = prompt_ids_of(GenerationRequest(prompt=text, max_tokens=1), self._tokenizer)
 
-        def compute() -> Probe:
+        def compute() -> tuple[Served, Probe]:
             served = self._room.roster.served.get(deployment)
             wanted = served.experts if served is not None and experts is None else tuple(experts or ())
             if served is None or not served.allowed or not set(wanted) <= set(served.experts):
@@ -73,9 +78,10 @@ class Questions:
                 )
             self._check_lease()
             self._check_here(wanted)
-            return probe(self._room.bank, ids[-self._max_context :], wanted, served.top_k)
+            return served, probe(self._room.bank, ids[-self._max_context :], wanted, served.top_k)
 
-        return await self._stock.having(lambda: self._served(deployment, experts), compute)
+        _, answer = await self._permitted_throughout(lambda: self._served(deployment, experts), compute)
+        return answer
 
     async def score(
         self, deployment: str, texts: tuple[str, ...], experts: tuple[str, ...] | None = None
@@ -92,19 +98,24 @@ class Questions:
             LeaseLost: without a valid lease nothing is computed.
         """
 
-        def compute(part: tuple[str, ...]) -> tuple[Served, tuple[str, ...], tuple[ScoredText, ...]]:
+        def compute(part: tuple[str, ...]) -> tuple[Served, tuple[tuple[str, ...], tuple[ScoredText, ...]]]:
             served, wanted = self._permitted(deployment, experts)
             self._check_here(wanted)
             scores = score_texts(self._room.bank, self._tokenizer, part, wanted, served.top_k)
-            return served, tuple(served.names[digest] for digest in wanted), scores
+            return served, (tuple(served.names[digest] for digest in wanted), scores)
 
         found: list[ScoredText] = []
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = texts[start : start + _TEXTS_AT_ONCE]
-            served, names, scores = await self._stock.having(
+        standing = ""
+        while len(found) < len(texts):
+            part = texts[len(found) : len(found) + _TEXTS_AT_ONCE]
+            served, (names, scores) = await self._permitted_throughout(
                 lambda: self._named(deployment, experts),
                 lambda part=part: compute(part),  # type: ignore[misc]
             )
+            if standing not in ("", served.composition_digest):
+                found, standing = [], ""  # an answer is of one composition, and that is the present one
+                continue
+            standing = served.composition_digest
             found += scores
         return ScoreAnswer(
             epoch=served.epoch,
@@ -134,15 +145,28 @@ class Questions:
             self._check_here(wanted)
             return served, score_prompt(self._room.bank, ids, wanted, served.top_k, alternatives)
 
-        while True:
-            served, scored = await self._stock.having(lambda: self._served(deployment), compute)
-            now = self._room.roster.served.get(deployment)
-            unchanged = now is not None and now.composition_digest == served.composition_digest
-            if unchanged and self._gate.is_open():
-                return served, scored
-            await asyncio.sleep(_LOOK_AGAIN_S)
+        return await self._permitted_throughout(lambda: self._served(deployment), compute)
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
+    async def _permitted_throughout(
+        self, wanted: Callable[[], tuple[str, ...]], compute: Callable[[], tuple[Served, T]]
+    ) -> tuple[Served, T]:
+        """What was computed under a composition that still stands when it is given away; computes anew else.
+
+        A host may be stopped in the middle, and epochs pass between the engine's thread and here.
+        """
+        while True:
+            served, answer = await self._stock.having(wanted, compute)
+            now = self._room.roster.served.get(served.deployment)
+            unchanged = now is not None and now.composition_digest == served.composition_digest
+            if unchanged and self._gate.is_open():
+                return served, answer
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RENEWAL_S):
+                    while not self._gate.is_open():
+                        await asyncio.sleep(_LOOK_AGAIN_S)
+
     def _served(self, deployment: str, experts: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """Digests that a computation asks for, as far as they are permitted."""
         served = self._room.roster.served.get(deployment)

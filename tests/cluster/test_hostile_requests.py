@@ -4,14 +4,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.hosting import questions
 from cluster.hosting.errors import PromptRefused
+from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.lease import boottime_us
 from cluster.hosting.messages import ChatTurn
-from tests.cluster.host_worlds import Office, World, admission, bundle_maker, collect, running, tokens_of
+from tests.cluster.host_worlds import (
+    Office,
+    World,
+    admission,
+    bundle_maker,
+    collect,
+    running,
+    tokens_of,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,5 +71,48 @@ def test_text_that_cannot_fit_is_refused_unread(
             ):
                 with pytest.raises(PromptRefused):
                     await collect(server, admission(world), **fields)
+
+    asyncio.run(story())
+
+
+def test_numbers_computed_while_a_host_is_stopped_are_computed_anew(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits and scores are given away like tokens: under a lease, and under what is permitted then."""
+
+    async def story() -> None:
+        office = Office()
+        await office.publish(world.snapshot(1))
+        stopped_us, epochs = 0, itertools.count(2)
+        gate = ReleaseGate(boot_clock=lambda: boottime_us() + stopped_us)
+        async with running(world, office, tmp_path, gate) as server:
+            await until(lambda: set(server.room.bank.digests) == set(world.experts.values()))
+            seen: list[frozenset[str]] = []
+
+            def stopping(plain: Any) -> Any:
+                def compute(*arguments: Any) -> Any:
+                    nonlocal stopped_us
+                    found = plain(*arguments)
+                    seen.append(frozenset(server.room.roster.experts))
+                    if len(seen) == 1:
+                        stopped_us += 3_000_000
+                        later = office.publish(world.snapshot(next(epochs), without=("anna",)))
+                        asyncio.run_coroutine_threadsafe(later, server._loop)
+                    return found
+
+                return compute
+
+            for name in ("probe", "score_texts"):
+                monkeypatch.setattr(questions, name, stopping(getattr(questions, name)))
+            await server.probe("lab", "the dog")
+            assert world.experts["anna"] in seen[0]
+            assert world.experts["anna"] not in seen[-1]
+            await office.publish(world.snapshot(next(epochs)))
+            await until(lambda: set(server.room.bank.digests) == set(world.experts.values()))
+            seen.clear()
+            answer = await server.score("lab", ("the dog",) * 20)
+            assert world.experts["anna"] in seen[0]
+            assert set(answer.experts) == {"bens-expert", "cleos-expert"}
+            assert len(answer.documents) == 20
 
     asyncio.run(story())
