@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_core.engine.grouped import GroupedFfn, chosen, combine, of_single_row, one_by_one
+from model_core.engine.grouped import chosen, combine, of_single_row, one_by_one
 from model_core.engine.layout import Layout
 from model_core.engine.runner import Piece, StepResult
 from model_core.engine.weights import BankWeights
@@ -44,6 +44,10 @@ class TorchRunner:
         weights: what is multiplied; None takes the bank's own, in place.
     """
 
+    # Pages beyond those that the engine knows, and whether experts take turns.
+    _spare_pages = 0
+    _one_by_one = True
+
     def __init__(
         self,
         bank: ExpertBank,
@@ -60,7 +64,7 @@ class TorchRunner:
         shape = bank.shape
         self._device = self.weights.decoder.embed.weight.device
         # One tensor per layer: [pages, positions, kv heads, head width].
-        size = (n_pages, page_size, shape.n_kv_heads, shape.head_dim)
+        size = (n_pages + self._spare_pages, page_size, shape.n_kv_heads, shape.head_dim)
         layers = range(shape.n_layers)
         self.keys = [torch.zeros(size, dtype=bank.dtype, device=self._device) for _ in layers]
         self.values = [torch.zeros(size, dtype=bank.dtype, device=self._device) for _ in layers]
@@ -81,19 +85,16 @@ class TorchRunner:
         x_TD = decoder.embed(layout.ids_T)
         panels = self._panels()
         gated = plan.used != (0,) and any(panel.gated for panel in panels)
-        if gated and not self.page_sums:
-            size = (self.n_pages, self.bank.shape.d_model)
-            self.page_sums = [
-                torch.zeros(size, dtype=torch.float64, device=self._device) for _ in range(len(panels))
-            ]
+        if gated:
+            self._want_page_sums()
         shares_BE = torch.zeros(len(pieces), len(panels[0].ffns), dtype=torch.float64, device=self._device)
         sums = []
         for index, panel in enumerate(panels):
             layer = decoder.layer(index)
-            q_THd, k_TGd, v_TGd = self._rows(_into_attention(layer), x_TD, cos_Td, sin_Td)
+            q_THd, k_TGd, v_TGd = self._rows(into_attention(layer), x_TD, cos_Td, sin_Td)
             self._write(index, layout, k_TGd, v_TGd)
             mixed_THd = self._attend(layer.attn, index, layout, (q_THd, k_TGd, v_TGd))
-            h_TD, inner_TD = self._rows(_out_of_attention(layer), x_TD, mixed_THd)
+            h_TD, inner_TD = self._rows(out_of_attention(layer), x_TD, mixed_THd)
             mean_TD = None
             if gated:
                 mean_TD, sums_BD = self._prefix(index, layout, inner_TD)
@@ -104,8 +105,8 @@ class TorchRunner:
             else:
                 weights_BE = routing.weights_TE[layout.last_rows_B].double()
                 shares_BE += weights_BE / weights_BE.sum(-1, keepdim=True)
-            (x_TD,) = self._rows(_out_of_mixture(layer), h_TD, out_TD)
-        (logits_BV,) = self._rows(_into_logits(self.weights), x_TD[layout.last_rows_B])
+            (x_TD,) = self._rows(out_of_mixture(layer), h_TD, out_TD)
+        (logits_BV,) = self._rows(into_logits(self.weights), x_TD[layout.last_rows_B])
         self._sums_LBD = torch.stack(sums) if sums else None
         return StepResult(logits_BV=logits_BV, shares_BE=shares_BE / len(panels))
 
@@ -164,17 +165,32 @@ class TorchRunner:
         if plan.used == (0,):
             return panel.ffns[0](x_TD), None
         routing, kept_TE = route(x_TD, mean_TD, panel, plan)
-        if len(x_TD) == 1 and x_TD.device.type == "cpu":
+        if len(x_TD) == 1 and self._one_by_one:
             return of_single_row(x_TD, routing.weights_TE, kept_TE, panel.ffns), routing
         width = max(group.top_k for group in plan.groups)
         experts_TK, weights_TK = chosen(routing.weights_TE, kept_TE, width)
-        return combine(x_TD, experts_TK, weights_TK, self._ffns(index, panel), len(panel.ffns)), routing
+        return self._combine(index, panel, x_TD, experts_TK, weights_TK), routing
 
-    def _ffns(self, index: int, panel: LayerExperts) -> GroupedFfn:  # noqa: ARG002
-        """The networks of one layer."""
-        return one_by_one(panel.ffns)
+    def _combine(
+        self,
+        index: int,  # noqa: ARG002  (of the layer)
+        panel: LayerExperts,
+        x_TD: Tensor,
+        experts_TK: Tensor,
+        weights_TK: Tensor,
+    ) -> Tensor:
+        """What chosen columns make of rows."""
+        return combine(x_TD, experts_TK, weights_TK, one_by_one(panel.ffns), len(panel.ffns))
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
+    def _want_page_sums(self) -> None:
+        if not self.page_sums:
+            size = (self.n_pages + self._spare_pages, self.bank.shape.d_model)
+            self.page_sums = [
+                torch.zeros(size, dtype=torch.float64, device=self._device)
+                for _ in range(self.bank.shape.n_layers)
+            ]
+
     def _plan_of(self, ordered: Sequence[Piece]) -> Plan:
         """The plan of a batch; in steady decoding it is that of the last one."""
         signature = tuple((piece.columns, piece.top_k, len(piece.ids)) for piece in ordered)
@@ -203,12 +219,10 @@ class TorchRunner:
         keys, values = self.keys[index], self.values[index]
         mixed_THd = torch.empty_like(q_THd)
         for group in layout.singles:
-            # Queries that share a key head stand as rows of one attention, so grouped keys are not repeated.
-            q_NGRd = q_THd[group.rows_N].view(len(group.rows_N), attn.n_kv_heads, -1, attn.head_dim)
-            k_NGSd, v_NGSd = (gathered(pages, group.pages_NP).transpose(1, 2) for pages in (keys, values))
-            mask = group.mask_N11S.expand(-1, -1, q_NGRd.shape[2], -1)
-            mixed = F.scaled_dot_product_attention(q_NGRd, k_NGSd, v_NGSd, attn_mask=mask)
-            mixed_THd[group.rows_N] = mixed.flatten(1, 2)
+            q_NHd = q_THd[group.rows_N]
+            mixed_THd[group.rows_N] = attend_singles(
+                attn, q_NHd, (keys, values), group.pages_NP, group.mask_N11S
+            )
         for chunk in layout.chunks:
             q_1HRd = q_THd[chunk.rows].transpose(0, 1).unsqueeze(0)
             if chunk.pages_P is None:
@@ -247,11 +261,36 @@ def gathered(pages: Tensor, numbers_NP: Tensor) -> Tensor:
     return found.view(numbers_NP.shape[0], -1, *pages.shape[2:])
 
 
-def _into_attention(layer: DecoderLayer) -> RowsFunction:
+def attend_singles(
+    attn: Attention, q_NHd: Tensor, states: tuple[Tensor, Tensor], pages_NP: Tensor, mask_N11S: Tensor
+) -> Tensor:
+    """Attention of rows over pages of their own.
+
+    Args:
+        attn: of the layer.
+        q_NHd: queries.
+        states: pages of keys, pages of values.
+        pages_NP: each row's pages.
+        mask_N11S: which positions each may see.
+
+    Returns:
+        Mixed values ``[N, H, head_dim]``.
+    """
+    # Queries that share a key head stand as rows of one attention, so grouped keys are not repeated.
+    q_NGRd = q_NHd.view(len(q_NHd), attn.n_kv_heads, -1, attn.head_dim)
+    k_NGSd, v_NGSd = (gathered(pages, pages_NP).transpose(1, 2) for pages in states)
+    mask = mask_N11S.expand(-1, -1, q_NGRd.shape[2], -1)
+    return F.scaled_dot_product_attention(q_NGRd, k_NGSd, v_NGSd, attn_mask=mask).flatten(1, 2)
+
+
+def into_attention(layer: DecoderLayer) -> RowsFunction:
+    """Rows, cosines and sines to queries, keys and values."""
     return lambda x, cos, sin: layer.attn.project(layer.attention_input(x), cos, sin)
 
 
-def _out_of_attention(layer: DecoderLayer) -> RowsFunction:
+def out_of_attention(layer: DecoderLayer) -> RowsFunction:
+    """Rows and mixed values to the residual and to what enters the mixture."""
+
     def compute(x_TD: Tensor, mixed_THd: Tensor) -> tuple[Tensor, ...]:
         h_TD = layer.after_attention(x_TD, layer.attn.o(mixed_THd.flatten(-2)))
         return h_TD, layer.mixture_input(h_TD)
@@ -259,11 +298,13 @@ def _out_of_attention(layer: DecoderLayer) -> RowsFunction:
     return compute
 
 
-def _out_of_mixture(layer: DecoderLayer) -> RowsFunction:
+def out_of_mixture(layer: DecoderLayer) -> RowsFunction:
+    """Residual and mixture to the residual that leaves the layer."""
     return lambda h, mixed: (layer.after_mixture(h, mixed),)
 
 
-def _into_logits(weights: BankWeights) -> RowsFunction:
+def into_logits(weights: BankWeights) -> RowsFunction:
+    """The residual of the last layer to logits."""
     return lambda x: (weights.head(weights.decoder.norm(x)).float(),)
 
 
