@@ -18,21 +18,28 @@ const TileRow &tiles_of(int kind, int rows) {
     return kind == BF16 ? bf16_tiles(rows) : kind == I8 ? i8_tiles(rows) : f32_tiles(rows);
 }
 
+const char *panel_at(const Matrix &matrix, int64_t panel) {
+    return static_cast<const char *>(matrix.data) + panel * steps_of(matrix) * step_bytes(matrix.kind);
+}
+
+// next: panels that the caller reads afterwards; null where it does not know.
 void multiply_packed(const Matrix &matrix, int64_t first, int64_t last, const PackedRows &x, float *y, int64_t y_stride,
-                     bool add) {
+                     bool add, const char *next = nullptr) {
     const int64_t steps = steps_of(matrix);
     int64_t panel = first;
     while (panel < last) {
         int log = 2;
         while (log > 0 && ((1 << log) > most_panels(x.cut.largest()) || (1 << log) > last - panel)) --log;
-        const char *from = static_cast<const char *>(matrix.data) + panel * steps * step_bytes(matrix.kind);
-        Target target{nullptr, y_stride, matrix.n_out - panel * LANES, nullptr, add};
+        const int64_t end = panel + (int64_t{1} << log);
+        const char *from = panel_at(matrix, panel);
+        Target target{nullptr, y_stride, matrix.n_out - panel * LANES, nullptr, add, panel_at(matrix, end)};
+        if (end == last && next != nullptr) target.next = next;
         if (matrix.kind == I8) target.scales = matrix.scales + panel * LANES;
         for (int64_t tile = 0; tile < x.cut.tiles; ++tile) {
             target.y = y + x.cut.begin(tile) * y_stride + panel * LANES;
             tiles_of(matrix.kind, x.cut.size(tile)).by_panels[log](from, steps, x.tile(tile), target);
         }
-        panel += int64_t{1} << log;
+        panel = end;
     }
 }
 
@@ -60,8 +67,8 @@ void multiply_gated(const Product &one, int64_t first, int64_t last, const Packe
     beside.resize(static_cast<size_t>(x.cut.rows * AT_ONCE * LANES));
     for (int64_t panel = first; panel < last; panel += AT_ONCE) {
         const int64_t end = std::min(panel + AT_ONCE, last), begin = panel * LANES;
-        multiply_packed(one.matrix, panel, end, x, y, one.y_stride, false);
-        multiply_packed(one.up, panel, end, x, beside.data() - begin, AT_ONCE * LANES, false);
+        multiply_packed(one.matrix, panel, end, x, y, one.y_stride, false, panel_at(one.up, panel));
+        multiply_packed(one.up, panel, end, x, beside.data() - begin, AT_ONCE * LANES, false, panel_at(one.matrix, end));
         for (int64_t row = 0; row < x.cut.rows; ++row) {
             const float *up = beside.data() + row * AT_ONCE * LANES;
             for (int64_t column = begin; column < std::min(end * LANES, one.matrix.n_out); column += LANES) {

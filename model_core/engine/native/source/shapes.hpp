@@ -33,6 +33,7 @@ struct Target {
     int64_t width;        // outputs from the first panel on that exist
     const float *scales;  // from the first panel on, or null
     bool add;
+    const char *next;  // panels that are read afterwards: their beginning is fetched towards the end of these
 };
 
 // Floats (or pairs) of packed rows per step and row.

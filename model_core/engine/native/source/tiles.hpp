@@ -70,14 +70,14 @@ void tile(const char *panels, int64_t steps, const float *x, const Target &targe
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p) sums[r][p] = zeros();
     }
-    // Towards the end of its panels a tile fetches the beginning of those that follow them.
+    // Towards the end of its panels a tile fetches the beginning of those that come next.
     constexpr int64_t LINE_STEPS = 64 / BYTES, FETCH_AHEAD_BYTES = IN_FLIGHT_BYTES / P;
     const int64_t near_end = std::max<int64_t>(0, steps - FETCH_AHEAD_BYTES / BYTES) / LINE_STEPS * LINE_STEPS;
     int64_t ahead = FETCH_AHEAD_BYTES;
     for (int64_t step = 0; step < steps; step += LINE_STEPS) {
         const char *here = panels + step * BYTES;
         if constexpr (P >= 2) {
-            if (step == near_end) ahead += (P - 1) * panel_bytes;
+            if (step == near_end) ahead += target.next - panels - panel_bytes;
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) __builtin_prefetch(here + p * panel_bytes + ahead);
         }
