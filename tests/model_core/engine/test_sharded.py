@@ -171,19 +171,18 @@ def test_answers_depend_on_nothing_but_their_request(ranks: Callable[[], Gang], 
     runner = spread(bank, ranks(), deterministic=True, n_pages=9)
     if not runner.row_exact:
         pytest.skip("torch's kernels do not keep the bits of rows on this machine")
-    lengths = [pick.randint(1, 40) for _ in range(4)]
+    lengths = [pick.randint(17, 40) for _ in range(4)]
     asked, plain = (
         [
-            request(one, f"r{n}", prompt(n % 2, length), one.digests[:n], n + 1, max_tokens=4)
+            request(one, f"r{n}", prompt(n % 2, length), one.digests[: 3 - n % 2], 2 + n % 2, max_tokens=4)
             for n, length in enumerate(lengths)
         ]
         for one in (bank, twin)
     )
-    together = drain_with_discards(
-        Engine(bank, max_sequences=3, max_context=48, runner=runner, prefill_tokens=9, max_waiting=4),
-        asked,
-        pick,
-    )
+    engine = Engine(bank, max_sequences=2, max_context=48, runner=runner, prefill_tokens=9, max_waiting=4)
+    together = drain_with_discards(engine, asked, pick)
+    assert engine.counts.discarded
+    assert engine.counts.prefix_hits
     for one in asked:
         alone = Engine(bank, max_sequences=1, max_context=48, runner=runner, prefix_reuse=False)
         assert drain(alone, [one])[one.request_id] == together[one.request_id]
@@ -372,6 +371,14 @@ def test_ranks_that_choose_other_experts_are_caught(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(local, "close", lambda: None, raising=False)
     with pytest.raises(RankLost, match="do not agree"):
         runner.run([piece(bank, 1, 9, 2, 2)])
+
+
+def test_sums_are_added_in_rank_order_and_wide() -> None:
+    """Three ranks' parts in bfloat16: as fp32 adds them from the first to the last, every bit."""
+    parts = [torch.randn(5, 7).bfloat16() * scale for scale in (1e3, 1.0, -1e3)]
+    exchange = Exchange(lambda _: [part.view(-1).view(torch.uint8) for part in parts])
+    wide = (parts[0].float() + parts[1].float()) + parts[2].float()
+    assert torch.equal(exchange.sum(parts[1]), wide.bfloat16())
 
 
 @given(
