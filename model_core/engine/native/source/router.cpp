@@ -56,19 +56,17 @@ void add_gates(const Shape &shape, const Column *columns, const int32_t *allowed
 
 // Places of the k largest weights, ties to the earlier one, in ascending order of places.
 void keep_top(const float *weights, int64_t n, int64_t top_k, std::vector<int32_t> &order) {
-    order.resize(static_cast<size_t>(n));
-    for (int64_t place = 0; place < n; ++place) order[static_cast<size_t>(place)] = static_cast<int32_t>(place);
-    if (top_k == n) return;
-    // Insertion keeps equal weights, and any that cannot be compared, in their order.
-    for (int64_t place = 1; place < n; ++place) {
-        const int32_t own = order[static_cast<size_t>(place)];
-        int64_t at = place;
-        for (; at > 0 && weights[own] > weights[order[static_cast<size_t>(at - 1)]]; --at) {
-            order[static_cast<size_t>(at)] = order[static_cast<size_t>(at - 1)];
-        }
-        order[static_cast<size_t>(at)] = own;
+    order.clear();
+    for (int32_t place = 0; place < n; ++place) {
+        const bool full = static_cast<int64_t>(order.size()) == top_k;
+        // Equal weights, and any that cannot be compared, keep their order.
+        if (full && !(weights[place] > weights[order.back()])) continue;
+        if (full) order.pop_back();
+        auto at = order.end();
+        while (at != order.begin() && weights[place] > weights[*(at - 1)]) --at;
+        order.insert(at, place);
     }
-    std::sort(order.begin(), order.begin() + top_k);
+    std::sort(order.begin(), order.end());
 }
 
 }  // namespace
