@@ -20,6 +20,7 @@ from cluster.hosting.messages import GenerationRequest, ScoreAnswer
 from cluster.hosting.scaling import CHOICES, TOKENS
 from cluster.office.client import connect_office
 from cluster.office.protocol import Admission
+from cluster.secrecy import leave_no_core
 from cluster.settings import Settings
 from cluster.telemetry import log_to
 from model_core.errors import SealMissing
@@ -70,10 +71,11 @@ class ModelHost:
         # Here and not above: who only deploys a host (the reconciler, `up`) needs no tensors.
         from cluster.hosting.server import ModelServer
 
-        # Serve awaits an asynchronous constructor: a replica counts as started once its base is loaded.
         # The process is the host's own. With the usual 5 ms the engine's thread waits that long for the
         # interpreter while an expert is read in or an epoch is taken up, several times a step.
         sys.setswitchinterval(_SWITCH_S)
+        # Serve awaits an asynchronous constructor: a replica counts as started once its base is loaded.
+        leave_no_core()
         choices = read_settings(settings)
         home = Home(choices.home)
         log_to(home.logs, "host", choices.log_level)
@@ -93,6 +95,7 @@ class ModelHost:
                 experts_bytes=None if choices.host_experts_mib is None else choices.host_experts_mib * 2**20,
                 pins=choices.host_pins,
                 shards=choices.host_shards,
+                device=choices.host_device,
                 reach_s=min(20.0, choices.first_token_s),
                 kernels=(choices.kernels_folder or home.kernels) if choices.host_kernels else None,
                 weights=home.weights if choices.host_kernels else None,
@@ -182,13 +185,18 @@ def host_application(settings: Settings, base_digest: str) -> serve.Application:
         **_number_of_replicas(settings),
         max_ongoing_requests=_UNBOUNDED,  # a host bounds itself and says when to come again
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "num_gpus": _gpus(settings)},
         health_check_period_s=2,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=settings.drain_s + _LAST_WORDS_S,
     )(ModelHost)
     return deployment.bind(settings.model_dump(mode="json"), base_digest)
+
+
+def _gpus(settings: Settings) -> int:
+    """Devices that one host is given; without any Ray hides those of the machine from it."""
+    return settings.host_shards if settings.host_device == "cuda" else 0
 
 
 def _number_of_replicas(settings: Settings) -> dict[str, Any]:

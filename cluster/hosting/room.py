@@ -325,10 +325,10 @@ class EngineRoom:
         with self._wake:
             if not self._commands and not self._stopping and (self.engine.idle or not opened):
                 self._wake.wait(_IDLE_WAIT_S if self.engine.idle else _HELD_WAIT_S)
+            if self._stopping:
+                return False  # commands that wait are answered on the way out
             commands = list(self._commands)
             self._commands.clear()
-            if self._stopping:
-                return False
         for command in commands:
             command()
         if self._lost is not None:

@@ -198,7 +198,7 @@ class Stock:
         await self._make_room(needed, kept=frozenset(experts), entitled_before_s=entitled_before_s)
         shape = self._room.bank.shape
         for digest in missing:
-            bundle = checked.pop(digest, None) or await asyncio.to_thread(self._look, digest)
+            bundle = checked[digest] if digest in checked else await asyncio.to_thread(self._look, digest)
             base = self._room.bank.base_digest
             _, expert = await asyncio.to_thread(load_expert_folder, bundle.folder, base, shape)
             prepared = await asyncio.to_thread(self._room.prepare, digest, expert)
