@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -53,6 +53,8 @@ class Settings(BaseSettings):
         host_kernels: compile the kernels of model hosts on this machine where it has a compiler.
         host_shards: processes over which each model host spreads a base and its experts; more than one for
             what does not fit into the memory of one device.
+        host_device: where model hosts compute: ``cpu``, or ``cuda`` for one GPU a host (one for each of its
+            processes with ``host_shards``).
         kernels_folder: where compiled kernels are kept; None keeps them in the home folder.
         host_keeps_withdrawn: withdrawn experts stay in the host's memory, filled with NaN, as a standing
             proof that nothing multiplies them.
@@ -93,6 +95,7 @@ class Settings(BaseSettings):
     host_pins: tuple[str, ...] = ()
     host_kernels: bool = True
     host_shards: int = Field(default=1, ge=1, le=64)
+    host_device: Literal["cpu", "cuda"] = "cpu"
     kernels_folder: Path | None = None
     host_keeps_withdrawn: bool = False
     admission: AdmissionLimits = Field(default_factory=AdmissionLimits)

@@ -25,6 +25,7 @@ class HostSettings:
         kernels: folder of compiled kernels; None computes with torch.
         weights: folder of packed weights that all hosts of a machine map; None packs into memory.
         shards: processes that share the arithmetic of one host, each with its part of base and experts.
+        device: ``cpu`` or ``cuda``: where steps are computed.
         experts_bytes: what all experts in memory may take together; None sets no bound.
         pins: experts that stay in memory once they are there, by bundle digest or as ``tenant/name``.
     """
@@ -42,6 +43,7 @@ class HostSettings:
     kernels: Path | None = None
     weights: Path | None = None
     shards: int = 1
+    device: str = "cpu"
     experts_bytes: int | None = None
     pins: tuple[str, ...] = ()
 

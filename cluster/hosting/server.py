@@ -298,6 +298,8 @@ class ModelServer:
             weights=self.settings.weights,
             threads=self.settings.threads,
             shards=self.settings.shards,
+            shard_device=self.settings.device,
+            wanted_device=self.settings.device,
         )
 
     def _verified(self, digest: str) -> CheckedBundle:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The best runner that a machine offers for a bank: compiled kernels where they can be had, torch elsewhere.
 
+On a CUDA device the bank stays on CPU, mapped from its files, and the runner holds what it multiplies.
+
 Decides by what is there (device, dtype, a compiler) and says why. Knows nothing of sequences.
 """
 
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from model_core.engine.capture import CudaGraphs
 from model_core.engine.native.compiler import NoLibrary
 from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import load_library
@@ -19,6 +22,7 @@ from model_core.engine.runner import Runner
 from model_core.engine.sharded.gang import Gang
 from model_core.engine.sharded.runner import ShardedRunner
 from model_core.engine.sharded.slices import check_ranks
+from model_core.engine.slot_runner import SlotRunner
 from model_core.engine.steady import SteadyRunner
 from model_core.engine.torch_runner import TorchRunner, page_bytes
 from model_core.engine.weights import PackedWeights, can_pack
@@ -65,6 +69,7 @@ def open_runner(
     deterministic: bool = False,
     shards: int = 1,
     shard_device: str = "cpu",
+    wanted_device: str = "cpu",
 ) -> OpenedRunner:
     """Opens a runner over a bank.
 
@@ -78,6 +83,8 @@ def open_runner(
         deterministic: where the kernels are missing, prefer torch's slower steps that promise the same.
         shards: processes that share the arithmetic, each with its part of all weights; they use torch.
         shard_device: ``cpu``, or ``cuda`` for a device of its own for each of them.
+        wanted_device: ``cpu``, or ``cuda`` to compute there where this process sees such a device; without
+            one CPU computes, and it is said. Kernels, ``weights`` and ``deterministic`` are for CPU.
 
     Raises:
         RanksRefused: the base cannot be spread over so many processes.
@@ -95,6 +102,11 @@ def open_runner(
             raise
         return OpenedRunner(runner=spread, said=f"torch in {shards} processes ({shard_device})", gang=gang)
     device = bank.decoder.embed.weight.device.type
+    if wanted_device == "cuda" and torch.cuda.is_available():
+        there = torch.device("cuda", torch.cuda.current_device())
+        slots = SlotRunner(bank, n_pages=n_pages, n_tails=n_tails, device=there, capturer=CudaGraphs(there))
+        return OpenedRunner(runner=slots, said=f"torch on {torch.cuda.get_device_name(there)}")
+    missing = "this process sees no CUDA device; " if wanted_device == "cuda" else ""
     if kernels is None:
         why = "no folder for compiled kernels was given"
     elif device != "cpu":
@@ -110,9 +122,10 @@ def open_runner(
             )
             built = library.built
             return OpenedRunner(
-                runner=runner, said=f"compiled kernels ({built.compiler})", compile_s=built.compile_s
+                runner=runner, said=f"compiled kernels ({missing}{built.compiler})", compile_s=built.compile_s
             )
         why = library.reason
+    why = missing + why
     if deterministic:
         steady = SteadyRunner(bank, n_pages=n_pages, n_tails=n_tails)
         return OpenedRunner(runner=steady, said=f"torch (row by row; {why})")

@@ -61,6 +61,16 @@ def test_torch_computes_where_nothing_is_compiled(
         assert not opened.runner.row_exact
 
 
+def test_a_device_that_is_not_there_is_missed_aloud(
+    bank: ExpertBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for CUDA where there is none: CPU computes, and says that it was not what was asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    opened = open_runner(bank, n_pages=4, n_tails=1, kernels=None, wanted_device="cuda")
+    assert isinstance(opened.runner, TorchRunner)
+    assert "sees no CUDA device" in opened.said
+
+
 def test_a_memory_budget_becomes_pages_and_never_too_few(bank: ExpertBank) -> None:
     """What the pages take is the budget within a page; one sequence always fits."""
     budget = 400_000
