@@ -18,19 +18,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.report import Row
 from benchmarks.serving.arithmetic import Arithmetic, Room
 from benchmarks.serving.clients import Door, StreamFailed, stream_all
 from benchmarks.serving.ours import Ask, Ours
+from benchmarks.serving.processes import Meter, Processes, part_of, per_thousand, this_process
 from benchmarks.serving.stage import PREFILL_TOKENS
 from benchmarks.serving.trace import median_ratio, take_turns
+from cluster.home import Home
 from cluster.settings import Settings
+from examples.chaos.processes import family
 from examples.demo.house import House
 from examples.storm.goods import Sizes
 from examples.storm.town import Town, found
@@ -54,10 +59,14 @@ class Way:
     Attributes:
         inside: of the engine in this process.
         over_http: that reach the clients.
+        cpu_s: processor time of a thousand tokens over HTTP in seconds, by part of the service.
+        inside_cpu_s: the same of the engine in this process.
     """
 
     inside: list[float]
     over_http: list[float]
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    inside_cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,21 +114,36 @@ def measure_streaming(
         bank = _bank(folder / "scratch", town)
         tokenizer = TextTokenizer.load(folder / "scratch" / "base" / TOKENIZER_FILE)
 
-        def measure(door: Door) -> Way:
-            return _measure(bank, tokenizer, door, arithmetic, new_tokens=new_tokens, rounds=rounds)
+        def measure(served: Served) -> Way:
+            return _measure(bank, tokenizer, served, arithmetic, new_tokens=new_tokens, rounds=rounds)
 
-        with _up(folder / "home", town, threads=threads, kernels=arithmetic.kernels) as door:
-            hop = measure(door)
-        with _one_process(folder / "home", town, threads=threads, kernels=arithmetic.kernels) as door:
-            return Streaming(hop=hop, one=measure(door))
+        with _up(folder / "home", town, threads=threads, kernels=arithmetic.kernels) as served:
+            hop = measure(served)
+        with _one_process(folder / "home", town, threads=threads, kernels=arithmetic.kernels) as served:
+            return Streaming(hop=hop, one=measure(served))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A service that is up.
+
+    Attributes:
+        door: where to ask.
+        processes: of which it consists.
+        part: how each of them is called, by its command line.
+    """
+
+    door: Door
+    processes: Processes
+    part: Callable[[str], str] = part_of
 
 
 def _measure(
     bank: ExpertBank,
     tokenizer: TextTokenizer,
-    door: Door,
+    served: Served,
     arithmetic: Arithmetic,
     *,
     new_tokens: int,
@@ -127,19 +151,31 @@ def _measure(
 ) -> Way:
     room = Room(sequences=STREAMS, context=_CONTEXT, prefill_tokens=PREFILL_TOKENS)
     engine = Ours(bank, arithmetic=arithmetic, room=room, top_k=_TOP_K)
+    service, clients = Meter(served.processes, served.part), Meter(this_process, lambda _: "clients")
+    alone, computed = Meter(this_process), 0
 
-    def inside(number: int) -> float:
+    def turn(number: int) -> float:
+        nonlocal computed
         prompts = [tokenizer.encode(text) for text in texts(number)]
         trace = engine.turn([Ask(prompt=prompt, experts=bank.digests) for prompt in prompts], new_tokens)
         produced = sum(len(tokens) for tokens in trace.tokens)
+        computed += produced
         return produced / (max(moments[-1] for moments in trace.moments_s) - trace.began_s)
 
+    def streams(number: int) -> float:
+        return STREAMS * new_tokens / stream_all(served.door, texts(number), new_tokens)
+
+    def inside(number: int) -> float:
+        return alone.run(lambda: turn(number))
+
     def over_http(number: int) -> float:
-        return STREAMS * new_tokens / stream_all(door, texts(number), new_tokens)
+        return clients.run(lambda: service.run(lambda: streams(number)))
 
     taken = take_turns({"inside": inside, "over_http": over_http}, rounds=rounds)
     engine.close()
-    return Way(**taken)
+    streamed = (rounds + 1) * STREAMS * new_tokens  # processor time is counted in every round
+    spent_s = per_thousand(service.spent_s + clients.spent_s, streamed)
+    return Way(**taken, cpu_s=spent_s, inside_cpu_s=1000.0 * alone.spent_s.total() / computed)
 
 
 def texts(number: int) -> list[str]:
@@ -156,7 +192,7 @@ def _bank(scratch: Path, town: Town) -> ExpertBank:
 
 
 @contextmanager
-def _up(home: Path, town: Town, *, threads: int, kernels: Path | None) -> Iterator[Door]:
+def _up(home: Path, town: Town, *, threads: int, kernels: Path | None) -> Iterator[Served]:
     settings = {
         "starter_base": "none",
         "threads": str(threads),
@@ -170,13 +206,13 @@ def _up(home: Path, town: Town, *, threads: int, kernels: Path | None) -> Iterat
         house.command("up", quiet=True)
         door = _door(house.port, town)
         _await_answer(door)
-        yield door
+        yield Served(door=door, processes=lambda: family(Home(home)))
     finally:
         house.command("down", quiet=True)
 
 
 @contextmanager
-def _one_process(home: Path, town: Town, *, threads: int, kernels: Path | None) -> Iterator[Door]:
+def _one_process(home: Path, town: Town, *, threads: int, kernels: Path | None) -> Iterator[Served]:
     figures = {"threads": threads, "sequences": STREAMS, "context": _CONTEXT}
     options = [f"--{name}={value}" for name, value in figures.items()]
     if kernels is not None:
@@ -193,7 +229,8 @@ def _one_process(home: Path, town: Town, *, threads: int, kernels: Path | None) 
         try:
             door = _door(int(process.stdout.readline()), town)
             _await_answer(door)
-            yield door
+            itself = psutil.Process(process.pid)
+            yield Served(door=door, processes=lambda: [itself], part=lambda _: "the one process")
         finally:
             process.stdin.close()
 
@@ -227,14 +264,14 @@ def _free_port() -> int:
 def rows_of_streaming(measured: Streaming) -> list[Row]:
     """Rows of the comparison."""
     return [
-        _row(measured.hop, "with a routing hop", bar=HOP_BAR),
-        _row(measured.one, "from the engine's own process", bar=ENGINE_BAR),
+        *_rows(measured.hop, "with a routing hop", bar=HOP_BAR),
+        *_rows(measured.one, "from the engine's own process", bar=ENGINE_BAR),
     ]
 
 
-def _row(way: Way, how: str, *, bar: float) -> Row:
+def _rows(way: Way, how: str, *, bar: float) -> list[Row]:
     ratio = median_ratio(way.over_http, way.inside)
-    return Row(
+    speed = Row(
         name=f"streaming over HTTP {how} against the engine in process, {STREAMS} streams",
         ours=statistics.median(way.over_http),
         peer=statistics.median(way.inside),
@@ -243,3 +280,11 @@ def _row(way: Way, how: str, *, bar: float) -> Row:
         bar=f">= {bar:g}",
         holds=ratio >= bar,
     )
+    unit = "CPU s per 1,000 tokens"
+    parts = sorted(way.cpu_s.items(), key=lambda part: -part[1])
+    spent = [Row(name=f"streaming {how}, time of {part}", ours=cost, unit=unit) for part, cost in parts]
+    if parts:
+        whole, alone = sum(way.cpu_s.values()), way.inside_cpu_s
+        name = f"streaming {how}, time of all processes against the engine in process"
+        spent.insert(0, Row(name=name, ours=whole, peer=alone, ratio=whole / alone, unit=unit))
+    return [speed, *spent]

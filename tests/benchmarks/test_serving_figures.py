@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.report import Row, all_hold, write_report
 from benchmarks.serving.agreement import first_difference
+from benchmarks.serving.arithmetic import choose
 from benchmarks.serving.case import LARGER, SMALL, SMALL_OLMOE, Cell
 from benchmarks.serving.clients import tokens_told
 from benchmarks.serving.growth import Growth, expected_step_s, rows_of_growth
@@ -23,7 +24,9 @@ from benchmarks.serving.measured import BATCH, GENERATE, LLAMA, OURS, Measured, 
 from benchmarks.serving.page import BEGIN, END, decode_cells, fill, markdown, plot
 from benchmarks.serving.peak import PeakMeter, Product, products
 from benchmarks.serving.plan import full_jobs, quick_jobs
+from benchmarks.serving.processes import ELSE, Meter, part_of, per_thousand, this_process
 from benchmarks.serving.prompts import prompts_of
+from benchmarks.serving.run import Runner
 from benchmarks.serving.sets import SETS, UNION, MixedSets, rows_of_sets
 from benchmarks.serving.streaming import Streaming, Way, rows_of_streaming
 from benchmarks.serving.trace import Trace, Turn, figures, median_ratio, take_turns, window
@@ -324,6 +327,36 @@ def test_streams_may_lose_a_stated_share_of_the_engines_speed() -> None:
     assert [row.holds for row in rows_of_streaming(Streaming(hop=slow, one=hop))] == [False, False]
 
 
+def test_streaming_tells_what_each_part_of_the_service_costs() -> None:
+    """Processor time is shown by part, the dearest first, under the sum of all against the engine alone."""
+    names = [
+        "ray::ServeReplica:gateway:Gateway",
+        "ray::OfficeActor.ask",
+        "ray::ServeReplica:host-1:ModelHost",
+    ]
+    assert [part_of(name) for name in [*names, "raylet"]] == ["gateway", "office", "model host", ELSE]
+    way = Way(inside=[1.0], over_http=[1.0], cpu_s={"office": 0.5, "model host": 2.0}, inside_cpu_s=2.0)
+    speed, whole, *parts = rows_of_streaming(Streaming(hop=way, one=way))[:4]
+    assert speed.unit == "tokens/s"
+    assert (whole.ours, whole.ratio, [row.ours for row in parts]) == (2.5, 1.25, [2.0, 0.5])
+    assert all(row.holds is None for row in (whole, *parts))
+
+
+def test_meter_counts_what_was_spent_meanwhile() -> None:
+    """Processor time of work counts, and what the work answers is passed on."""
+    meter = Meter(this_process)
+
+    def work() -> float:
+        began = time.process_time()
+        while time.process_time() - began < 0.05:
+            pass
+        return 7.0
+
+    assert meter.run(work) == 7.0
+    assert 0.02 < meter.spent_s[ELSE] == meter.spent_s.total()
+    assert per_thousand({"a": 2.0}, 4000) == {"a": 0.5}
+
+
 def test_clients_learn_the_number_of_tokens_from_the_last_event() -> None:
     """Whatever is cut off before it, the last event with usage counts."""
     tail = (
@@ -333,3 +366,19 @@ def test_clients_learn_the_number_of_tokens_from_the_last_event() -> None:
     )
     assert tokens_told(tail) == 17
     assert tokens_told(b"HTTP/1.1 429 Too Many Requests\r\n") is None
+
+
+def test_a_runner_knows_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is known once its result is kept, for as long as the same peers are missing."""
+    monkeypatch.setattr("benchmarks.serving.run.ReadMeter", lambda: None)
+    kept, job = Kept(tmp_path, {}), quick_jobs()[0]
+    arithmetic = choose(tmp_path, threads=1, torch_only=True)
+
+    def runner(missing: frozenset[str]) -> Runner:
+        return Runner(kept, arithmetic=arithmetic, threads=1, resume=True, missing=missing)
+
+    assert not runner(frozenset()).has(job)
+    kept.keep(job.settings() | {"missing": []}, _measured().to_json())
+    assert runner(frozenset()).has(job)
+    assert runner(frozenset()).rows(job)
+    assert not runner(frozenset({GENERATE})).has(job)
