@@ -8,26 +8,24 @@ withdrawals without masking, and it exits 1 if that goes unnoticed.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from pathlib import Path
-
-import httpx
 
 from cluster.home import Home
 from cluster.settings import Settings
 from examples.chaos.__main__ import free_port
 from examples.chaos.evidence import Rows, journaled
-from examples.demo.house import HouseFailed
 from examples.storm import judge, play
+from examples.storm.ending import perform
 from examples.storm.goods import Sizes
-from examples.storm.hosts import Orders
+from examples.storm.hosts import Orders, pace_file
 from examples.storm.house import KERNELS, ServedHouse
+from examples.storm.money import judge_money
+from examples.storm.phases import phase_figures
 from examples.storm.publisher import Publisher
-from examples.storm.streams import Crowd, Load, Refused
+from examples.storm.streams import Crowd, Load
 from examples.storm.town import Town, found
-from model_core.errors import ProductError
 
 FAULTS = ("paused", "cut", "killed")
 
@@ -70,7 +68,9 @@ class Storm:
         )
         record = self._folder / "record"
         try:
-            up_s = self.house.watched_up(Orders(record=str(record), forget_mask=options.mutant))
+            pace_s = options.step_ms / 1000
+            orders = Orders(record=str(record), forget_mask=options.mutant, pace_s=pace_s)
+            up_s = self.house.watched_up(orders)
             play.wait_for_servers(self.house, town, options.replicas, timeout_s=120)
             self._say(f"{options.replicas} replicas of a base up in {up_s:.0f} s, 16 experts, 16 endpoints.")
             if not options.mutant:
@@ -95,6 +95,7 @@ class Storm:
         options = self._options
         crowd = Crowd(self.house.url, town.keys, town.endpoints, Load(streams=options.streams))
         publisher = Publisher(self.house.client, town)
+        pace_file(self.house.home).touch()
         crowd.start()
         play.await_streams(crowd, options.streams // 2, timeout_s=120)
         self._say(f"{crowd.flowing} streams flow.")
@@ -157,6 +158,7 @@ class Storm:
         judge.judge_receipts(crowd.answers, metered, digests, verdict)
         slack_us = int(self._options.on_the_way_s * 1e6)
         judge.judge_releases(crowd.answers, forbidden, digests, slack_us, verdict)
+        judge_money(rows, verdict)
         judge.judge_journaled(rows.uses(), rows.commits(), forbidden, verdict)
         failed = [one for one in crowd.answers if one.failed and not one.failed.startswith("excused")]
         verdict.say(
@@ -188,6 +190,7 @@ class Storm:
             "withdrawals of an expert in use": in_use,
             "commit to last acknowledgement p50, ms": judge.percentile(ms, 0.5),
             "commit to last acknowledgement p99, ms": judge.percentile(ms, 0.99),
+            **phase_figures(record, rows.commits(), cycles),
             "gap between tokens p99, ms": judge.percentile(gaps, 0.99),
             "gap between tokens, largest, ms": judge.percentile(gaps, 1.0),
         }
@@ -202,25 +205,12 @@ class Storm:
 def main() -> int:
     """Plays one storm; 0 if every promise held, or with a mutant if it was noticed."""
     options = _options()
-    shutil.rmtree(options.folder, ignore_errors=True)
-    options.folder.mkdir(parents=True, mode=0o700)
-    storm = Storm(options)
-    try:
-        storm.run()
-    except (play.PlayFailed, HouseFailed, ProductError, Refused, httpx.HTTPError) as error:
-        print(f"\n{type(error).__name__}: {error}", flush=True)
-        return 1
-    print()
-    for what, number in storm.verdict.figures.items():
-        print(f"  {what:<42} {number:>14,.0f}")
-    print()
-    broken = storm.verdict.broken
-    if options.mutant:
-        noticed = storm.verdict.figures["forbidden rows multiplied"] > 0
-        print("The mutant was noticed." if noticed else "A host that forgets the mask goes unnoticed.")
-        return 0 if noticed else 1
-    print("\n".join(["A promise does not hold:", *broken] if broken else ["Every promise held."]))
-    return 1 if broken else 0
+    status, verdict = perform(options.folder, lambda: Storm(options), held="Every promise held.")
+    if not options.mutant or verdict is None:
+        return status
+    noticed = verdict.figures["forbidden rows multiplied"] > 0
+    print("The mutant was noticed." if noticed else "A host that forgets the mask goes unnoticed.")
+    return 0 if noticed else 1
 
 
 def _faults(text: str) -> tuple[str, ...]:
@@ -235,6 +225,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=200, help="streams that are open all the time")
     parser.add_argument("--replicas", type=int, default=4, help="model hosts of the base")
     parser.add_argument("--cycles", type=int, default=500, help="withdrawals, each followed by a publication")
+    parser.add_argument(
+        "--step-ms",
+        type=float,
+        default=200,
+        help="a host begins no step sooner than this after the last one: answers of a model this small would "
+        "else be over before anything could happen to them, and clients would take all of the machine",
+    )
     parser.add_argument("--layers", type=int, default=2, help="of the base")
     parser.add_argument("--width", type=int, default=64, help="of the base")
     parser.add_argument(

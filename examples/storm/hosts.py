@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,10 +32,13 @@ class Orders:
         record: folder of the recorder's files.
         forget_mask: hosts that hear of a withdrawal acknowledge it and go on as before: what the judge must
             notice.
+        pace_s: from one step's beginning to the next pass at least so many seconds, while ``pace_file`` is
+            there; what the engine's thread is asked meanwhile it does at once.
     """
 
     record: str
     forget_mask: bool = False
+    pace_s: float = 0.0
 
     def save(self, home: Path) -> None:
         """Writes them down for hosts that start from now on."""
@@ -59,6 +63,8 @@ class WatchedHost(ModelHost):
         hosting.connect_office = lambda **named: Cord(connect(**named), home)  # type: ignore[assignment, return-value]
         if orders.forget_mask:
             forget_masks()
+        if orders.pace_s:
+            pace_steps(orders.pace_s, pace_file(home))
         await super().__init__(settings, base_digest)
 
 
@@ -94,6 +100,37 @@ class Cord:
 def cut_file(home: Path, pid: int) -> Path:
     """The file that cuts a host process off while it is there."""
     return home / f"cut-{pid}"
+
+
+def pace_file(home: Path) -> Path:
+    """The file that makes hosts keep their pace while it is there."""
+    return home / "paced"
+
+
+def pace_steps(pace_s: float, file: Path) -> None:
+    """Lets engines of this process take their time as those of a larger base do, without the work.
+
+    Args:
+        pace_s: from one step's beginning to the next one's.
+        file: only while it is there.
+    """
+    from cluster.hosting.room import EngineRoom
+
+    step = EngineRoom._step
+    next_s = 0.0
+
+    def paced(room: EngineRoom) -> None:
+        nonlocal next_s
+        left_s = next_s - time.monotonic()
+        if left_s > 0 and file.exists():
+            with room._wake:
+                if not room._commands and not room._stopping:
+                    room._wake.wait(left_s)
+            return
+        next_s = time.monotonic() + pace_s
+        step(room)
+
+    EngineRoom._step = paced  # type: ignore[method-assign, assignment]
 
 
 def forget_masks() -> Callable[[], None]:

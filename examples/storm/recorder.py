@@ -2,7 +2,8 @@
 """A witness inside a model host that believes nothing the engine says about itself.
 
 It sits at the call of the matrix product: ``torch.nn.functional.linear`` is replaced by one that looks at the
-address of the weights, and compiled steps tell the addresses of what they multiplied. Addresses are noted
+address of the weights, packed matrices are known by themselves since they have no address, and compiled steps
+tell the addresses of what they multiplied. Addresses and matrices are noted
 when an expert comes into the bank or is packed, by the digest of the bundle that it was loaded from; how the
 engine masks, routes, names its columns or attributes plays no part. What it saw is written line by line to a
 file of each engine, in the order in which the engine's thread did it.
@@ -19,9 +20,10 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
 
@@ -30,6 +32,7 @@ from cluster.hosting.room import EngineRoom
 from model_core.engine.engine import Engine
 from model_core.engine.native.step import NativeRunner
 from model_core.engine.native.weights import matrices
+from model_core.engine.weights import PackedFfn, PackedLinear, PackedWeights
 from model_core.network.bank import PUBLIC, CheckedExpert, ExpertBank
 
 
@@ -49,6 +52,7 @@ class Recorder:
         self._folder = folder
         self._here = threading.local()
         self._owner: dict[int, str] = {}  # address of a gate matrix -> digest of its bundle
+        self._packs: WeakKeyDictionary[PackedLinear, str] = WeakKeyDictionary()  # the same of packed ones
         self._logs: dict[int, _Log] = {}  # by the identity of an engine
         self._undo: list[tuple[Any, str, Any]] = []
 
@@ -67,6 +71,11 @@ class Recorder:
         """Puts the witness in its places, for as long as the process lives."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._around(F, "linear", self._linear)
+        for name in ("forward", "silu", "times"):
+            self._around(PackedLinear, name, self._packed_product)
+        self._around(PackedWeights, "__init__", self._torch_packs)
+        self._around(PackedWeights, "prepare", self._torch_prepares)
+        self._around(PackedWeights, "_hold", self._torch_holds)
         self._around(ExpertBank, "__init__", self._opened)
         self._around(ExpertBank, "install", self._installed)
         self._around(EngineRoom, "__init__", self._room)
@@ -93,12 +102,17 @@ class Recorder:
     # -- at the matrix product ------------------------------------------------------------------------
 
     def _linear(self, original: Any, x: Any, weight: Any, *rest: Any, **named: Any) -> Any:
-        digest = self._owner.get(weight.data_ptr())
-        if digest is not None:
-            rows = getattr(self._here, "rows", None)
-            if rows is not None:
-                rows[digest] += x.numel() // x.shape[-1]
+        self._count(self._owner.get(weight.data_ptr()), x)
         return original(x, weight, *rest, **named)
+
+    def _packed_product(self, original: Any, matrix: PackedLinear, x: Any, *rest: Any) -> Any:
+        self._count(self._packs.get(matrix), x)
+        return original(matrix, x, *rest)
+
+    def _count(self, digest: str | None, x: Any) -> None:
+        rows = getattr(self._here, "rows", None)
+        if digest is not None and rows is not None:
+            rows[digest] += x.numel() // x.shape[-1]
 
     def _native(self, original: Any, runner: NativeRunner, *arguments: Any, **named: Any) -> None:
         original(runner, *arguments, **named)
@@ -126,6 +140,25 @@ class Recorder:
         self._note(short(digest), held.packed.layers)
         return held
 
+    def _torch_packs(self, original: Any, weights: PackedWeights, bank: ExpertBank) -> None:
+        original(weights, bank)
+        layers = range(bank.shape.n_layers)
+        self._note_packed(PUBLIC, [weights.decoder.layer(index).ffn for index in layers])
+
+    def _torch_prepares(self, original: Any, weights: PackedWeights, digest: str, expert: Any) -> None:
+        original(weights, digest, expert)
+        self._note_packed(short(digest), weights._prepared[digest].layers)
+
+    def _torch_holds(self, original: Any, weights: PackedWeights, name: str) -> Any:
+        held = original(weights, name)
+        self._note_packed(short(name), held.layers)
+        return held
+
+    def _note_packed(self, name: str, layers: Iterable[Any]) -> None:
+        for network in layers:
+            if isinstance(network, PackedFfn):
+                self._packs[network.gate] = name
+
     def _note(self, name: str, layers: Any) -> None:
         """One matrix of each layer speaks for the network, so that rows are counted once."""
         for layer in layers:
@@ -147,11 +180,11 @@ class Recorder:
     def _server(self, original: Any, server: Any, *arguments: Any, **named: Any) -> None:
         original(server, *arguments, **named)
         # The office is wrapped here and not patched as a class: it may be a client or the office itself.
-        server._office = _Told(server._office, lambda epoch: self._acknowledged(server, epoch))
+        server._office = _Told(server._office, lambda kind, epoch: self._passed(server, kind, epoch))
 
-    def _acknowledged(self, server: Any, epoch: int) -> None:
+    def _passed(self, server: Any, kind: str, epoch: int) -> None:
         log = self._logs[id(server.room.engine)]
-        log.write(kind="acknowledged", server=server.server_id, epoch=epoch, at_us=_now_us())
+        log.write(kind=kind, server=server.server_id, epoch=epoch, at_us=_now_us())
 
     def _room(self, original: Any, room: EngineRoom, *arguments: Any, **named: Any) -> None:
         original(room, *arguments, **named)
@@ -208,17 +241,23 @@ class _Log:
 
 
 class _Told:
-    """The office, with a word to the recorder right before an acknowledgement leaves."""
+    """The office, with a word to the recorder when news arrives and before an acknowledgement leaves."""
 
-    def __init__(self, office: Any, tell: Callable[[int], None]) -> None:
+    def __init__(self, office: Any, tell: Callable[[str, int], None]) -> None:
         self._office, self._tell = office, tell
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._office, name)
 
     async def acknowledge(self, server_id: str, epoch: int, *rest: Any) -> Any:
-        self._tell(epoch)
+        self._tell("acknowledged", epoch)
         return await self._office.acknowledge(server_id, epoch, *rest)
+
+    async def wait_epoch(self, server_id: str, seen_epoch: int, *rest: Any) -> Any:
+        news = await self._office.wait_epoch(server_id, seen_epoch, *rest)
+        if news.epoch > seen_epoch:
+            self._tell("heard", news.epoch)
+        return news
 
 
 def _now_us() -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
-import shutil
 import statistics
 import sys
 import threading
@@ -19,7 +18,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 from cluster.home import Home
@@ -28,15 +26,15 @@ from cluster.run_file import RunFile
 from cluster.settings import Settings
 from examples.chaos.__main__ import free_port
 from examples.chaos.evidence import Rows, journaled
-from examples.demo.house import HouseFailed
 from examples.storm import judge, play
+from examples.storm.ending import perform
 from examples.storm.goods import SMALL
 from examples.storm.hosts import Orders
 from examples.storm.house import KERNELS, ServedHouse
+from examples.storm.money import judge_money
 from examples.storm.publisher import Publisher
-from examples.storm.streams import Crowd, Load, Refused
+from examples.storm.streams import Crowd, Load
 from examples.storm.town import Town, found
-from model_core.errors import ProductError
 
 _PARTS = ("WatchedHost", "Gateway", "OfficeActor", "WatchedReconciler", "Foreman")
 _EVERY_S = 5.0
@@ -232,6 +230,7 @@ class Soak:
         engines = judge.judge_engines(record, forbidden, metered, SMALL.n_layers, verdict)
         judge.judge_books(journaled(home), metered, verdict)
         judge.judge_receipts(crowd.answers, metered, town.digests, verdict)
+        judge_money(Rows(home), verdict)
         kept = [
             f"{one.server} still holds {one.used_pages} pages when idle" for one in engines if one.used_pages
         ]
@@ -251,24 +250,8 @@ class Soak:
 def main() -> int:
     """Soaks; 0 if nothing leaks and nothing is lost or doubled."""
     options = _options()
-    shutil.rmtree(options.folder, ignore_errors=True)
-    options.folder.mkdir(parents=True, mode=0o700)
-    soak = Soak(options)
-    try:
-        soak.run()
-    except (play.PlayFailed, HouseFailed, ProductError, Refused, httpx.HTTPError) as error:
-        print(f"\n{type(error).__name__}: {error}", flush=True)
-        return 1
-    print()
-    for what, number in soak.verdict.figures.items():
-        print(f"  {what:<42} {number:>14,.0f}")
-    broken = soak.verdict.broken
-    print(
-        "\n".join(
-            ["", "A promise does not hold:", *broken] if broken else ["", "Nothing leaked or got lost."]
-        )
-    )
-    return 1 if broken else 0
+    status, _ = perform(options.folder, lambda: Soak(options), held="Nothing leaked or got lost.")
+    return status
 
 
 def _options() -> argparse.Namespace:
