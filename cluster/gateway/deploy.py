@@ -34,6 +34,7 @@ from cluster.hosting.lines import Frame
 from cluster.hosting.messages import GenerationChunk, GenerationRequest, ScoreAnswer
 from cluster.office.client import connect_office
 from cluster.office.protocol import Admission
+from cluster.secrecy import leave_no_core
 from cluster.settings import Settings
 from model_core.errors import ProductError
 
@@ -216,6 +217,7 @@ class Gateway:
     """
 
     def __init__(self, settings: dict[str, Any], session_key: bytes | None = None) -> None:
+        leave_no_core()
         self._settings = Settings.model_validate(settings)
         self._session_key = session_key
         self._server: uvicorn.Server | None = None

@@ -120,18 +120,32 @@ class Generation:
 
 
 class EventStream(StreamingResponse):
-    """A server-sent event stream that ends its generation however it ends itself."""
+    """A server-sent event stream that ends its generation however it ends itself.
+
+    Args:
+        events: what is sent.
+        ending: ends the generation; safe to call again.
+        headers: of the response.
+        within_s: how long sending may take: who reads nothing must not keep a place for ever.
+    """
 
     def __init__(
-        self, events: AsyncIterator[bytes], ending: Callable[[], Awaitable[None]], headers: dict[str, str]
+        self,
+        events: AsyncIterator[bytes],
+        ending: Callable[[], Awaitable[None]],
+        headers: dict[str, str],
+        within_s: float,
     ) -> None:
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._ending = ending
+        self._within_s = within_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Streams; the ending runs even if the client left before the first event."""
         try:
-            await super().__call__(scope, receive, send)
+            with contextlib.suppress(TimeoutError):  # the connection is closed in the middle of its answer
+                async with asyncio.timeout(self._within_s):
+                    await super().__call__(scope, receive, send)
         finally:
             await asyncio.shield(asyncio.ensure_future(self._ending()))
 

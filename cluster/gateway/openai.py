@@ -30,6 +30,8 @@ from cluster.problems import invalid_request, problem_of
 from policy.errors import UnknownDeployment
 
 MAX_PROMPT_BYTES = 4 << 20
+# A client may read so much longer than the answer may take.
+_LAST_EVENTS_S = 60.0
 
 
 def add_openai(app: FastAPI, door: Door) -> None:
@@ -81,7 +83,7 @@ async def _answer(
     headers = _headers(answers)
     if asked.stream:
         events = _events(answers, shape, include_usage=asked.include_usage, request_id=request_id_of(request))
-        return EventStream(events, answers.close, headers)
+        return EventStream(events, answers.close, headers, door.limits.request_s + _LAST_EVENTS_S)
     try:
         whole = await unless_gone(request, _whole(answers, shape))
     finally:

@@ -38,7 +38,7 @@ class StepToken:
 
     generation: int
     label: Label
-    event: TokenEvent
+    event: TokenEvent = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +87,13 @@ class Choice:
     index: int
     deployment: str
     consumer: str
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = field(repr=False)
     sampling: Sampling
     notify: Callable[[Choice, StepToken | Ending | Failure], None]
     mutex: threading.Lock = field(default_factory=threading.Lock)
     generation: int = 0
     run: int = 0
-    released_ids: list[int] = field(default_factory=list)
+    released_ids: list[int] = field(default_factory=list, repr=False)
     computed: int = 0
     set: NewSet | None = None
     epoch: int = -1

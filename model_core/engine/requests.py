@@ -62,7 +62,7 @@ class SequenceRequest:
     """
 
     request_id: str
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = field(repr=False)
     experts: tuple[str, ...]
     top_k: int
     state_key: StateKey
@@ -87,8 +87,8 @@ class TokenEvent:
     """
 
     request_id: str
-    token_id: int
+    token_id: int = field(repr=False)
     logprob: float
-    top_logprobs: tuple[tuple[int, float], ...]
+    top_logprobs: tuple[tuple[int, float], ...] = field(repr=False)
     attribution_ppm: dict[str, int]
     finished: FinishReason | None

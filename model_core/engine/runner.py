@@ -13,7 +13,7 @@ step to step only once ``keep`` was called, so a discarded step leaves every sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -35,7 +35,7 @@ class Piece:
         top_k: experts per token, the public one counted; between 1 and ``len(columns)``.
     """
 
-    ids: Sequence[int]
+    ids: Sequence[int] = field(repr=False)
     start: int
     pages: Sequence[int]
     tail: int

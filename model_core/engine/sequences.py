@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -38,7 +38,7 @@ class RunningSequence:
     experts: tuple[str, ...]
     top_k: int
     scope: Scope
-    tokens: list[int]
+    tokens: list[int] = field(repr=False)
     columns: tuple[int, ...] = ()
     table: Table | None = None
     age: int | None = None
