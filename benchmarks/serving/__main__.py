@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--full", action="store_true", help="the whole matrix, hours")
     parser.add_argument("--resume", action="store_true", help="take results that an earlier run has kept")
+    parser.add_argument("--kept", action="store_true", help="only rows of kept results; measure nothing")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every side")
     parser.add_argument("--torch", action="store_true", help="no compiled kernels")
     parser.add_argument("--only", default="", help="a pattern: only jobs whose label it is found in")
@@ -49,10 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     context = {"machine": machine(), "versions": _versions(), "native": arithmetic.native}
     kept = Kept(_FOLDER, context | {"threads": given.threads, "source": source_digest()})
     runner = Runner(
-        kept, arithmetic=arithmetic, threads=given.threads, resume=given.resume, missing=frozenset(missing)
+        kept,
+        arithmetic=arithmetic,
+        threads=given.threads,
+        resume=given.resume or given.kept,
+        missing=frozenset(missing),
     )
     planned = full_jobs() if given.full else quick_jobs()
     jobs = [job for job in planned if re.search(given.only, job.label)]
+    if given.kept:
+        jobs = [job for job in jobs if runner.has(job)]
     rows: list[Row] = _compile_rows(arithmetic)
     try:
         for number, job in enumerate(jobs, start=1):
@@ -60,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = runner.rows(job)
             rows += found
             print_table("so far", found, Console(stderr=True))
-            whole = number == len(jobs)
+            whole = number == len(planned)
             write_report("serving", rows, facts=_facts(given, arithmetic, missing, began, whole=whole))
     finally:
         runner.close()

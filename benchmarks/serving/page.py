@@ -115,7 +115,7 @@ def _section(row: Row) -> str:
 def _measured_on(document: Mapping[str, Any]) -> str:
     machine, facts = document["machine"], document["facts"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
-    whole = "" if facts["whole"] else " The run was ended before its last cell."
+    whole = "" if facts["whole"] else " Not every cell of the plan was measured."
     return (
         f"{machine['cores']} cores of a {machine['processor']} machine ({facts['capability']}), "
         f"{facts['threads']} threads a side, torch {machine['torch']}, {versions}, Python "

@@ -39,12 +39,16 @@ class Runner:
 
     def rows(self, job: Job) -> list[Row]:
         """The rows of a job; measured only where no kept result may be taken."""
-        settings = job.settings() | {"missing": sorted(self._missing & set(job.peers))}
+        settings = self._settings(job)
         result = self._kept.find(settings) if self._resume else None
         if result is None:
             result = self._measure(job)
             self._kept.keep(settings, result)
         return read_rows(job, result)
+
+    def has(self, job: Job) -> bool:
+        """Whether the result of a job is kept."""
+        return self._kept.find(self._settings(job)) is not None
 
     def close(self) -> None:
         """Lets the last world go."""
@@ -52,6 +56,9 @@ class Runner:
             self._stage.close()
             self._stage = None
             gc.collect()
+
+    def _settings(self, job: Job) -> dict[str, Any]:
+        return job.settings() | {"missing": sorted(self._missing & set(job.peers))}
 
     def _measure(self, job: Job) -> dict[str, Any]:
         if job.cell is not None:
