@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long clients waited between one token of a stream and the next."""
+"""How long clients waited between one arrival of tokens of a stream and the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from examples.storm.streams import Answer
 
 
 def median_gap_ms(answers: list[Answer]) -> float:
-    """Median gap between two tokens of a stream, over all streams."""
+    """Median gap between two arrivals of a stream, over all streams."""
     return statistics.median(gap for answer in answers for _, _, gap in _gaps(answer))
 
 
@@ -27,5 +27,6 @@ def largest_gap_ms(answers: list[Answer], from_us: int, to_us: int) -> float:
 
 
 def _gaps(answer: Answer) -> Iterator[tuple[int, int, float]]:
-    for earlier_us, later_us in itertools.pairwise(answer.arrivals_us):
+    # Tokens that arrive together are one arrival: nobody waited between them.
+    for earlier_us, later_us in itertools.pairwise(sorted(set(answer.arrivals_us))):
         yield earlier_us, later_us, (later_us - earlier_us) / 1000

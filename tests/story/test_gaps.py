@@ -8,8 +8,8 @@ from examples.storm.streams import Answer
 
 
 def test_gaps_are_those_of_one_stream_within_a_stretch_of_time() -> None:
-    """Pauses between streams do not count, and a gap counts in every stretch that it reaches into."""
-    first = Answer(endpoint="a", arrivals_us=[0, 10_000, 20_000, 90_000])
+    """Neither pauses between streams nor tokens that come together count; stretches hold what reaches in."""
+    first = Answer(endpoint="a", arrivals_us=[0, 10_000, 10_000, 10_000, 10_000, 20_000, 90_000])
     second = Answer(endpoint="b", arrivals_us=[500_000, 510_000, 520_000, 530_000])
     answers = [first, second]
     assert median_gap_ms(answers) == 10.0
