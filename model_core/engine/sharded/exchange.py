@@ -8,7 +8,8 @@ several, on timing; so the bits of a row would depend on its neighbours. Knows n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from model_core.engine.sharded.wire import fill
 
 # Takes flat bytes, gives those of all ranks in rank order.
 Gather = Callable[[Tensor], list[Tensor]]
@@ -41,31 +44,50 @@ class Exchange:
         return total.to(partial.dtype)
 
 
-def join_ranks(store: Path, *, rank: int, n_ranks: int, device: torch.device, patience_s: float) -> Exchange:
-    """Connects a rank with the others of its machine: gloo over loopback for CPUs, NCCL for CUDA.
+def over_lines(rank: int, lines: Mapping[int, socket.socket]) -> Gather:
+    """Gathers over socket pairs between the processes of one machine: nothing listens, nobody else can join.
+
+    Every two ranks have a line. All take their lines in the order of the other's number, and of each two the
+    lower one speaks first, so no circle of ranks ever waits for itself, however long the messages are.
 
     Args:
-        store: a file through which they find each other, in a folder of this user alone.
         rank: number of this one.
+        lines: to each of the others, by their numbers.
+    """
+
+    def gather(mine: Tensor) -> list[Tensor]:
+        parts = {rank: mine}
+        said = mine.cpu().numpy().data
+        for other in sorted(lines):
+            heard = torch.empty(mine.shape, dtype=torch.uint8)
+            if rank < other:
+                lines[other].sendall(said)
+            fill(lines[other], heard.numpy().data)
+            if rank > other:
+                lines[other].sendall(said)
+            parts[other] = heard.to(mine.device)
+        return [parts[number] for number in sorted(parts)]
+
+    return gather
+
+
+def over_nccl(store: Path, *, rank: int, n_ranks: int, patience_s: float) -> Gather:
+    """Gathers between the GPUs of one machine.
+
+    Args:
+        store: a file through which the ranks find each other, in a folder of this user alone.
+        rank: number of this one, and of its GPU.
         n_ranks: how many there are.
-        device: where this rank's tensors are.
-        patience_s: how long to wait for the others, here and in every exchange.
+        patience_s: how long to wait for the others.
     """
     c10d: Any = dist  # its stubs know neither stores nor choices
-    meeting, patience = c10d.FileStore(str(store), n_ranks), timedelta(seconds=patience_s)
-    if device.type == "cuda":
-        choices = c10d.ProcessGroupNCCL.Options()
-        choices._timeout = patience
-        group = c10d.ProcessGroupNCCL(meeting, rank, n_ranks, choices)
-    else:
-        choices = c10d.ProcessGroupGloo._Options()
-        choices._devices = [c10d.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-        choices._timeout = patience
-        group = c10d.ProcessGroupGloo(meeting, rank, n_ranks, choices)
+    choices = c10d.ProcessGroupNCCL.Options()
+    choices._timeout = timedelta(seconds=patience_s)
+    group = c10d.ProcessGroupNCCL(c10d.FileStore(str(store), n_ranks), rank, n_ranks, choices)
 
     def gather(mine: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(mine) for _ in range(n_ranks)]
         group.allgather([parts], [mine]).wait()
         return parts
 
-    return Exchange(gather)
+    return gather

@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -85,29 +86,35 @@ class Gang:
         """
         folder = Path(tempfile.mkdtemp(prefix="ranks-"))  # of this user alone
         lines, processes = [], []
-        for rank in range(n_ranks):
-            ours, theirs = socket.socketpair()
-            config = {
-                "path": sys.path,
-                "line": theirs.fileno(),
-                "rank": rank,
-                "n_ranks": n_ranks,
-                "device": device,
-                "threads": threads,
-                "store": str(folder / "meeting"),
-                # A rank that waits for another gives up after the engine has.
-                "patience_s": max(patience_s, start_s) + 5.0,
-            }
-            with theirs:
+        with contextlib.ExitStack() as theirs:
+            between: list[dict[int, socket.socket]] = [{} for _ in range(n_ranks)]
+            for low, high in combinations(range(n_ranks), 2):
+                ends = socket.socketpair()
+                between[low][high], between[high][low] = (theirs.enter_context(end) for end in ends)
+            for rank, others in enumerate(between):
+                ours, line = socket.socketpair()
+                theirs.enter_context(line)
+                config = {
+                    "path": sys.path,
+                    "line": line.fileno(),
+                    "others": {other: end.fileno() for other, end in others.items()},
+                    "rank": rank,
+                    "n_ranks": n_ranks,
+                    "device": device,
+                    "threads": threads,
+                    "store": str(folder / "meeting"),
+                    # A rank that waits for another gives up after the engine has.
+                    "patience_s": max(patience_s, start_s) + 5.0,
+                }
                 processes.append(
                     subprocess.Popen(
                         [sys.executable, "-c", _LAUNCH, json.dumps(config)],
-                        pass_fds=[theirs.fileno()],
+                        pass_fds=[line.fileno(), *(end.fileno() for end in others.values())],
                         stdin=subprocess.DEVNULL,
                         start_new_session=True,  # an interrupt is the engine's to act on
                     )
                 )
-            lines.append(ours)
+                lines.append(ours)
         gang = cls(lines, processes=processes, folder=folder, patience_s=patience_s)
         gang._collect(start_s)
         return gang

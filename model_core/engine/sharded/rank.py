@@ -19,7 +19,7 @@ import torch
 
 from model_core.engine.native.derived import DerivedFile, open_tensors
 from model_core.engine.runner import Piece
-from model_core.engine.sharded.exchange import Exchange, join_ranks
+from model_core.engine.sharded.exchange import Exchange, over_lines, over_nccl
 from model_core.engine.sharded.layers import load_base_part, load_expert_part
 from model_core.engine.sharded.slices import Part
 from model_core.engine.sharded.wire import LineClosed, Message, encode, receive
@@ -125,24 +125,15 @@ def main(config: dict[str, Any]) -> None:
     """Runs a rank until its line ends.
 
     Args:
-        config: ``line`` (a file descriptor), ``rank``, ``n_ranks``, ``device``, ``threads``, ``store`` and
-            ``patience_s``.
+        config: ``rank``, ``n_ranks``, ``device``, ``threads``, ``patience_s``, ``line`` (file descriptor of
+            the engine's line), ``others`` (those of the lines to other ranks, by number) and ``store`` (a
+            file through which GPUs meet).
     """
     torch.set_num_threads(config["threads"])
     part = Part(rank=config["rank"], n_ranks=config["n_ranks"])
-    device = torch.device(config["device"])
-    if device.type == "cuda":
-        device = torch.device("cuda", part.rank)
-        torch.cuda.set_device(device)
     with socket.socket(fileno=config["line"]) as line:
         try:
-            exchange = join_ranks(
-                Path(config["store"]),
-                rank=part.rank,
-                n_ranks=part.n_ranks,
-                device=device,
-                patience_s=config["patience_s"],
-            )
+            exchange, device = _join(config, part)
             rank = Rank(part, exchange, device)
             line.sendall(encode(Message(document={"ready": True})))
             while True:
@@ -152,6 +143,19 @@ def main(config: dict[str, Any]) -> None:
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
             line.sendall(encode(Message(document={"failed": type(error).__name__})))
+
+
+def _join(config: dict[str, Any], part: Part) -> tuple[Exchange, torch.device]:
+    patience_s = config["patience_s"]
+    if config["device"] == "cuda":
+        device = torch.device("cuda", part.rank)
+        torch.cuda.set_device(device)
+        store = Path(config["store"])
+        return Exchange(over_nccl(store, rank=part.rank, n_ranks=part.n_ranks, patience_s=patience_s)), device
+    lines = {int(other): socket.socket(fileno=number) for other, number in config["others"].items()}
+    for line in lines.values():
+        line.settimeout(patience_s)
+    return Exchange(over_lines(part.rank, lines)), torch.device(config["device"])
 
 
 def _piece(fields: dict[str, Any]) -> Piece:

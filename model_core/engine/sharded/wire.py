@@ -70,10 +70,19 @@ def receive(line: socket.socket) -> Message:
 def _exactly(line: socket.socket, n_bytes: int) -> bytearray:
     """So many bytes, in one buffer."""
     buffer = bytearray(n_bytes)
-    view = memoryview(buffer)
+    fill(line, memoryview(buffer))
+    return buffer
+
+
+def fill(line: socket.socket, view: memoryview) -> None:
+    """Fills memory with what comes.
+
+    Raises:
+        LineClosed: the other end is gone.
+        TimeoutError: the line's timeout passed.
+    """
     while view:
         n_read = line.recv_into(view)
         if not n_read:
             raise LineClosed
         view = view[n_read:]
-    return buffer

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tensor_builders import bank_of, copy_of, drain, in_bfloat16, prompt, random
 from model_core.engine.engine import Engine
 from model_core.engine.requests import SequenceRequest, TokenEvent
 from model_core.engine.runner import Piece
-from model_core.engine.sharded.exchange import Exchange
+from model_core.engine.sharded.exchange import Exchange, over_lines
 from model_core.engine.sharded.gang import Gang
 from model_core.engine.sharded.rank import Rank
 from model_core.engine.sharded.runner import ShardedRunner
@@ -379,6 +380,19 @@ def test_sums_are_added_in_rank_order_and_wide() -> None:
     exchange = Exchange(lambda _: [part.view(-1).view(torch.uint8) for part in parts])
     wide = (parts[0].float() + parts[1].float()) + parts[2].float()
     assert torch.equal(exchange.sum(parts[1]), wide.bfloat16())
+
+
+def test_every_rank_gets_every_part_however_long() -> None:
+    """Four ranks at once, with parts longer than any buffer of a line: the same on all, in rank order."""
+    lines: list[dict[int, socket.socket]] = [{} for _ in range(4)]
+    for low, high in combinations(range(4), 2):
+        lines[low][high], lines[high][low] = socket.socketpair()
+    parts = [torch.full((3_000_000,), number, dtype=torch.uint8) for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda number: over_lines(number, lines[number])(parts[number]), range(4))
+        assert all(torch.equal(torch.stack(one), torch.stack(parts)) for one in found)
+    for line in (line for others in lines for line in others.values()):
+        line.close()
 
 
 @given(
