@@ -12,9 +12,9 @@ is refused. Knows nothing of how tokens are made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
@@ -273,8 +273,8 @@ class Metering:
         budget = BudgetRow
         covered = budget.limit_micro - budget.spent_micro - budget.held_micro >= held
         taken = update(budget).where(budget.tenant == tenant, covered)
-        changed = self._session.execute(taken.values(held_micro=budget.held_micro + held))
-        if not cast("CursorResult[Any]", changed).rowcount:
+        holding = taken.values(held_micro=budget.held_micro + held).returning(budget.tenant)
+        if self._session.execute(holding).first() is None:
             row = budget_of(self._session, tenant)
             available = row.limit_micro - row.spent_micro - row.held_micro
             raise BudgetExceeded(
