@@ -297,6 +297,14 @@ def send_bundle(town: Town, who: str, path: str, folder: Path, **params: Any) ->
 _FOUNDED: dict[str, Any] = {}
 
 
+@pytest.fixture(scope="session")
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One store of a tiny base and three owners' experts for all tests of hosts; nothing writes to it."""
+    from tests.cluster.host_worlds import World, bundle_maker
+
+    return World(bundle_maker(request), tmp_path_factory.mktemp("world"))
+
+
 @pytest.fixture
 def found_town(
     bundles: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

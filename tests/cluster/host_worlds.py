@@ -16,6 +16,7 @@ import torch
 from cluster.errors import OfficeUnavailable
 from cluster.hosting.facts import HostSettings
 from cluster.hosting.gate import ReleaseGate
+from cluster.hosting.lease import boottime_us
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.hosting.server import ModelServer
 from cluster.office.protocol import Admission, EpochNews, UsageRecord
@@ -308,3 +309,10 @@ def slow_down(server: ModelServer, step_s: float = 0.02) -> None:
         return step()
 
     server.room.engine.step = slow  # type: ignore[method-assign]
+
+
+async def timed(
+    server: ModelServer, given: Admission, times: list[int], *, max_tokens: int
+) -> list[GenerationChunk]:
+    """Chunks of a greedy request, each noted with the boot clock at its release."""
+    return await collect(server, given, lambda _: times.append(boottime_us()), max_tokens=max_tokens)

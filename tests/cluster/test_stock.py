@@ -19,7 +19,6 @@ from tests.cluster.host_worlds import (
     Office,
     World,
     admission,
-    bundle_maker,
     collect,
     running,
     tokens_of,
@@ -27,12 +26,6 @@ from tests.cluster.host_worlds import (
 )
 
 APART = {owner: (owner,) for owner in OWNERS}
-
-
-@pytest.fixture(scope="module")
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """One store for all tests of this file; nothing writes to it."""
-    return World(bundle_maker(request), tmp_path_factory.mktemp("world"))
 
 
 def room_for(world: World, count: int) -> int:
