@@ -220,7 +220,7 @@ def tokens_to_hold(request: GenerationRequest) -> int:
     if request.scores_prompt:
         ids, text = request.prompt_token_ids, request.prompt or ""
         scored = len(ids) if ids is not None else len(text.encode("utf-8", "surrogatepass")) + 1
-    return request.max_tokens * request.n + scored
+    return max(1, request.max_tokens * request.n + scored)  # an echo alone computes none and is admitted, too
 
 
 def _biases(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:

@@ -12,6 +12,7 @@ from cluster.hosting.messages import Ended
 SENTENCES: Final[Mapping[str, str]] = {
     "deployment_closed": "The deployment was closed while the request was answered; see its register entry.",
     "deployment_denied": "Nothing may answer for this deployment any more; look at its reasons.",
+    "expert_withdrawn": "An expert left while its tokens were about to be released; ask again.",
     "key_revoked": "The API key was revoked while the request was answered; use another key.",
     "key_expired": "The API key expired while the request was answered; ask for another key.",
     "tenant_suspended": "The tenant was suspended while the request was answered; ask the platform.",

@@ -287,6 +287,7 @@ class Release:
 
     def _withdrawn(self, choice: Choice) -> GenerationChunk:
         self._open.discard(choice.index)
+        self._ended = self._ended or ended("expert_withdrawn")
         return GenerationChunk(
             index=choice.index,
             finish_reason="withdrawn",

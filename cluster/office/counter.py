@@ -183,7 +183,9 @@ class Office:
             left_s = deadline - asyncio.get_running_loop().time()
             told = self._told.get(server_id, frozenset())
             if news.epoch > seen_epoch or left_s <= 0 or not news.stopped.keys() <= told:
-                self._told[server_id] = frozenset(news.stopped)
+                self._told.pop(server_id, None)  # servers come and go: who was told of none is not remembered
+                if news.stopped:
+                    self._told[server_id] = frozenset(news.stopped)
                 return news
             try:
                 async with asyncio.timeout(left_s), self._changed:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.hosting.choice import Choice, Failure, Label, StepToken, TextAssembler
+from cluster.hosting.endings import ended
 from cluster.hosting.errors import HostStopping, JournalDamaged, LeaseLost
 from cluster.hosting.messages import GenerationChunk, GenerationRequest, Segment, joined_segments
 from cluster.hosting.release import Release
@@ -218,6 +219,9 @@ def test_set_that_changes_between_journal_and_release_withdraws_the_chunk() -> N
     gate.is_open = look  # type: ignore[method-assign]
     chunks = way.collect()
     assert [(chunk.text, chunk.finish_reason) for chunk in chunks] == [("", "withdrawn")]
+    account = chunks[-1].marketplace
+    assert account is not None
+    assert account.ended == ended("expert_withdrawn")
     assert way.left == [way.choice]
 
 

@@ -363,6 +363,13 @@ def test_echo_gives_the_prompt_back_with_its_scores(town: Any, client: openai.Op
     assert "".join(event.choices[0].text for event in events) == "onetwoHello there."
 
 
+def test_echo_alone_is_admitted(town: Any, client: openai.OpenAI) -> None:
+    """Nothing is generated and nothing scored: the prompt comes back, as in the API that clients know."""
+    answer = client.completions.create(model=MODEL, prompt="one", max_tokens=0, echo=True)
+    assert answer.choices[0].text == "one"
+    assert town.hosts.asked[0][0].reserved_tokens == 1
+
+
 def test_scored_prompt_is_held_for_before_it_is_counted(town: Any, client: openai.OpenAI) -> None:
     """The hold covers every token that a prompt may have: its ids, or its bytes and one."""
     client.completions.create(model=MODEL, prompt="été", echo=True, logprobs=0, max_tokens=3, n=2)
