@@ -144,8 +144,6 @@ CATALOGUE: Mapping[str, Row] = {
     "step_pending": _row(500, "Internal error in the engine's steps"),
     "ranks_refused": _row(500, "The base cannot be spread over so many processes"),
     "rank_lost": _row(503, "A process of a model host is gone"),
-    "ranks_refused": _row(422, "The base cannot be spread so"),
-    "rank_lost": _row(503, "A process of the engine went away"),
     # accounts and jobs
     "database_in_use": _row(503, "The database is in use"),
     "database_unsupported": _row(500, "The database is not supported"),
