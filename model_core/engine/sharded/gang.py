@@ -137,8 +137,14 @@ class Gang:
         """
         return self.ask_each([document] * self.size)
 
-    def ask_each(self, documents: Sequence[Mapping[str, Any]]) -> list[Message]:
+    def ask_each(
+        self, documents: Sequence[Mapping[str, Any]], *, patience_s: float | None = None
+    ) -> list[Message]:
         """The same with a document for each rank.
+
+        Args:
+            documents: one per rank.
+            patience_s: how long the answers may take; None as long as any.
 
         Raises:
             RankLost: as ``ask``.
@@ -149,11 +155,11 @@ class Gang:
                 raise self._lost(self._why)
             try:
                 for place, line in enumerate(self._lines):
-                    line.settimeout(self._patience_s)
+                    line.settimeout(self._patience_s)  # what lies in the way of sending is no work
                     line.sendall(frames[min(place, len(frames) - 1)])
             except OSError:
                 raise self._fail("has ended") from None
-            return self._collect(self._patience_s)
+            return self._collect(self._patience_s if patience_s is None else patience_s)
 
     def close(self) -> None:
         """Ends all ranks and removes the gang's folder."""

@@ -28,6 +28,9 @@ from model_core.errors import RankLost
 from model_core.network.bank import ExpertBank
 from model_core.network.expert import Expert
 
+# Large parts may have to be read from a slow disk, or be copied to a device, once.
+_OPEN_S = 600.0
+
 
 class ShardedRunner:
     """Steps by several processes (see ``runner.Runner``).
@@ -82,7 +85,8 @@ class ShardedRunner:
             "page_size": page_size,
         }
         files = self._made(bank.base_digest, source, partial(base_slices, bank.decoder))
-        self._note(gang.ask_each([opening | {"file": _told(file)} for file in files]))
+        told = [opening | {"file": _told(file)} for file in files]
+        self._note(gang.ask_each(told, patience_s=_OPEN_S))
         self.refresh()
 
     def run(self, pieces: Sequence[Piece]) -> StepResult:

@@ -117,7 +117,7 @@ class LocalRanks:
         """As a gang's."""
         return self.ask_each([document] * self.size)
 
-    def ask_each(self, documents: list[dict[str, Any]]) -> list[Message]:
+    def ask_each(self, documents: list[dict[str, Any]], **_: Any) -> list[Message]:
         """As a gang's; what is sent is what JSON makes of it."""
         sent = [json.loads(json.dumps(document)) for document in documents]
         return list(self._threads.map(lambda rank, one: rank.obey(one), self.ranks, sent))
@@ -278,7 +278,7 @@ def test_each_rank_holds_its_part_and_no_more(ranks: Callable[[], Gang]) -> None
         for line in lines:
             if "-" in line.split(maxsplit=1)[0]:
                 owner = "mine" if f"part{rank}of2" in line else "other" if "of2-" in line else ""
-            elif line.startswith("Rss:") and owner:
+            elif line.startswith("Size:") and owner:
                 mapped[owner] += 1024 * int(line.split()[1])
         assert mapped["other"] == 0
         assert abs(mapped["mine"] - (cut / 2 + whole - cut)) < 0.05 * whole
