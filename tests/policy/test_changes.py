@@ -33,7 +33,6 @@ from policy.items import (
     TenantResume,
 )
 from policy.snapshot import LicenseFact
-from tenants.accounts.database import Database
 
 FACT = LicenseFact(
     key="LicenseRef-Town",
@@ -44,12 +43,6 @@ FACT = LicenseFact(
     attribution=True,
     reviewed_by="carl",
 )
-
-
-@pytest.fixture
-def town(database: Database) -> Town:
-    """A town on either engine."""
-    return Town(database)
 
 
 def test_nothing_takes_effect_before_approval(town: Town) -> None:

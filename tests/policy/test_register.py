@@ -24,13 +24,6 @@ from policy.items import ForbidRule, ForbidUse, GrantGive, ListingPut
 from policy.questions import Question
 from policy.snapshot import Snapshot
 from policy.tables import BaseRow
-from tenants.accounts.database import Database
-
-
-@pytest.fixture
-def town(database: Database) -> Town:
-    """A town on either engine."""
-    return Town(database)
 
 
 def test_nothing_is_permitted_before_everything_is(town: Town) -> None:
