@@ -51,7 +51,9 @@ class _Piece:
     error: BaseException | None = None
 
     def tell(self) -> None:
-        """Tells who waits."""
+        """Tells who waits, if anybody still does."""
+        if not self.told.set_running_or_notify_cancel():
+            return
         if self.error is not None:
             self.told.set_exception(self.error)
         else:

@@ -206,3 +206,14 @@ def test_closing_does_what_waits(database: Database) -> None:
     assert [one.result(0) for one in told] == [f"t-{n}" for n in range(20)]
     with pytest.raises(RuntimeError):
         turns.submit(_found("late"))
+
+
+def test_whoever_waits_no_more_keeps_nobody_from_an_answer(turns: Turns, database: Database) -> None:
+    """A caller that gave up is told nothing; what it asked is done, and the writers go on for all others."""
+    held = _hold(turns, database)
+    told = [turns.submit(_found(f"t{number}")) for number in range(20)]
+    assert all(one.cancel() for one in told[::2])
+    held.let_go()
+    assert [one.result(30) for one in told[1::2]] == [f"t{number}" for number in range(1, 20, 2)]
+    assert turns.submit(_found("later")).result(30) == "later"
+    assert _slugs(database) >= {f"t{number}" for number in range(20)} | {"later"}
