@@ -48,7 +48,7 @@ class Remembered:
         self._snapshot: Snapshot | None = None
         self._common: _Ground = ()
         self._experts: dict[str, tuple[_Ground, tuple[ConsentFact | GrantFact, ...]]] = {}
-        self._composed: dict[str, tuple[_Ground, tuple[Decision, ...], Composition]] = {}
+        self._composed: dict[tuple[str, bool], tuple[_Ground, tuple[Decision, ...], Composition]] = {}
 
     def compose(self, snapshot: Snapshot, deployment: str, at_us: int) -> Composition:
         """What ``compose`` says of a deployment; epochs, digests and moments may be of an earlier asking.
@@ -64,18 +64,21 @@ class Remembered:
             for fact in snapshot.experts
             if named is None or fact.expert_id in named or fact.bundle_digest in named
         )
+        fact = snapshot.deployments_by_name[deployment]
+        # A widening publication looks at a deployment twice: before its members are known, and with them.
+        key = deployment, fact.members is None
         ground = (
-            snapshot.deployments_by_name[deployment],
+            fact,
             self._common,
             self._number(snapshot.tenants_by_slug.get(asked.tenant)),
             self._number(snapshot.bases_by_digest.get(asked.base_digest)),
         )
-        made = self._composed.get(deployment)
+        made = self._composed.get(key)
         # A decision that was made anew is another object, also where it says the same.
         if made is not None and made[0] == ground and _same(made[1], decisions):
             return made[2]
         composed = compose(snapshot, question, decider=self.decide)
-        self._composed[deployment] = ground, decisions, composed
+        self._composed[key] = ground, decisions, composed
         return composed
 
     def decide(self, snapshot: Snapshot, asked: Asked, expert: ExpertFact) -> Decision:
@@ -112,7 +115,7 @@ class Remembered:
         self._made = {key: made for key, made in self._made.items() if key[1] in here}
         self._experts = {}
         live = snapshot.deployments_by_name
-        self._composed = {name: made for name, made in self._composed.items() if name in live}
+        self._composed = {key: made for key, made in self._composed.items() if key[0] in live}
         self._common = (
             snapshot.engine_version,
             snapshot.vocabulary_version,

@@ -109,7 +109,7 @@ class Storm:
                     f"{len(crowd.answers)} answers, {rate:.2f} s a cycle, {rate * left:.0f} s to go"
                 )
 
-        play.run_cycles(publisher, town, options.cycles, servers=options.replicas, say=progress)
+        play.run_cycles(publisher, town, options.cycles, servers=options.replicas, say=progress, crowd=crowd)
         for turn, fault in enumerate(() if options.mutant else options.faults):
             self._hurt(fault, turn, crowd, publisher, town)
         crowd.stop()

@@ -117,20 +117,45 @@ def wait_for_servers(place: Place, town: Town, count: int, *, timeout_s: float) 
 
 
 def run_cycles(
-    publisher: Publisher, town: Town, cycles: int, *, servers: int, say: Callable[[int], None]
+    publisher: Publisher,
+    town: Town,
+    cycles: int,
+    *,
+    servers: int,
+    say: Callable[[int], None],
+    crowd: Crowd | None = None,
 ) -> None:
     """Withdraws one expert after the other, and gives each back once every host runs without it.
 
+    Args:
+        publisher: whose word it takes.
+        town: what was founded.
+        cycles: how many withdrawals.
+        servers: hosts that have to acknowledge each.
+        say: is told how many are done.
+        crowd: each expert is withdrawn only while one of its streams uses it; None does not look.
+
     Raises:
-        PlayFailed: a host does not acknowledge.
+        PlayFailed: a host does not acknowledge, or nobody takes an expert up.
     """
+    given_us: dict[str, int] = {}
     for cycle in range(cycles):
         ware = town.wares[cycle % len(town.wares)]
+        if crowd is not None:
+            _await_use(crowd, ware.name, given_us.get(ware.name, 0))
         act = publisher.withdraw(ware)
         if not publisher.wait_until_acknowledged(act.epoch, servers, timeout_s=_ACKNOWLEDGED_S):
             raise PlayFailed(f"Epoch {act.epoch} is not acknowledged by {servers} hosts.")
-        publisher.give(ware)
+        given_us[ware.name] = publisher.give(ware).told_us
         say(cycle + 1)
+
+
+def _await_use(crowd: Crowd, expert: str, since_us: int) -> None:
+    deadline = time.monotonic() + _ACKNOWLEDGED_S
+    while not crowd.uses(expert, since_us):
+        if time.monotonic() > deadline:
+            raise PlayFailed(f"No stream takes {expert} up.")
+        time.sleep(0.01)
 
 
 def run_cycles_of_one(publisher: Publisher, town: Town, crowd: Crowd, cycles: int, *, servers: int) -> None:

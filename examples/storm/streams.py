@@ -37,6 +37,7 @@ class Answer:
         ended: the stream came to its end.
         failed: the code it broke with.
         at_us: wall time at which it ended or broke.
+        began_us: wall time before it was asked for.
     """
 
     endpoint: str
@@ -49,6 +50,7 @@ class Answer:
     ended: bool = False
     failed: str = ""
     at_us: int = 0
+    began_us: int = field(default_factory=lambda: time.time_ns() // 1000)
 
 
 class Refused(RuntimeError):
@@ -172,6 +174,13 @@ class Crowd:
     def flowing(self) -> int:
         """Streams that have received a token and not ended."""
         return sum(1 for answer in list(self.live.values()) if answer.tokens)
+
+    def uses(self, expert: str, since_us: int) -> bool:
+        """Whether an open answer that was asked for since then flows at an endpoint with this expert."""
+        return any(
+            answer.tokens and answer.began_us > since_us and expert in self._endpoints[answer.endpoint][1]
+            for answer in list(self.live.values())
+        )
 
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._load.streams)
