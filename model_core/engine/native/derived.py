@@ -138,13 +138,8 @@ class DerivedFolder:
             return None
         return DerivedFile(path=found.path, name=name, fingerprint=_fingerprint(source))
 
-    def discard(self, digest: str) -> None:
-        """Removes the files of a bundle; processes that map them keep their mapping."""
-        for path in self.folder.glob(f"*-{_plain(digest)}-*"):
-            path.unlink(missing_ok=True)
-
     def keep_only(self, digests: Iterable[str]) -> None:
-        """Removes the files of all bundles but the given ones."""
+        """Removes the files of all bundles but the given ones; processes that map them keep their mapping."""
         kept = {_plain(digest) for digest in digests}
         for path in self.folder.glob("*.weights"):
             if path.name.split("-")[1] not in kept:

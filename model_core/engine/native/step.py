@@ -49,7 +49,7 @@ class NativeRunner:
         n_tails: places for prefix sums.
         threads: how many compute; None takes as many as torch.
         folder: where packed weights are kept for all processes of the machine; None packs into memory of
-            this process alone. Whoever withdraws an expert from the machine discards its file there.
+            this process alone. ``claims`` clears it.
 
     Attributes:
         touched_E: rows that the last step multiplied with each column's matrices, all layers together.
