@@ -58,6 +58,8 @@ class Remembered:
         """
         question = Question(at_us=at_us, deployment=deployment)
         asked = resolve(snapshot, question)
+        if snapshot is not self._snapshot:  # a deployment without candidates asks for no decision
+            self._turn_to(snapshot)
         named = None if asked.candidates == "*" else frozenset(asked.candidates)
         decisions = tuple(
             self.decide(snapshot, asked, fact)

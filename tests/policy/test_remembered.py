@@ -149,3 +149,17 @@ def test_what_did_not_change_is_not_composed_again() -> None:
     assert remembered.compose(second, "lab", NOW_US + 1) is kept
     changed = remembered.compose(third, "lab", NOW_US + 2)
     assert (changed.epoch, changed.top_k_asked) == (9, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), min_size=1, max_size=4))
+def test_deployments_without_candidates_follow_every_epoch_too(steps: list[tuple[int, bool]]) -> None:
+    """Where nobody has an expert yet, or the last one has left, no decision is asked for; facts change still."""
+    remembered = Remembered()
+    for epoch, (seed, empty) in enumerate(steps, 1):
+        snapshot = random_world(seed)[0].model_copy(update={"epoch": epoch})
+        if empty:
+            snapshot = snapshot.model_copy(update={"experts": (), "consents": (), "grants": ()})
+        for name in snapshot.deployments_by_name:
+            anew = compose(snapshot, Question(deployment=name, at_us=NOW_US))
+            assert timeless(remembered.compose(snapshot, name, NOW_US)) == timeless(anew)
