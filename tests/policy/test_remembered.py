@@ -154,7 +154,7 @@ def test_what_did_not_change_is_not_composed_again() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), min_size=1, max_size=4))
 def test_deployments_without_candidates_follow_every_epoch_too(steps: list[tuple[int, bool]]) -> None:
-    """Where nobody has an expert yet, or the last one has left, no decision is asked for; facts change still."""
+    """Where nobody has an expert yet, or the last one has left, no decision is asked for; facts change."""
     remembered = Remembered()
     for epoch, (seed, empty) in enumerate(steps, 1):
         snapshot = random_world(seed)[0].model_copy(update={"epoch": epoch})
