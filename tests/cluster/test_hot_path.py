@@ -173,3 +173,16 @@ def test_frame_crosses_processes_as_bytes() -> None:
     came = pickle.loads(pickle.dumps(frame))  # noqa: S301  (our own)
     assert (came.in_flight, came.items[0]) == (3, frame.items[0])
     assert came.items[1][1].error.code == end.error.code  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("epochs", "ended"), [((1, 1, 1), None), ((1, 2, 2), 2), ((1, 3, 1), 3)])
+def test_joined_run_names_a_later_epoch_only_where_there_was_one(
+    epochs: tuple[int, ...], ended: int | None
+) -> None:
+    """A run that began and ended in one epoch says no more than that."""
+    each = [
+        Segment(epoch=epoch, composition_digest="a", from_token=n, to_token=n + 1, experts={})
+        for n, epoch in enumerate(epochs)
+    ]
+    (joined,) = joined_segments(each)
+    assert (joined.epoch, joined.to_epoch, joined.to_token) == (1, ended, len(epochs))
