@@ -169,9 +169,13 @@ class RegisterLink:
         if is_newer(news, known.epoch, known.snapshot_digest, seen, floor):
             snapshot = await asyncio.to_thread(read_snapshot, news)
             # The number goes to disk while compositions are made; nothing is in force before both are done.
-            roster, _ = await asyncio.gather(
-                asyncio.to_thread(self._composed, snapshot), asyncio.to_thread(self._raise_floor, news.epoch)
-            )
+            raising = asyncio.create_task(asyncio.to_thread(self._raise_floor, news.epoch))
+            try:
+                roster = await asyncio.to_thread(self._composed, snapshot)
+            finally:
+                await (
+                    raising
+                )  # what is remembered between epochs is one thread's at a time, so both are waited for
             self._snapshot = snapshot
             await self._put_in_force(roster)
             self._again.set()  # nobody waits at the office now, and the next epoch may come at once

@@ -16,7 +16,9 @@ from cluster.hosting.floor import EpochFloor
 from cluster.hosting.gate import ReleaseGate
 from cluster.hosting.link import RegisterLink
 from cluster.hosting.news import is_newer, read_snapshot
+from cluster.hosting.plan import EMPTY_ROSTER, Roster
 from cluster.office.protocol import EpochNews
+from policy.snapshot import Snapshot
 
 
 def news(epoch: int, digest: str = "", *, seen_digest: str = "") -> EpochNews:
@@ -105,3 +107,35 @@ def test_a_false_answer_renews_nothing_and_is_not_remembered(tmp_path: Path, bef
     assert link.counts.refused == 1
     assert not gate.is_open()
     assert path.read_text() == before
+
+
+def test_compositions_are_made_by_one_thread_at_a_time_also_where_the_disk_fails(tmp_path: Path) -> None:
+    """The next answer is not heard before the last one's composing has ended: both use one memory."""
+    snapshot = Snapshot(epoch=1, published_at_us=1, vocabulary_version="1")
+    composing, go_on = threading.Event(), threading.Event()
+
+    def composed(_: Snapshot) -> Roster:
+        composing.set()
+        assert go_on.wait(30)
+        return EMPTY_ROSTER
+
+    async def unused(_: object) -> None:
+        pytest.fail("nothing is put in force")
+
+    async def story() -> None:
+        answer = news(1, snapshot.digest).model_copy(update={"snapshot_json": snapshot.to_json()})
+        floor = EpochFloor(tmp_path / "no folder" / "epoch.floor")
+        link = RegisterLink(
+            FalseRegister(), "srv", "b", ReleaseGate(), apply=unused, load=unused, stop=unused, floor=floor
+        )
+        link._composed = composed  # type: ignore[method-assign]
+        hearing = asyncio.create_task(link._hear(answer, (-1, ""), 1))
+        assert await asyncio.to_thread(composing.wait, 30)
+        await asyncio.wait({hearing}, timeout=0.1)
+        early = hearing.done()
+        go_on.set()
+        with pytest.raises(FileNotFoundError):
+            await hearing
+        assert not early
+
+    asyncio.run(story())
