@@ -12,7 +12,8 @@ from typing import Any
 from cluster.client import MarketplaceClient
 from examples.storm.town import Town, Ware, consent
 
-_POLL_S = 0.02
+# Each look is a request to the office, which has the withdrawal itself to carry out.
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
