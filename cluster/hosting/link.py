@@ -168,14 +168,13 @@ class RegisterLink:
         floor = -1 if self._floor is None or known.epoch >= 0 else await asyncio.to_thread(self._floor.read)
         if is_newer(news, known.epoch, known.snapshot_digest, seen, floor):
             snapshot = await asyncio.to_thread(read_snapshot, news)
-            # The number goes to disk while compositions are made; nothing is in force before both are done.
+            # The number goes to disk while compositions are made; nothing is in force before both are done. Both
+            # are waited for also where one fails: what is remembered between epochs is one thread's at a time.
             raising = asyncio.create_task(asyncio.to_thread(self._raise_floor, news.epoch))
             try:
                 roster = await asyncio.to_thread(self._composed, snapshot)
             finally:
-                await (
-                    raising
-                )  # what is remembered between epochs is one thread's at a time, so both are waited for
+                await raising
             self._snapshot = snapshot
             await self._put_in_force(roster)
             self._again.set()  # nobody waits at the office now, and the next epoch may come at once
