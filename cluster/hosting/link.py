@@ -168,8 +168,8 @@ class RegisterLink:
         floor = -1 if self._floor is None or known.epoch >= 0 else await asyncio.to_thread(self._floor.read)
         if is_newer(news, known.epoch, known.snapshot_digest, seen, floor):
             snapshot = await asyncio.to_thread(read_snapshot, news)
-            # The number goes to disk while compositions are made; nothing is in force before both are done. Both
-            # are waited for also where one fails: what is remembered between epochs is one thread's at a time.
+            # The number goes to disk while compositions are made; nothing is in force before both are done.
+            # Both are waited for also where one fails: the memory of compositions is one thread's at a time.
             raising = asyncio.create_task(asyncio.to_thread(self._raise_floor, news.epoch))
             try:
                 roster = await asyncio.to_thread(self._composed, snapshot)
