@@ -31,9 +31,20 @@ _MARK = "\x00"
 _MARKED = b'"\\u0000"'
 
 
+# Ends of lines to clients that split decoded text, as httpx does; JSON leaves them as they are.
+_LINE_ENDS = {end.encode(): f"\\u{ord(end):04x}".encode() for end in "\x85\u2028\u2029"}
+
+
 def sent(event: dict[str, Any]) -> bytes:
-    """A stream event as it is sent."""
-    return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """A stream event as it is sent: one line, whoever splits it."""
+    document = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"data: " + _on_one_line(document) + b"\n\n"
+
+
+def _on_one_line(document: bytes) -> bytes:
+    for end, escaped in _LINE_ENDS.items():
+        document = document.replace(end, escaped)
+    return document
 
 
 @dataclass(kw_only=True, slots=True)
@@ -154,7 +165,7 @@ class Shape:
             before, _, after = sent(self._event([self._text_delta(index, _MARK, [])])).rpartition(_MARKED)
             self._frames[index] = before, after
         before, after = self._frames[index]
-        return before + encode_basestring(chunk.text).encode() + after
+        return before + _on_one_line(encode_basestring(chunk.text).encode()) + after
 
     @property
     def complete(self) -> bool:

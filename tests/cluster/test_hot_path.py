@@ -117,6 +117,19 @@ def test_text_events_are_those_that_the_long_way_makes(text: str, index: int, ch
     assert json.loads(expected[0][6:])["model"] == model
 
 
+@pytest.mark.parametrize("end", [*"\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"], ids=ascii)
+def test_no_text_ends_the_line_of_its_event(end: str) -> None:
+    """A client that splits decoded text at whatever Unicode calls the end of a line reads whole events."""
+    shape = Shape(chat=False, model="m", request_ids=["req_1"], n=1, logprobs=False)
+    text = f"before{end}after"
+    event = shape.text_event(GenerationChunk(index=0, token_ids=(1,), text=text))
+    for written in (event, sent({"choices": [{"text": text}]})):
+        assert written is not None
+        line, *rest = written.decode().splitlines()
+        assert rest == [""]
+        assert json.loads(line.removeprefix("data: "))["choices"][0]["text"] == text
+
+
 @pytest.mark.parametrize("changes", [{"finish_reason": "stop"}, {"text": ""}])
 def test_events_that_say_more_go_the_long_way(changes: dict[str, Any]) -> None:
     """What carries more or less than text is not taken for a text event."""
