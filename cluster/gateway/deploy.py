@@ -20,6 +20,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.bootstrap import open_store
+from cluster.collecting import spare_what_is_here
 from cluster.errors import HostUnavailable, StartFailed
 from cluster.gateway.app import build_app
 from cluster.gateway.door import DoorLimits
@@ -235,6 +236,7 @@ class Gateway:
         listener = await bind(settings.http_host, settings.http_port, shared=settings.gateways > 1)
         self._server = quiet_server(app)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        spare_what_is_here()
 
     async def check_health(self) -> None:
         """Serve's question whether this replica should live.

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from cluster.bootstrap import open_store, read_settings, trusted_keys
+from cluster.collecting import spare_what_is_here
 from cluster.home import Home
 from cluster.hosting.errors import HostStopping
 from cluster.hosting.facts import HostHealth, HostSettings
@@ -107,6 +108,7 @@ class ModelHost:
         self._serving: asyncio.Task[None] | None = None
         if choices.host_http_port:
             await self._open_door(choices, home)
+        spare_what_is_here()
 
     async def _open_door(self, choices: Settings, home: Home) -> None:
         """Answers HTTP in this process, so that no token crosses to another one on its way out."""
