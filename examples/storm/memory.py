@@ -50,7 +50,7 @@ _STRETCH_US = 1_500_000
 
 @contextmanager
 def _house(
-    folder: Path, sizes: Sizes, *, endpoints: int, replicas: int
+    folder: Path, sizes: Sizes, *, endpoints: int, replicas: int, kv_mib: int = 4
 ) -> Iterator[tuple[ServedHouse, Town]]:
     house = ServedHouse(
         home=folder / "home",
@@ -63,7 +63,7 @@ def _house(
             "host_replicas": str(replicas),
             "host_sequences": "16",
             "host_context": "128",
-            "host_kv_mib": "4",
+            "host_kv_mib": str(kv_mib),
         },
     )
     settings = Settings(home=house.home, starter_base="none")
@@ -193,7 +193,8 @@ class Memory:
     def arrival(self) -> None:
         """How soon an expert that comes into a live endpoint speaks, and what open streams notice of it."""
         options, folder = self._options, self._folder / "arrival"
-        with _house(folder, _large("fp32"), endpoints=16, replicas=1) as (house, town):
+        # Room for every stream to its end: one that has to wait for pages would count as an arrival's doing.
+        with _house(folder, _large("fp32"), endpoints=16, replicas=1, kv_mib=16) as (house, town):
             publisher = Publisher(house.client, town)
             # Else the clients' own collections of all that founding imported would count as gaps of streams.
             gc.collect()
