@@ -288,7 +288,7 @@ async def collect(
     return chunks
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Waits for a condition."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -94,6 +94,7 @@ def test_streams_that_lost_nothing_are_left_alone(world: World, tmp_path: Path) 
         await office.publish(world.snapshot(1))
         async with running(world, office, tmp_path) as server:
             alone = tokens_of(await collect(server, admission(world), max_tokens=60))
+            slow_down(server)
             stream = asyncio.create_task(collect(server, admission(world), max_tokens=60))
             await until(lambda: server.health().running == 1)
             await office.publish(world.snapshot(2, deployments=("lab", "other")))
