@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of the register, the metering, the ledger and the audit. Rows never leave the policy floor.
+
+``APPEND_ONLY`` tables can not be updated or deleted from; ``LATCHED`` tables keep their facts and let only
+the named state columns move. Both are enforced by triggers that the migrations create on either engine, so
+that raw SQL is held to them as well. Importing this package declares every table.
+"""
+
+from __future__ import annotations
+
+from policy.tables.assets import BaseRow, DeploymentRow, ExpertDatasetRow, ExpertRow, LicenseRow, ListingRow
+from policy.tables.audit import AuditRow
+from policy.tables.decisions import DecisionRow, DecisionVerdictRow
+from policy.tables.ledger import (
+    LedgerAccountRow,
+    LedgerEntryRow,
+    LedgerTransactionRow,
+    SettledBatchRow,
+    SettlementRow,
+    StatementRow,
+)
+from policy.tables.metering import BudgetRow, ReservationRow, UsageBatchRow, UsageRecordRow, UsageShareRow
+from policy.tables.publication import AcknowledgementRow, ChangeRow, PublicationRow, ServerRow, SnapshotRow
+from policy.tables.words import ConsentEventRow, ConsentRow, GrantRow, RuleRow
+
+__all__ = [
+    "APPEND_ONLY",
+    "LATCHED",
+    "AcknowledgementRow",
+    "AuditRow",
+    "BaseRow",
+    "BudgetRow",
+    "ChangeRow",
+    "ConsentEventRow",
+    "ConsentRow",
+    "DecisionRow",
+    "DecisionVerdictRow",
+    "DeploymentRow",
+    "ExpertDatasetRow",
+    "ExpertRow",
+    "GrantRow",
+    "LedgerAccountRow",
+    "LedgerEntryRow",
+    "LedgerTransactionRow",
+    "LicenseRow",
+    "ListingRow",
+    "PublicationRow",
+    "ReservationRow",
+    "RuleRow",
+    "ServerRow",
+    "SettledBatchRow",
+    "SettlementRow",
+    "SnapshotRow",
+    "StatementRow",
+    "UsageBatchRow",
+    "UsageRecordRow",
+    "UsageShareRow",
+]
+
+APPEND_ONLY = (
+    "job_events",
+    "bases",
+    "expert_datasets",
+    "publications",
+    "snapshots",
+    "listings",
+    "licenses",
+    "consent_events",
+    "decisions",
+    "decision_verdicts",
+    "usage_batches",
+    "usage_records",
+    "usage_shares",
+    "ledger_accounts",
+    "ledger_transactions",
+    "ledger_entries",
+    "settlements",
+    "settled_batches",
+    "statements",
+    "audit",
+)
+
+LATCHED = {
+    "experts": ("state",),
+    "consents": ("state",),
+    "grants": ("state",),
+    "rules": ("state",),
+    "changes": ("state", "decided_by", "decided_at_us", "comment", "epoch"),
+    "reservations": ("state", "used_tokens", "remainder", "held_micro", "closed_at_us"),
+}
