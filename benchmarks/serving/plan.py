@@ -70,13 +70,16 @@ def _cells(
     found = []
     for prompt_tokens in prompts:
         for concurrency in concurrencies:
-            heavy = prompt_tokens * concurrency >= _FEW_ROUNDS_FROM or sizes is LARGER
+            batch_of_long = prompt_tokens * concurrency >= _FEW_ROUNDS_FROM
+            heavy = batch_of_long or sizes is LARGER
+            # While the last prompt is read the first answers already grow; some tokens must be left after that.
+            new_tokens = (16 if heavy else 32) + (4 * concurrency if batch_of_long else 0)
             cell = Cell(
                 sizes=sizes,
                 number_format=number_format,
                 concurrency=concurrency,
                 prompt_tokens=prompt_tokens,
-                new_tokens=16 if heavy else 32,
+                new_tokens=new_tokens,
                 rounds=2 if heavy else 5,
             )
             found.append(Job(kind="cell", cell=cell, peers=peers))
