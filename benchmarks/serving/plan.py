@@ -72,7 +72,7 @@ def _cells(
         for concurrency in concurrencies:
             batch_of_long = prompt_tokens * concurrency >= _FEW_ROUNDS_FROM
             heavy = batch_of_long or sizes is LARGER
-            # While the last prompt is read the first answers already grow; some tokens must be left after that.
+            # While the last prompt is read the first answers grow already; some tokens must be left then.
             new_tokens = (16 if heavy else 32) + (4 * concurrency if batch_of_long else 0)
             cell = Cell(
                 sizes=sizes,
