@@ -11,6 +11,7 @@ is refused. Knows nothing of how tokens are made.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,9 @@ class Metering:
         self._now_us = now_us
         self._publisher = Publisher(session, now_us)
 
-    def reserve(self, principal: Principal, deployment: str, max_tokens: int) -> Reservation:
+    def reserve(
+        self, principal: Principal, deployment: str, max_tokens: int, continues: str = ""
+    ) -> Reservation:
         """Holds budget for a request before any of its tokens is made.
 
         The hold assumes that the dearest member computes every token; a price that rises while the request
@@ -62,9 +65,12 @@ class Metering:
             principal: who asks; the deployment must be its tenant's.
             deployment: which endpoint.
             max_tokens: the most completion tokens of all answers together.
+            continues: the first request of an answer that lost its replica and goes on. The new request is
+                named after it (``req_….2``), so that the books show what belongs to one answer.
 
         Raises:
             UnknownDeployment: no such deployment, or another tenant's.
+            UnknownReservation: ``continues`` names no request of this principal.
             BudgetExceeded: limit less spending and other holds does not cover the hold.
             InvalidUsage: no tokens are asked for.
         """
@@ -80,7 +86,7 @@ class Metering:
         held = ledger.hold_micro(max_tokens, ceiling)
         if held:  # free answers need no budget
             self._hold(principal.tenant, held)
-        request_id = new_id("req")
+        request_id = self._after(continues, principal) if continues else new_id("req")
         row = {
             "request_id": request_id,
             "tenant": principal.tenant,
@@ -268,6 +274,14 @@ class Metering:
             )
             for consumer, deployment, prompt, completion, requests in self._session.execute(query)
         ]
+
+    def _after(self, first: str, principal: Principal) -> str:
+        """The name of the next request behind the answer that ``first`` began."""
+        row = self._session.get(ReservationRow, first)
+        if row is None or row.principal_id != principal.id:
+            raise UnknownReservation("There is no such request to go on with.", request_id=first)
+        names = (f"{first}.{number}" for number in itertools.count(2))
+        return next(name for name in names if self._session.get(ReservationRow, name) is None)
 
     def _hold(self, tenant: str, held: int) -> None:
         budget = BudgetRow

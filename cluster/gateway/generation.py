@@ -44,7 +44,9 @@ class Generation:
         self, door: Door, credential: str, admission: Admission, request: GenerationRequest, request_id: str
     ) -> None:
         async def admit(tokens: int) -> Admission:
-            return await door.office.admit_request(credential, admission.deployment, tokens)
+            return await door.office.admit_request(
+                credential, admission.deployment, tokens, continues=admission.request_id
+            )
 
         async def free(request_id: str) -> None:
             with contextlib.suppress(ProductError):  # a hold that stays expires by itself

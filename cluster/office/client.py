@@ -77,13 +77,21 @@ class OfficeClient:
         return cast("OfficeHealth", await self._send(True, "health"))
 
     async def admit_request(
-        self, credential: str, deployment: str, max_tokens: int, n: int = 1, prompt_tokens: int = 0
+        self,
+        credential: str,
+        deployment: str,
+        max_tokens: int,
+        n: int = 1,
+        prompt_tokens: int = 0,
+        continues: str = "",
     ) -> Admission:
         """Holds the budget for a request.
 
         Sent again when the answer is lost: at worst a second reservation expires unused.
         """
-        answer = await self._send(True, "admit_request", credential, deployment, max_tokens, n, prompt_tokens)
+        answer = await self._send(
+            True, "admit_request", credential, deployment, max_tokens, n, prompt_tokens, continues
+        )
         return cast("Admission", answer)
 
     async def release_request(self, request_id: str) -> None:

@@ -156,11 +156,19 @@ class Office:
     # -- requests and usage ----------------------------------------------------------------------------
 
     async def admit_request(
-        self, credential: str, deployment: str, max_tokens: int, n: int = 1, prompt_tokens: int = 0
+        self,
+        credential: str,
+        deployment: str,
+        max_tokens: int,
+        n: int = 1,
+        prompt_tokens: int = 0,
+        continues: str = "",
     ) -> Admission:
         """Authenticates, checks access to the deployment, holds the budget."""
         del prompt_tokens  # prompts are metered and not charged
-        return await self._write(lambda desk: admit(desk, credential, deployment, max_tokens, n), wakes=False)
+        return await self._write(
+            lambda desk: admit(desk, credential, deployment, max_tokens, n, continues), wakes=False
+        )
 
     async def release_request(self, request_id: str) -> None:
         """Gives back what a request still holds, when no host began it."""

@@ -246,11 +246,18 @@ class OfficeProtocol(Protocol):
         ...
 
     async def admit_request(
-        self, credential: str, deployment: str, max_tokens: int, n: int = 1, prompt_tokens: int = 0
+        self,
+        credential: str,
+        deployment: str,
+        max_tokens: int,
+        n: int = 1,
+        prompt_tokens: int = 0,
+        continues: str = "",
     ) -> Admission:
         """Authenticates, checks access to the deployment, holds the budget.
 
-        Not repeatable by itself: a reservation whose answer was lost expires.
+        Not repeatable by itself: a reservation whose answer was lost expires. ``continues`` names the first
+        request of an answer that goes on after it lost its replica.
         """
         ...
 

@@ -81,7 +81,9 @@ def _open(
         raise invalid_request(error) from None
 
 
-def admit(desk: Desk, credential: str, deployment: str, max_tokens: int, n: int) -> Admission:
+def admit(
+    desk: Desk, credential: str, deployment: str, max_tokens: int, n: int, continues: str = ""
+) -> Admission:
     """Authenticates a consumer and holds the budget for one request.
 
     Args:
@@ -90,9 +92,10 @@ def admit(desk: Desk, credential: str, deployment: str, max_tokens: int, n: int)
         deployment: deployment name.
         max_tokens: completion tokens per choice.
         n: choices.
+        continues: the first request of an answer that goes on, or empty.
     """
     principal = desk.accounts.authenticate(credential)
-    held = desk.metering.reserve(principal, deployment, max_tokens * max(1, n))
+    held = desk.metering.reserve(principal, deployment, max_tokens * max(1, n), continues)
     return Admission(
         request_id=held.request_id,
         deployment=held.deployment,

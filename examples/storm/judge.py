@@ -227,17 +227,22 @@ def judge_receipts(
     """Receipts of whole answers must equal what was metered; broken ones never received more than that.
 
     An answer that lost its replica on the way may have cost more than was delivered, never less: what the
-    lost replica had computed and journaled stays charged.
+    lost replica had computed and journaled stays charged. The requests behind one answer are named after its
+    first, so those of a client that left before it heard of a move are found as well.
     """
-    by_request: dict[str, Tokens] = {}
+    by_answer: dict[str, Tokens] = {}
+    further = set()
     for (_, request), tokens in metered.items():
-        _add(by_request.setdefault(request, Tokens()), tokens)
+        first, dot, _number = request.partition(".")
+        _add(by_answer.setdefault(first, Tokens()), tokens)
+        if dot:
+            further.add(first)
     wrong: list[str] = []
     for answer in answers:
-        charged = Tokens()
-        for request in (answer.request_id, *answer.continued_as):
-            _add(charged, by_request.get(request, Tokens()))
+        charged = by_answer.get(answer.request_id, Tokens())
         got = len(answer.tokens)
+        if any(name.partition(".")[0] != answer.request_id for name in answer.continued_as):
+            wrong.append(f"{answer.request_id} went on as {answer.continued_as}, which are not its own")
         if got > charged.completion and (answer.ended or not answer.failed):
             wrong.append(f"{answer.request_id} received {got} tokens, metered {charged.completion}")
         if not answer.ended:
@@ -247,7 +252,7 @@ def judge_receipts(
             for name, ppm in part["experts"].items():
                 told[digests.get(name, name)] += ppm
         covered = sum(part["to_token"] - part["from_token"] for part in answer.segments)
-        moved = bool(answer.continued_as)
+        moved = answer.request_id in further or bool(answer.continued_as)
         if covered != got or (covered != charged.completion and not moved):
             wrong.append(f"{answer.request_id}: {got} received, {covered} told, {charged.completion} metered")
         if any(ppm > charged.experts[one] for one, ppm in told.items()) or (
@@ -256,7 +261,7 @@ def judge_receipts(
             wrong.append(f"{answer.request_id}: the receipt says {dict(told)}, the ledger {charged.experts}")
     verdict.say(wrong, "receipts against ledger")
     verdict.figures["answers that moved to another replica"] = sum(
-        1 for answer in answers if answer.continued_as
+        1 for answer in answers if answer.continued_as or answer.request_id in further
     )
 
 

@@ -114,6 +114,21 @@ def test_the_budget_is_a_wall(shop: Shop) -> None:
         assert free.held_micro == 0
 
 
+def test_what_goes_on_is_named_after_what_it_continues(shop: Shop) -> None:
+    """Every further request behind an answer carries its first one's name; nobody goes on with another's."""
+    first = shop.town.reserve().request_id
+    with shop.town.metering() as metering:
+        further = [
+            metering.reserve(shop.town.dora, "shop-ask", 10, continues=first).request_id for _ in range(2)
+        ]
+        assert further == [f"{first}.2", f"{first}.3"]
+        with pytest.raises(UnknownReservation):
+            metering.reserve(shop.town.dora, "shop-ask", 10, continues="req_nothing")
+    shop.town.widen(shop.town.clara, shop.town.carl, deployment(shop.town.base, "club-ask", "club"))
+    with shop.town.metering() as metering, pytest.raises(UnknownReservation):
+        metering.reserve(shop.town.clara, "club-ask", 10, continues=first)
+
+
 def test_other_tenants_deployments_do_not_exist(shop: Shop) -> None:
     """Asking somebody else's endpoint is answered like asking none; no tokens is no request."""
     with shop.town.metering() as metering:

@@ -210,8 +210,12 @@ def _more(answer: Answer) -> None:
     answer.arrivals_us.append(50)
 
 
+def _went_on_as_another(answer: Answer) -> None:
+    answer.continued_as = ("other.2",)
+
+
 def _moved(answer: Answer) -> None:
-    answer.continued_as = ("req-2",)
+    answer.continued_as = ("req.2",)
     answer.segments[1]["experts"] = {"two": 1_000_000}
 
 
@@ -220,6 +224,7 @@ def _moved(answer: Answer) -> None:
     [
         (lambda _answer: None, set()),
         (_moved, set()),
+        (_went_on_as_another, {"receipts against ledger"}),
         (_late, {"released after commit + 2 s"}),
         (_forbidden_part, {"receipts that name a forbidden expert", "receipts against ledger"}),
         (_more, {"receipts against ledger"}),
@@ -234,6 +239,16 @@ def test_every_lie_of_a_receipt_is_noticed(lie: Callable[[Answer], None], notice
     judge.judge_releases([answer], forbidden, _DIGESTS, 500_000, verdict)
     kinds = {what for what, number in verdict.figures.items() if number and what not in _NUMBERS}
     assert kinds == noticed
+
+
+@pytest.mark.parametrize(("name", "noticed"), [("req.2", False), ("other", True)])
+def test_what_a_move_metered_counts_although_the_client_left(name: str, noticed: bool) -> None:
+    """Requests behind an answer are found by their names, not only by what its last event would have said."""
+    answer, verdict = _answer(), judge.Verdict()
+    answer.ended, answer.segments = False, []
+    metered = {("srv", "req"): Tokens(completion=1), ("other", name): Tokens(completion=3)}
+    judge.judge_receipts([answer], metered, _DIGESTS, verdict)
+    assert bool(verdict.broken) is noticed
 
 
 @pytest.mark.parametrize(
