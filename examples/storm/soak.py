@@ -37,11 +37,13 @@ from examples.storm.streams import Crowd, Load
 from examples.storm.town import Town, found
 
 _PARTS = ("WatchedHost", "Gateway", "OfficeActor", "WatchedReconciler", "Foreman")
+_LASTING = ("WatchedHost", "Gateway", "OfficeActor")
 _EVERY_S = 5.0
-# Allocators and caches settle; beyond that, a process that grows for ever shows in its later half.
+# Allocators and caches settle in a process's first minutes; what grows for ever goes on growing after them.
 _GROWTH_BYTES_PER_MINUTE = 3 << 20
 _MORE_FILES = 24
 _WARM_SHARE = 0.4
+_OLD_ENOUGH_S = 240.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +63,31 @@ class Sample:
     files: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """What became of one process between the end of its first minutes and its own end.
+
+    Attributes:
+        bytes_per_minute: slope of its memory.
+        files_before: files open at first.
+        files_after: files open at last.
+    """
+
+    bytes_per_minute: float
+    files_before: int
+    files_after: int
+
+    @property
+    def of_memory(self) -> bool:
+        """Whether its memory grows beyond what is put down to noise."""
+        return self.bytes_per_minute > _GROWTH_BYTES_PER_MINUTE
+
+    @property
+    def of_files(self) -> bool:
+        """Whether it keeps files open."""
+        return self.files_after > self.files_before + _MORE_FILES
+
+
 def slope_per_minute(samples: list[Sample]) -> float:
     """Growth in bytes a minute: the straight line of least squares through samples."""
     if len(samples) < 3:
@@ -69,6 +96,24 @@ def slope_per_minute(samples: list[Sample]) -> float:
         [one.at_s / 60 for one in samples], [float(one.memory_bytes) for one in samples]
     )
     return line.slope
+
+
+def growth_of(samples: list[Sample]) -> Growth | None:
+    """How one process grew after its first minutes; None where it did not live long enough to say.
+
+    The first part of its life counts as warming up. Open files follow the number of clients from moment to
+    moment, so medians of the first and the last quarter are compared.
+    """
+    if not samples or samples[-1].at_s - samples[0].at_s < _OLD_ENOUGH_S:
+        return None
+    warm_s = samples[0].at_s + _WARM_SHARE * (samples[-1].at_s - samples[0].at_s)
+    late = [one for one in samples if one.at_s >= warm_s]
+    quarter = max(1, len(late) // 4)
+    return Growth(
+        bytes_per_minute=slope_per_minute(late),
+        files_before=statistics.median_low(one.files for one in late[:quarter]),
+        files_after=statistics.median_low(one.files for one in late[-quarter:]),
+    )
 
 
 class Watcher(threading.Thread):
@@ -194,7 +239,8 @@ class Soak:
         hosts = self.house.hosts()
         if len(hosts) < self._options.replicas:
             return  # the last one that was killed has not come back yet
-        self._chance.choice(hosts).kill()
+        # The eldest is spared, so that one of them grows old enough to show a leak.
+        self._chance.choice(sorted(hosts, key=lambda one: one.create_time())[1:] or hosts).kill()
         self._kills += 1
 
     def _publish(self, publisher: Publisher, town: Town) -> None:
@@ -206,22 +252,28 @@ class Soak:
         self._publications += 1
 
     def _judge_growth(self, watcher: Watcher) -> None:
-        growing, files = [], []
+        growing, files, told = [], [], set()
         for pid, samples in watcher.samples.items():
-            late = [one for one in samples if one.at_s >= _WARM_SHARE * 60 * self._options.minutes]
-            slope = slope_per_minute(late)
-            part = samples[0].part
-            if len(late) >= 12 and slope > _GROWTH_BYTES_PER_MINUTE:
-                growing.append(f"{part} {pid} grows by {slope / 1e6:.1f} MB a minute")
-            if late and late[-1].files > late[0].files + _MORE_FILES:
-                files.append(f"{part} {pid} has {late[-1].files} files open, {late[0].files} before")
-            if len(late) >= 3:
-                name = f"{part} {pid}: MB, growth in kB a minute, files"
-                print(
-                    f"  {name:<58} {late[-1].memory_bytes / 1e6:8.1f} {slope / 1e3:9.0f} {late[-1].files:6}"
+            growth, last = growth_of(samples), samples[-1]
+            if growth is None:
+                continue
+            told.add(last.part)
+            if growth.of_memory:
+                growing.append(f"{last.part} {pid} grows by {growth.bytes_per_minute / 1e6:.1f} MB a minute")
+            if growth.of_files:
+                files.append(
+                    f"{last.part} {pid} has {growth.files_after} files open, {growth.files_before} before"
                 )
+            name = f"{last.part} {pid}: MB, growth in kB a minute, files"
+            print(
+                f"  {name:<58} {last.memory_bytes / 1e6:8.1f} {growth.bytes_per_minute / 1e3:9.0f} "
+                f"{growth.files_after:6}"
+            )
         self.verdict.say(growing, "processes that grow")
         self.verdict.say(files, "processes that keep files open")
+        # A short soak shows nothing of growth; a long one that saw no process grow old saw nothing either.
+        unseen = set(_LASTING) - told if 60 * self._options.minutes > 2 * _OLD_ENOUGH_S else set()
+        self.verdict.say(sorted(unseen), "parts of which no process lived long enough")
 
     def _judge_books(self, town: Town, crowd: Crowd, publisher: Publisher, record: Path) -> None:
         verdict, home = self.verdict, Home(self.house.home)
