@@ -16,6 +16,10 @@ from model_core.network.bank import ExpertBank
 CONSUMER = "bench"
 
 
+# The engine's own bound on prompt positions of a step while others decode.
+_PREFILL_BESIDE = 128
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
     """One sequence of a turn.
@@ -27,6 +31,13 @@ class Ask:
 
     prompt: Sequence[int]
     experts: Sequence[str]
+
+
+def surplus_tokens(concurrency: int, prompt_tokens: int, prefill_tokens: int) -> int:
+    """Tokens that the first sequence may get while the last one's prompt is still read."""
+    if concurrency == 1:
+        return 1
+    return concurrency * -(-prompt_tokens // min(prefill_tokens, _PREFILL_BESIDE))
 
 
 class Ours:
@@ -60,8 +71,7 @@ class Ours:
             new_tokens: of each, while all of them decode.
         """
         engine = self._engine
-        longest = max(len(ask.prompt) for ask in asks)
-        surplus = len(asks) * -(-longest // self._prefill_tokens)
+        surplus = surplus_tokens(len(asks), max(len(ask.prompt) for ask in asks), self._prefill_tokens)
         sampling = Sampling(max_tokens=new_tokens + surplus, temperature=0.0)
         moments: dict[str, list[float]] = {}
         tokens: dict[str, list[int]] = {}

@@ -70,16 +70,13 @@ def _cells(
     found = []
     for prompt_tokens in prompts:
         for concurrency in concurrencies:
-            batch_of_long = prompt_tokens * concurrency >= _FEW_ROUNDS_FROM
-            heavy = batch_of_long or sizes is LARGER
-            # While the last prompt is read the first answers grow already; some tokens must be left then.
-            new_tokens = (16 if heavy else 32) + (4 * concurrency if batch_of_long else 0)
+            heavy = prompt_tokens * concurrency >= _FEW_ROUNDS_FROM or sizes is LARGER
             cell = Cell(
                 sizes=sizes,
                 number_format=number_format,
                 concurrency=concurrency,
                 prompt_tokens=prompt_tokens,
-                new_tokens=new_tokens,
+                new_tokens=16 if heavy else 32,
                 rounds=2 if heavy else 5,
             )
             found.append(Job(kind="cell", cell=cell, peers=peers))

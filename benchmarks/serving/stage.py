@@ -15,14 +15,12 @@ from benchmarks.serving.arithmetic import Arithmetic, Room
 from benchmarks.serving.case import Cell, Format, Sizes
 from benchmarks.serving.gguf_file import write_gguf
 from benchmarks.serving.llama import LlamaModel
-from benchmarks.serving.ours import Ask, Ours
+from benchmarks.serving.ours import Ask, Ours, surplus_tokens
 from benchmarks.serving.trace import Trace
 from benchmarks.serving.worlds import make_world
 from model_core.engine.native.library import Pool
 from model_core.network.bank import ExpertBank
 
-# Beyond the prompt and the counted tokens: what sequences generate while others still wait for their first.
-_SLACK = 64
 PREFILL_TOKENS = 1024
 
 
@@ -76,12 +74,13 @@ class Stage:
 
     def ours(self, cell: Cell) -> Ours:
         """Our engine, as large as a cell needs it."""
+        surplus = surplus_tokens(cell.concurrency, cell.prompt_tokens, PREFILL_TOKENS)
         return Ours(
             self.bank,
             arithmetic=self._arithmetic,
             room=Room(
                 sequences=cell.concurrency,
-                context=min(self.sizes.positions, cell.prompt_tokens + cell.new_tokens + _SLACK),
+                context=min(self.sizes.positions, cell.prompt_tokens + cell.new_tokens + surplus),
                 prefill_tokens=PREFILL_TOKENS,
             ),
             top_k=self.sizes.top_k,
