@@ -42,6 +42,7 @@ _NOUNS = {
     "change": "changes",
     "epoch": "epochs",
     "deployment": "deployments",
+    "composition": "compositions",
     "decision": "decisions",
     "usage": "usage",
     "ledger": "ledger",

@@ -98,7 +98,7 @@ def _describe_one(
     if operation.upload is not None:
         binary = {"schema": {"type": "string", "format": "binary"}}
         described["requestBody"] = {"required": True, "content": {operation.upload.media_type: binary}}
-    if operation.method != "GET" and operation.upload is None:
+    if not operation.only_reads and operation.upload is None:
         parameters.append(_parameter("header", "Idempotency-Key", {"type": "string", "maxLength": 200}))
     if parameters:
         described["parameters"] = parameters

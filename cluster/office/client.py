@@ -61,7 +61,7 @@ class OfficeClient:
         from cluster.operations.catalogue import OPERATIONS
 
         known = OPERATIONS.get(op)
-        repeatable = idempotency_key is not None or known is None or known.method == "GET"
+        repeatable = idempotency_key is not None or known is None or known.only_reads
         arguments = (op, credential, payload, idempotency_key)
         weighs = known is not None and known.weighs is not None
         answer_s = self._answer_s + LONGEST_WEIGHING_S if weighs else None

@@ -123,7 +123,7 @@ class Office:
 
         if operation.rehearses:
             return await self._write(work, wakes=False, urgent=True)
-        if operation.method == "GET":
+        if operation.only_reads:
             return await self._read(work)
         return await self._write(work, urgent=True)
 

@@ -52,7 +52,7 @@ def answer_operation(
     """
     principal, request = _open(desk, operation, credential, payload)
     repeat = None
-    if idempotency_key is not None and operation.method != "GET":
+    if idempotency_key is not None and not operation.only_reads:
         repeat = desk.repeats.begin(principal.id, idempotency_key, operation.name, payload)
         if repeat.answer is not None:
             return repeat.answer

@@ -16,7 +16,7 @@ from cluster.operations.jobs import only_base
 from cluster.operations.scope import check_visible, cut, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
 from policy.composition import Composition
-from policy.decision import Decision
+from policy.decision import Decision, redacted
 from policy.items import DeploymentPut
 from policy.records import ChangeRecord, DeploymentRecord, Publication
 from tenants.roles import Principal, Role
@@ -177,6 +177,9 @@ def cut_composition(desk: Desk, principal: Principal, composition: Composition) 
 def _without_foreign_facts(principal: Principal, decision: Decision) -> Decision:
     if decision.tenant == principal.tenant:
         return decision
+    withheld = redacted(decision, principal.tenant)
+    if withheld.reasons != decision.reasons:
+        decision = withheld  # where nothing was forbidden in private, what would help may be said
     reasons = tuple(one.model_copy(update={"fact_ids": ()}) for one in decision.reasons)
     misses = tuple(one.model_copy(update={"fact_id": None}) for one in decision.nearest_miss)
     return decision.model_copy(update={"reasons": reasons, "nearest_miss": misses})

@@ -108,6 +108,8 @@ class Operation:
             result on the desk (``Desk.weighed``) before ``run``.
         rehearses: reads by carrying out an edit and rolling it back, so it needs a unit of work that could
             write although it keeps nothing.
+        reads: a question that is too long for an address and therefore posted; it changes nothing, so it may
+            be asked again and needs no idempotency key.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Operation:
     secret_answer: bool = False
     weighs: Callable[[Desk, Principal, Any], CheckedBundle] | None = None
     rehearses: bool = False
+    reads: bool = False
 
     @property
     def noun(self) -> str:
@@ -134,7 +137,12 @@ class Operation:
     @property
     def writes(self) -> bool:
         """Whether a successful call is chained into the audit."""
-        return self.method != "GET" and not self.unchained
+        return not (self.only_reads or self.unchained)
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether a call leaves everything as it was."""
+        return self.method == "GET" or self.reads
 
     @property
     def success_status(self) -> int:
