@@ -28,6 +28,7 @@ from model_core.packing.manifest import MANIFEST_FILE, SEAL_FILE, BaseManifest
 from model_core.packing.seal import TrustedKeys
 from model_core.packing.store import ArtifactStore, DirectoryStore
 from tenants.accounts.database import Database
+from tenants.accounts.scope import PLATFORM
 from tenants.errors import DatabaseInUse, ExpiredKey, RevokedKey, UnknownKey
 from tenants.roles import PLATFORM_TENANT, Role
 
@@ -91,7 +92,7 @@ def open_database(settings: Settings, *, patience_s: float = _LOCK_PATIENCE_S) -
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            database = Database(settings.database_url)
+            database = Database(settings.database_url, scope=PLATFORM)
         except DatabaseInUse:
             if time.monotonic() > deadline:
                 raise

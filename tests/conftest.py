@@ -289,8 +289,9 @@ def open_databases() -> Iterator[dict[str, Database]]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, open_databases: dict[str, Database]) -> Database:
-    """An empty, migrated, open database, on either engine; never close it."""
+    """An empty, migrated, open database, on either engine, seen as the platform sees it; never close it."""
     from tenants.accounts.database import Database
+    from tenants.accounts.scope import PLATFORM
 
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres").emptied()
@@ -298,7 +299,7 @@ def database(request: pytest.FixtureRequest, open_databases: dict[str, Database]
         template = request.getfixturevalue("sqlite_template")
         url = f"sqlite:///{template.parent}/open.db"
     if request.param not in open_databases:
-        open_databases[request.param] = Database(url)
+        open_databases[request.param] = Database(url, scope=PLATFORM)
     opened = open_databases[request.param]
     if opened.is_sqlite:
         # Page by page over what the last test left, triggers included.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from tenants.accounts.isolation import SHARED, owned, part_of
 from tenants.accounts.schema import STRICT, Base
 from tenants.accounts.tables import DatasetRow, JobRow, TenantRow
 
@@ -19,6 +20,7 @@ class BaseRow(Base):
     """A frozen public model that experts attach to."""
 
     __tablename__ = "bases"
+    __isolation__ = SHARED
 
     base_digest: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
@@ -32,6 +34,7 @@ class ExpertRow(Base):
     """One version of an expert."""
 
     __tablename__ = "experts"
+    __isolation__ = owned("tenant", open_where={"state": "listed"})
     __table_args__ = (
         UniqueConstraint("tenant", "name", "version"),
         UniqueConstraint("bundle_digest"),
@@ -55,6 +58,7 @@ class ExpertDatasetRow(Base):
     """Lineage: an expert was trained on a dataset."""
 
     __tablename__ = "expert_datasets"
+    __isolation__ = part_of(ExpertRow, expert_id="expert_id")
 
     expert_id: Mapped[str] = mapped_column(ForeignKey("experts.expert_id"), primary_key=True)
     dataset_id: Mapped[str] = mapped_column(ForeignKey(_DATASET), primary_key=True)
@@ -64,6 +68,7 @@ class ListingRow(Base):
     """Price and license of an expert from an epoch on."""
 
     __tablename__ = "listings"
+    __isolation__ = part_of(ExpertRow, shared=True, expert_id="expert_id")
 
     expert_id: Mapped[str] = mapped_column(ForeignKey("experts.expert_id"), primary_key=True)
     epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -76,6 +81,7 @@ class LicenseRow(Base):
     """Reviewed facets of a license, from a version on; the highest version counts."""
 
     __tablename__ = "licenses"
+    __isolation__ = SHARED
 
     key: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -87,6 +93,7 @@ class DeploymentRow(Base):
     """A named endpoint as it stands; every earlier form is in the snapshots."""
 
     __tablename__ = "deployments"
+    __isolation__ = owned("tenant")
     __table_args__ = (CheckConstraint("state IN ('live', 'removed')", name="state"), STRICT)
 
     name: Mapped[str] = mapped_column(primary_key=True)

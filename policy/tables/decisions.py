@@ -6,6 +6,7 @@ from __future__ import annotations
 from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from tenants.accounts.isolation import owned, part_of
 from tenants.accounts.schema import STRICT, Base
 
 
@@ -13,6 +14,7 @@ class DecisionRow(Base):
     """One answered question; the same question within an epoch is one row."""
 
     __tablename__ = "decisions"
+    __isolation__ = owned("consumer_tenant")
     __table_args__ = (UniqueConstraint("epoch", "input_digest", "output_digest"), STRICT)
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -31,6 +33,7 @@ class DecisionVerdictRow(Base):
     """What a decision says of one expert."""
 
     __tablename__ = "decision_verdicts"
+    __isolation__ = part_of(DecisionRow, decision_id="id")
 
     decision_id: Mapped[str] = mapped_column(ForeignKey("decisions.id"), primary_key=True)
     expert_id: Mapped[str] = mapped_column(primary_key=True)

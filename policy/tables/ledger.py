@@ -6,6 +6,7 @@ from __future__ import annotations
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from tenants.accounts.isolation import owned, part_of
 from tenants.accounts.schema import STRICT, Base
 from tenants.accounts.tables import PrincipalRow, TenantRow
 
@@ -18,6 +19,7 @@ class LedgerAccountRow(Base):
     """An account of the double-entry ledger."""
 
     __tablename__ = "ledger_accounts"
+    __isolation__ = owned("tenant")
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey(_TENANT))
@@ -40,6 +42,7 @@ class LedgerEntryRow(Base):
     """One amount on one account; positive is owed to the account's tenant."""
 
     __tablename__ = "ledger_entries"
+    __isolation__ = part_of(LedgerAccountRow, account_id="id")
     __table_args__ = (Index("ix_ledger_entries_account_id", "account_id"), STRICT)
 
     transaction_id: Mapped[str] = mapped_column(
@@ -83,6 +86,7 @@ class StatementRow(Base):
     """What a tenant owes and is owed by one settlement, in canonical bytes."""
 
     __tablename__ = "statements"
+    __isolation__ = owned("tenant")
     __table_args__ = (UniqueConstraint("settlement_id", "tenant"), STRICT)
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
+from tenants.accounts.isolation import owned
 from tenants.accounts.schema import STRICT, Base
 from tenants.accounts.tables import PrincipalRow, TenantRow
 
@@ -18,6 +19,7 @@ class ReservationRow(Base):
     """A budget hold for one request; its terms never change."""
 
     __tablename__ = "reservations"
+    __isolation__ = owned("tenant")
     __table_args__ = (
         CheckConstraint("state IN ('held', 'closed', 'released')", name="state"),
         CheckConstraint("used_tokens >= 0 AND used_tokens <= max_tokens", name="used_tokens"),
@@ -58,6 +60,7 @@ class UsageRecordRow(Base):
     """Metered tokens of one chunk of one request."""
 
     __tablename__ = "usage_records"
+    __isolation__ = owned("tenant")
     __table_args__ = (
         Index("ix_usage_records_tenant", "tenant", "at_us"),
         Index("ix_usage_records_request_id", "request_id"),
@@ -85,6 +88,7 @@ class UsageShareRow(Base):
     """How much of a record's tokens an expert computed, in millionths of a token, and what that costs."""
 
     __tablename__ = "usage_shares"
+    __isolation__ = owned("owner")
     __table_args__ = (
         ForeignKeyConstraint(
             ["server_id", "sequence", "n"],
@@ -109,6 +113,7 @@ class BudgetRow(Base):
     """What a tenant may spend, has spent and has on hold; the last two are sums, kept for speed."""
 
     __tablename__ = "budgets"
+    __isolation__ = owned("tenant")
     __table_args__ = (
         CheckConstraint("limit_micro >= 0 AND spent_micro >= 0 AND held_micro >= 0", name="signs"),
         STRICT,

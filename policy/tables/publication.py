@@ -6,6 +6,7 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
+from tenants.accounts.isolation import SHARED, owned
 from tenants.accounts.schema import STRICT, Base
 from tenants.accounts.tables import PrincipalRow, TenantRow
 
@@ -18,6 +19,7 @@ class PublicationRow(Base):
     """One epoch."""
 
     __tablename__ = "publications"
+    __isolation__ = SHARED
     __table_args__ = (CheckConstraint("epoch >= 1", name="epoch"), STRICT)
 
     epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -33,6 +35,7 @@ class SnapshotRow(Base):
     """The canonical bytes of an epoch's snapshot, deflated."""
 
     __tablename__ = "snapshots"
+    __isolation__ = SHARED
 
     epoch: Mapped[int] = mapped_column(
         ForeignKey("publications.epoch"), primary_key=True, autoincrement=False
@@ -44,6 +47,7 @@ class ChangeRow(Base):
     """A draft of edits on its way to publication."""
 
     __tablename__ = "changes"
+    __isolation__ = owned("tenant")
     __table_args__ = (
         CheckConstraint("state IN ('proposed', 'approved', 'rejected')", name="state"),
         # Four eyes, whatever the code above does.
@@ -72,6 +76,7 @@ class ServerRow(Base):
     """A model host and the highest epoch that it acknowledged."""
 
     __tablename__ = "servers"
+    __isolation__ = SHARED
 
     server_id: Mapped[str] = mapped_column(primary_key=True)
     epoch: Mapped[int]
@@ -83,6 +88,7 @@ class AcknowledgementRow(Base):
     """A model host runs what an epoch permits."""
 
     __tablename__ = "acknowledgements"
+    __isolation__ = SHARED
 
     server_id: Mapped[str] = mapped_column(ForeignKey("servers.server_id"), primary_key=True)
     epoch: Mapped[int] = mapped_column(

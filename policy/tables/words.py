@@ -6,6 +6,7 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from tenants.accounts.isolation import SHARED, owned, part_of
 from tenants.accounts.schema import STRICT, Base
 from tenants.accounts.tables import DatasetRow, PrincipalRow, TenantRow
 
@@ -19,6 +20,7 @@ class ConsentRow(Base):
     """An owner's word; its history is in ``consent_events``."""
 
     __tablename__ = "consents"
+    __isolation__ = owned("tenant")
     __table_args__ = (
         CheckConstraint("effect IN ('permit', 'forbid')", name="effect"),
         CheckConstraint("commercial IN (0, 1)", name="commercial"),
@@ -46,6 +48,7 @@ class ConsentEventRow(Base):
     """What happened to a consent."""
 
     __tablename__ = "consent_events"
+    __isolation__ = part_of(ConsentRow, consent_id="id")
     __table_args__ = (
         UniqueConstraint("consent_id", "event"),
         CheckConstraint("event IN ('given', 'withdrawn')", name="event"),
@@ -64,6 +67,7 @@ class GrantRow(Base):
     """One consumer's access to an expert."""
 
     __tablename__ = "grants"
+    __isolation__ = owned("tenant", readers=("consumer_tenant",), open_where={"consumer_tenant": "*"})
     __table_args__ = (
         CheckConstraint("commercial IN (0, 1)", name="commercial"),
         CheckConstraint("state IN ('given', 'revoked')", name="state"),
@@ -88,6 +92,7 @@ class RuleRow(Base):
     """What compliance staff wrote."""
 
     __tablename__ = "rules"
+    __isolation__ = SHARED
     __table_args__ = (
         CheckConstraint("effect IN ('permit', 'forbid')", name="effect"),
         CheckConstraint("state IN ('live', 'removed')", name="state"),

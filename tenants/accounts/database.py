@@ -3,7 +3,8 @@
 
 Both engines give the same guarantees: a unit of work commits as a whole or leaves nothing, and what was
 committed survives a power cut. SQLite gets there with WAL, ``synchronous=FULL``, ``BEGIN IMMEDIATE`` and one
-process; PostgreSQL by itself. This module knows no table.
+process; PostgreSQL by itself. Whoever seals what is written is asked before every commit. This module knows
+no table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +21,16 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
+from tenants.accounts.scope import NOBODY, PLATFORM, Scope, ScopedSession, see
+from tenants.accounts.written import Written, watch, written_in
 from tenants.errors import DatabaseInUse, UnsupportedDatabase
 
 _BUSY_TIMEOUT_MS: Final = 10_000
+
+#: Called before every commit with a session of that unit of work and the rows that it wrote.
+Seal = Callable[[Session, Written], None]
 
 
 class Database:
@@ -36,16 +42,20 @@ class Database:
 
     Args:
         url: ``sqlite:////path/to/file`` or ``postgresql://…`` (psycopg 3 is the driver).
+        scope: whose rows the units of work see that do not say; nobody's unless told otherwise.
 
     Raises:
         DatabaseInUse: another process has this SQLite file open.
         UnsupportedDatabase: the URL names another engine, or SQLite without a file.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, scope: Scope = NOBODY) -> None:
         parsed = _parse(url)
+        self._scope = scope
         self._lock_fd: int | None = None
         self._writers: threading.Lock | None = None
+        self._seal: Seal | None = None
+        self._sessions: sessionmaker[Any] = sessionmaker(class_=ScopedSession, expire_on_commit=False)
         if parsed.get_backend_name() == "sqlite":
             self._lock_fd = _lock_file(Path(parsed.database or ""))
             self._writers = threading.Lock()
@@ -63,18 +73,28 @@ class Database:
         """Whether this is the embedded engine."""
         return self._writers is not None
 
+    def seal_with(self, seal: Seal) -> None:
+        """Has every unit of work from now on sealed right before it commits."""
+        if self._seal is None:
+            watch(self._sessions)
+        self._seal = seal
+
     @contextmanager
-    def unit_of_work(self) -> Iterator[Session]:
+    def unit_of_work(self, scope: Scope | None = None) -> Iterator[Session]:
         """Yields a session that commits at the end, or rolls everything back when an error leaves the block.
 
         On SQLite writers wait for each other here, in the order of a lock, and not in SQLite's busy loop.
+
+        Args:
+            scope: whose rows it sees and writes; the database's own with None.
         """
-        if self._writers is None:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield session
-            return
-        with self._writers, Session(self.engine, expire_on_commit=False) as session, session.begin():
+        session = self._open(self.engine, scope)
+        with self._writers or nullcontext(), session, session.begin():
             yield session
+            if self._seal is not None:
+                session.flush()
+                see(session, PLATFORM)
+                self._seal(session, written_in(session))
 
     @contextmanager
     def shared_unit(self) -> Iterator[SharedUnit]:
@@ -84,16 +104,32 @@ class Database:
         locks of every part would be held until the last one is done.
         """
         with self._writers or nullcontext(), self.engine.begin() as connection:
-            yield SharedUnit(connection)
+            unit = SharedUnit(connection, self._sessions, self._scope)
+            yield unit
+            if self._seal is not None:
+                session = self._sessions(
+                    bind=connection, join_transaction_mode="rollback_only", info={"scope": PLATFORM}
+                )
+                with session:
+                    self._seal(session, unit.written)
 
     @contextmanager
-    def reading(self) -> Iterator[Session]:
-        """Yields a session for reading alone: one consistent state, no waiting for writers, nothing kept."""
-        with Session(self._readers, expire_on_commit=False) as session:
+    def reading(self, scope: Scope | None = None) -> Iterator[Session]:
+        """Yields a session for reading alone: one consistent state, no waiting for writers, nothing kept.
+
+        Args:
+            scope: whose rows it sees; the database's own with None.
+        """
+        with self._open(self._readers, scope) as session:
             try:
                 yield session
             finally:
                 session.rollback()
+
+    def _open(self, engine: Engine, scope: Scope | None) -> Session:
+        info = {"scope": self._scope if scope is None else scope}
+        session: Session = self._sessions(bind=engine, info=info)
+        return session
 
     def close(self) -> None:
         """Closes every connection and lets another process open the file."""
@@ -109,10 +145,17 @@ class SharedUnitLost(RuntimeError):
 
 
 class SharedUnit:
-    """A unit of work for several; see ``Database.shared_unit``."""
+    """A unit of work for several; see ``Database.shared_unit``.
 
-    def __init__(self, connection: Connection) -> None:
+    Attributes:
+        written: what the parts that were kept wrote.
+    """
+
+    def __init__(self, connection: Connection, sessions: sessionmaker[Any], scope: Scope) -> None:
         self._connection = connection
+        self._sessions = sessions
+        self._scope = scope
+        self.written = Written()
 
     @contextmanager
     def part(self) -> Iterator[Session]:
@@ -121,10 +164,15 @@ class SharedUnit:
         Raises:
             SharedUnitLost: the error undid the whole unit, as a full disk does.
         """
-        session = Session(self._connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
+        session = self._sessions(
+            bind=self._connection,
+            join_transaction_mode="create_savepoint",
+            info={"scope": self._scope},
+        )
         try:
             with session, session.begin():
                 yield session
+            self.written.add(written_in(session))
         except BaseException as error:
             if not self._is_open():
                 raise SharedUnitLost from error

@@ -17,6 +17,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeEngine
 
+from tenants.accounts.isolation import PLATFORM_ONLY, Isolation
+
 Int64 = BigInteger().with_variant(Integer(), "sqlite")
 Float64: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 
@@ -24,7 +26,11 @@ STRICT: dict[str, Any] = {"sqlite_strict": True}
 
 
 class Base(DeclarativeBase):
-    """Parent of every row class on the tenants and policy floors."""
+    """Parent of every row class on the tenants and policy floors.
+
+    Attributes:
+        __isolation__: whose the rows are; the platform's alone where a class does not say.
+    """
 
     metadata = MetaData(
         naming_convention={
@@ -42,6 +48,7 @@ class Base(DeclarativeBase):
         bytes: LargeBinary(),
     }
     __table_args__: Any = STRICT
+    __isolation__: ClassVar[Isolation] = PLATFORM_ONLY
 
 
 def insert_new(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:

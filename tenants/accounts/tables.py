@@ -6,6 +6,7 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from tenants.accounts.isolation import SHARED, owned, part_of
 from tenants.accounts.schema import STRICT, Base
 
 
@@ -13,6 +14,7 @@ class TenantRow(Base):
     """A tenant; its slug is its identity for ever."""
 
     __tablename__ = "tenants"
+    __isolation__ = SHARED
     __table_args__ = (CheckConstraint("status IN ('active', 'suspended')", name="status"), STRICT)
 
     slug: Mapped[str] = mapped_column(primary_key=True)
@@ -26,6 +28,7 @@ class PrincipalRow(Base):
     """A person or program of a tenant."""
 
     __tablename__ = "principals"
+    __isolation__ = owned("tenant")
     __table_args__ = (UniqueConstraint("tenant", "name"), STRICT)
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -38,6 +41,7 @@ class KeyRow(Base):
     """An API key; the secret itself is never stored."""
 
     __tablename__ = "api_keys"
+    __isolation__ = part_of(PrincipalRow, principal_id="id")
 
     key_id: Mapped[str] = mapped_column(primary_key=True)
     principal_id: Mapped[str] = mapped_column(ForeignKey("principals.id"), index=True)
@@ -52,6 +56,7 @@ class DatasetRow(Base):
     """A dataset's card; its documents stay in the tenant's enclosure."""
 
     __tablename__ = "datasets"
+    __isolation__ = owned("tenant")
     __table_args__ = (UniqueConstraint("tenant", "name"), STRICT)
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -68,6 +73,7 @@ class JobRow(Base):
     """A training job as it stands now; how it came there is in ``job_events``."""
 
     __tablename__ = "jobs"
+    __isolation__ = owned("tenant")
     __table_args__ = (
         UniqueConstraint("tenant", "idempotency_key"),
         Index("ix_jobs_state", "state"),
@@ -107,6 +113,7 @@ class JobAttemptRow(Base):
     """One attempt at a job, held by one foreman under one fence."""
 
     __tablename__ = "job_attempts"
+    __isolation__ = part_of(JobRow, job_id="id")
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -121,6 +128,7 @@ class JobEventRow(Base):
     """One step in the life of a job; append-only."""
 
     __tablename__ = "job_events"
+    __isolation__ = part_of(JobRow, job_id="id")
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     n: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -135,6 +143,7 @@ class JobMetricRow(Base):
     """One point of a curve. A resumed attempt repeats steps and overwrites them with the same values."""
 
     __tablename__ = "job_metrics"
+    __isolation__ = part_of(JobRow, job_id="id")
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -146,6 +155,7 @@ class RepeatRow(Base):
     """The first answer to a write that came with an idempotency key; ``answer`` is null for secrets."""
 
     __tablename__ = "operation_repeats"
+    __isolation__ = part_of(PrincipalRow, principal_id="id")
     __table_args__ = (Index("ix_operation_repeats_at_us", "at_us"), STRICT)
 
     principal_id: Mapped[str] = mapped_column(ForeignKey("principals.id"), primary_key=True)

@@ -23,6 +23,7 @@ from policy.questions import Question
 from policy.snapshot import Snapshot
 from tenants.accounts.database import Database
 from tenants.accounts.schema import Base
+from tenants.accounts.scope import PLATFORM
 
 ACTS = st.lists(
     st.tuples(
@@ -54,7 +55,7 @@ def towns(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Town
     """The same town on SQLite and on PostgreSQL."""
     shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "m.db")
     urls = (f"sqlite:///{tmp_path}/m.db", request.getfixturevalue("postgres").emptied())
-    databases = [Database(url) for url in urls]
+    databases = [Database(url, scope=PLATFORM) for url in urls]
     yield Town(databases[0]), Town(databases[1])
     for one in databases:
         one.close()

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database
+from tenants.accounts.scope import PLATFORM
 from tenants.errors import DatabaseInUse, UnsupportedDatabase
 
 HOLDER = """
@@ -57,7 +58,7 @@ def test_same_file_by_another_path_is_refused(tmp_path: Path) -> None:
 
 def test_sqlite_is_opened_durable_and_private(tmp_path: Path) -> None:
     """WAL, full synchronisation and foreign keys are on, and nobody else can read the file."""
-    database = Database(f"sqlite:///{tmp_path}/m.db")
+    database = Database(f"sqlite:///{tmp_path}/m.db", scope=PLATFORM)
     with database.unit_of_work() as session:
         values = [
             session.execute(text(f"PRAGMA {name}")).scalar()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose rows a unit of work sees: nobody's, one tenant's, or everybody's.
+
+The scope stands in the session. On PostgreSQL it is also a setting of the transaction, which the policies of
+row-level security read, so that even raw SQL is held to it. SQLite has no such thing: there every statement
+of the ORM gets the same conditions as criteria, and statements that can not get them are refused; who opens
+the file by other means sees all of it. Knows no table and no principal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from sqlalchemy import Connection, TextClause, event, literal, text
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, UOWTransaction, with_loader_criteria
+from sqlalchemy.sql.util import find_tables
+
+from tenants.accounts.isolation import EVERYBODY, SETTING
+from tenants.accounts.schema import Base
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose rows are seen.
+
+    Attributes:
+        word: slug of a tenant, ``*`` for everybody's, empty for nobody's.
+    """
+
+    word: str
+
+
+NOBODY: Final = Scope("")
+PLATFORM: Final = Scope(EVERYBODY)
+
+_SCOPE: Final = "scope"
+_SET: Final = text(f"SELECT set_config('{SETTING}', :word, true)")
+
+
+class OutOfScope(RuntimeError):
+    """A statement reaches, or might reach, beyond its unit of work's scope: a bug, and never a refusal."""
+
+
+def tenant_scope(slug: str) -> Scope:
+    """One tenant's rows, and what is shown to it of others'."""
+    if slug in {"", EVERYBODY}:
+        raise ValueError("a scope needs the slug of a tenant")
+    return Scope(slug)
+
+
+class ScopedSession(Session):
+    """A session that sees the rows of its scope only; made by ``Database``."""
+
+    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+        """As of ``Session``; also a row that was read in a wider scope does not exist in a narrower one."""
+        row = super().get(entity, ident, **options)
+        scope = scope_of(self)
+        if row is None or scope == PLATFORM:
+            return row
+        return row if _is_shown(row, scope.word) else None
+
+
+def scope_of(session: Session) -> Scope:
+    """Whose rows a session sees."""
+    scope: Scope = session.info.get(_SCOPE, NOBODY)
+    return scope
+
+
+def see(session: Session, scope: Scope) -> None:
+    """Lets a session see the rows of a scope from now on; what is pending is written in the old one."""
+    if scope == scope_of(session):
+        return
+    session.flush()
+    session.info[_SCOPE] = scope
+    if session.in_transaction():
+        _tell(session.connection(), scope)
+
+
+@contextmanager
+def whole_register(session: Session) -> Iterator[None]:
+    """Lets a block see and write everybody's rows, as publication does, which speaks of all tenants.
+
+    Keep the block small and decide before it what the caller may do.
+    """
+    before = scope_of(session)
+    see(session, PLATFORM)
+    try:
+        yield
+    except BaseException:
+        try:
+            see(session, before)
+        except (DBAPIError, InvalidRequestError):
+            # The transaction is dead: nothing is read in it until it is rolled back, and with it the setting.
+            session.info[_SCOPE] = before
+        raise
+    see(session, before)
+
+
+def _tell(connection: Connection, scope: Scope) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(_SET, {"word": scope.word})
+
+
+@event.listens_for(ScopedSession, "after_begin")
+def _on_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    scope = scope_of(session)
+    if scope != NOBODY and not transaction.nested:
+        _tell(connection, scope)
+
+
+@event.listens_for(ScopedSession, "do_orm_execute")
+def _on_execute(state: ORMExecuteState) -> None:
+    scope = scope_of(state.session)
+    if scope == PLATFORM or state.session.get_bind().dialect.name != "sqlite":
+        return
+    if isinstance(state.statement, TextClause):
+        raise OutOfScope("raw SQL is not held to a scope; use the ORM, or the whole register")
+    if state.is_insert:
+        return
+    if not state.is_orm_statement:
+        statement: Any = state.statement
+        hidden = find_tables(statement, include_joins=True, include_aliases=True, include_selects=True)
+        if any(table in _guarded() for table in hidden):
+            raise OutOfScope("a statement without row classes is not held to a scope; name the classes")
+        return
+    if not state.is_column_load and not state.is_relationship_load:
+        state.statement = state.statement.options(*_criteria(scope.word))
+
+
+@event.listens_for(ScopedSession, "before_flush")
+def _on_flush(session: Session, _context: UOWTransaction, _objects: Any) -> None:
+    scope = scope_of(session)
+    if scope == PLATFORM or session.get_bind().dialect.name != "sqlite":
+        return
+    for row in session.new:
+        isolation = row.__isolation__
+        if isolation.owners and all(getattr(row, name) != scope.word for name in isolation.owners):
+            raise OutOfScope(f"a row of {row.__tablename__} is written for another tenant")
+
+
+def _is_shown(row: Any, word: str) -> bool:
+    """Whether a row's own columns show it; what belongs to a row above it is held back by the statement."""
+    isolation = row.__isolation__
+    if isolation.shared or isolation.parent is not None:
+        return True
+    if any(getattr(row, name) == word for name in (*isolation.owners, *isolation.readers)):
+        return True
+    return any(getattr(row, name) == value for name, value in isolation.open_where.items())
+
+
+@lru_cache(maxsize=256)
+def _criteria(word: str) -> tuple[Any, ...]:
+    return tuple(
+        with_loader_criteria(
+            mapper.class_,
+            mapper.class_.__isolation__.readable(
+                lambda name, row=mapper.class_: getattr(row, name),
+                literal(word),
+            ),
+            include_aliases=True,
+        )
+        for mapper in Base.registry.mappers
+        if not mapper.class_.__isolation__.shared
+    )
+
+
+@lru_cache(maxsize=1)
+def _guarded() -> frozenset[Any]:
+    return frozenset(
+        mapper.local_table for mapper in Base.registry.mappers if not mapper.class_.__isolation__.shared
+    )
