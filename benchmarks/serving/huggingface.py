@@ -93,6 +93,8 @@ def generate_batch(
     config = ContinuousBatchingConfig(
         page_size=_PAGE,
         num_blocks=len(prompts) * pages + 2,
+        # There is a page for every token; prompts need not wait until a share of them is free.
+        safety_margin=0.0,
         max_batch_tokens=budget,
         max_requests_per_batch=len(prompts),
         use_cuda_graph=False,
