@@ -22,6 +22,7 @@ from cluster.gateway.console.pages import add_console
 from cluster.gateway.console.visit import Console
 from cluster.gateway.description import describe
 from cluster.gateway.door import Door, DoorLimits
+from cluster.gateway.epochs import add_epochs
 from cluster.gateway.errors import MalformedBody, WrongMethod
 from cluster.gateway.exports import add_exports
 from cluster.gateway.hosts import Hosts
@@ -65,6 +66,7 @@ def build_app(
     app.add_exception_handler(ProductError, _refuse)
     _add_health(app, door)
     _add_description(app, door, operations)
+    add_epochs(app, door, operations)
     add_management(app, door, operations)
     add_openai(app, door)
     add_proofs(app, door)
