@@ -11,29 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from model_core.packing.canonical import canonical_bytes, digest_of
+from model_core.packing.canonical import canonical_bytes
 from policy.decision import Decision, decide, obligations_in_order
 from policy.gates import Findings, license_of_base, stand, understand
 from policy.licenses import Terms, joined, terms_of
+from policy.members import Member, composition_digest
 from policy.questions import Asked, Question, Value, resolve
 from policy.reasons import Obligation, Reason, in_order, is_denial, outcome_of, reason
 from policy.snapshot import ExpertFact, Snapshot
-from policy.terms import ENGINE_VERSION, AtUs, Count, Micro, TopK, Verdict
+from policy.terms import ENGINE_VERSION, AtUs, Count, TopK, Verdict
 
 __all__ = ["Composition", "Member", "Question", "compose", "composition_digest"]
 
 
 Decider = Callable[[Snapshot, Asked, ExpertFact], Decision]
-
-
-class Member(Value):
-    """One expert version that serves in a composition."""
-
-    bundle_digest: str
-    expert_id: str
-    name: str
-    tenant: str
-    price_micro_per_1k_tokens: Micro
 
 
 class Composition(Value):
@@ -67,20 +58,6 @@ class Composition(Value):
     def to_json(self) -> bytes:
         """The canonical bytes of the whole answer."""
         return canonical_bytes(self.model_dump(mode="json"))
-
-
-def composition_digest(base_digest: str, bundle_digests: Sequence[str], top_k: int) -> str:
-    """The digest that names what runs: base, experts (in any order) and router.
-
-    The router's version changes whenever equal bundles would be routed otherwise (decision 0020: 2).
-    """
-    return digest_of(
-        {
-            "base": base_digest,
-            "experts": sorted(bundle_digests),
-            "router": {"top_k": top_k, "variant": "gated", "version": 2},
-        }
-    )
 
 
 def compose(snapshot: Snapshot, question: Question, *, decider: Decider = decide) -> Composition:

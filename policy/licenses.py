@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""License expressions and the algebra of their terms.
+"""The algebra of license terms.
 
-An SPDX expression is read into a tree whose leaves are looked up among the reviewed licenses of a
-snapshot: AND asks all of them, OR takes the branch that permits with the fewest obligations (then the
-lexicographically smallest), ``WITH`` is a license of its own. Terms of several licenses join as a
-semilattice (AND, union, minimum), so that order and repetition cannot matter. Every row of the shipped
-table is data that a reviewed change can replace; nothing here is legal advice. Knows no consents, grants
-or rules.
+An SPDX expression (see ``policy.license_expressions``) is a tree whose leaves are looked up among the
+reviewed licenses of a snapshot: AND asks all of them, OR takes the branch that permits with the fewest
+obligations (then the lexicographically smallest), ``WITH`` is a license of its own. Terms of several
+licenses join as a semilattice (AND, union, minimum), so that order and repetition cannot matter. Every row
+of the shipped table is data that a reviewed change can replace; nothing here is legal advice. Knows no
+consents, grants or rules.
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any, Final, Literal, NamedTuple
 
-import license_expression
-
 from policy.errors import InvalidLicenseExpression
+from policy.license_expressions import Node, parse
 from policy.reasons import Obligation, Reason, reason
 from policy.snapshot import LicenseFact
 from policy.terms import SHARING_ACTIONS
 from policy.vocabulary import Vocabulary, read_data
 
 CURRENT_VERSION: Final = "1"
-MAX_EXPRESSION_CHARS: Final = 2_000
-MAX_DEPTH: Final = 40
 MILLION_PPM: Final = 1_000_000
 
 _FACETS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -60,15 +57,6 @@ class Subject(NamedTuple):
 
     id: str
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A license expression as a tree: a license by its key, or ``and``/``or`` of at least two nodes."""
-
-    kind: Literal["license", "and", "or"]
-    key: str = ""
-    children: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,55 +126,6 @@ class Answer:
 def joined(terms: Iterable[Terms]) -> Terms:
     """The join of any number of terms."""
     return reduce(Terms.join, terms, NO_TERMS)
-
-
-@lru_cache(maxsize=4096)
-def parse(expression: str) -> Node:
-    """Reads an SPDX license expression.
-
-    Raises:
-        InvalidLicenseExpression: it is empty, too long, too deep or not an expression.
-    """
-    if not expression.strip() or len(expression) > MAX_EXPRESSION_CHARS:
-        raise InvalidLicenseExpression(
-            "A license expression has to hold between one and 2000 characters, as in MIT OR Apache-2.0."
-        )
-    try:
-        tree = license_expression.Licensing().parse(expression)
-    except Exception as error:  # the library also leaks AttributeError and others on malformed input
-        raise InvalidLicenseExpression(
-            f"{expression!r} is not a license expression; write it like MIT OR (Apache-2.0 AND CC-BY-4.0).",
-            expression=expression,
-        ) from error
-    return _node(tree, expression, 0)
-
-
-def _node(tree: Any, expression: str, depth: int) -> Node:
-    if depth <= MAX_DEPTH:
-        if isinstance(tree, license_expression.LicenseWithExceptionSymbol):
-            base, exception = tree.license_symbol.key, tree.exception_symbol.key
-            return Node("license", key=_key(f"{base} WITH {exception}", expression, words=3))
-        if isinstance(tree, license_expression.LicenseSymbol):
-            return Node("license", key=_key(str(tree.key), expression, words=1))
-        kind: Literal["and", "or"] | None = None
-        if isinstance(tree, license_expression.AND):
-            kind = "and"
-        elif isinstance(tree, license_expression.OR):
-            kind = "or"
-        if kind is not None:
-            return Node(kind, children=tuple(_node(arg, expression, depth + 1) for arg in tree.args))
-    raise InvalidLicenseExpression(
-        f"{expression!r} is no license expression that can be evaluated; simplify it.", expression=expression
-    )
-
-
-def _key(key: str, expression: str, *, words: int) -> str:
-    # The library reads "MIT MIT" as one license of that name; two words without an operator are a slip.
-    if len(key.split()) != words:
-        raise InvalidLicenseExpression(
-            f"{expression!r} names licenses without AND, OR or WITH between them.", expression=expression
-        )
-    return key
 
 
 def evaluate(licenses: Mapping[str, LicenseFact], subject: Subject, expression: str, use: Use) -> Answer:

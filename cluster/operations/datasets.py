@@ -18,7 +18,7 @@ from cluster.operations.scope import check_visible, cut, tenant_scope
 from cluster.operations.staging import documents_path, staged_path
 from cluster.operations.table import Answer, Operation, Page, Request, Upload, several
 from model_core.packing.manifest import DataCard
-from policy.licenses import parse
+from policy.license_expressions import parse
 from tenants.accounts.datasets import DatasetRecord
 from tenants.roles import Principal, Role
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from worlds import LICENSES, license_fact
 
 from policy.errors import InvalidLicenseExpression
+from policy.license_expressions import parse
 from policy.licenses import (
     NO_TERMS,
     Subject,
@@ -18,7 +19,6 @@ from policy.licenses import (
     check_expression,
     evaluate,
     joined,
-    parse,
     shipped_licenses,
     terms_of,
 )
