@@ -17,6 +17,7 @@ from policy.items import (
     GrantGive,
     LicensePut,
     ListingPut,
+    RuleLift,
     RulePermit,
 )
 from policy.tables import ExpertRow
@@ -46,7 +47,7 @@ class Authority:
             case ExpertResume():
                 if not principal.has(Role.COMPLIANCE):
                     self.check_owner(principal, item.expert_id)
-            case RulePermit() | LicensePut():
+            case RulePermit() | RuleLift() | LicensePut():
                 _need(principal, "write rules and license terms", Role.COMPLIANCE)
             case DeploymentPut():
                 _need(principal, "propose deployments", Role.DEVELOPER)

@@ -10,44 +10,50 @@ consent, grant,    an owner's principal of the expert's (or    an owner's princi
 listing            dataset's) own tenant                       compliance
 expert.resume      the same, or compliance                     compliance
 rule.permit,       compliance                                  compliance or operator
+rule.lift,
 license.put
 tenant.resume      compliance or operator                      compliance or operator
 deployment.put     a developer of the deployment's tenant      compliance
 =================  ==========================================  =============================================
 
 A change with several edits needs an author and an approver who qualify for every one of them. No setting
-switches any of this off.
+switches any of this off. Both must still qualify at the moment of publication, which is that of the approval
+or, where the change names one, a later one (``policy.schedule``). What is under review never changes: whoever
+wants it otherwise closes it and writes another (``policy.drafts``).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from pydantic import TypeAdapter
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.ids import check_name, new_id
 from policy.authority import Authority
-from policy.composition import Composition
-from policy.decision import Decision
+from policy.contents import change_digest, check_form, read_items, write_items
 from policy.decision_log import DecisionLog
 from policy.edits import Edits
-from policy.errors import ChangeClosed, DigestChanged, InvalidChange, NotFound, NotYours, SelfApproval
+from policy.errors import (
+    AuthorityLapsed,
+    ChangeClosed,
+    DigestChanged,
+    InvalidChange,
+    NotFound,
+    NotYetDue,
+    NotYours,
+    PolicyError,
+    SelfApproval,
+)
 from policy.items import ChangeItem, DeploymentPut
+from policy.people import principal_now
+from policy.preview.glance import compare
 from policy.publication import Publisher
-from policy.reasons import is_denial
-from policy.records import ChangeRecord, DeploymentPreview, Preview, Publication
-from policy.remembered import remembered
+from policy.records import ApprovalRecord, ChangeRecord, Preview, Publication
 from policy.snapshot import Snapshot
-from policy.tables import ChangeRow
+from policy.tables import ApprovalRow, ChangeRow, PublicationRow
 from tenants.roles import PLATFORM_ROLES, Principal
-
-MAX_ITEMS = 100
-
-_ITEMS: TypeAdapter[tuple[ChangeItem, ...]] = TypeAdapter(tuple[ChangeItem, ...])
 
 
 class Changes:
@@ -60,58 +66,88 @@ class Changes:
         self._authority = Authority(session)
         self._edits = Edits(session, now_us)
 
-    def propose(self, principal: Principal, title: str, items: Sequence[ChangeItem]) -> ChangeRecord:
-        """Drafts a change. Nothing takes effect.
+    def propose(
+        self,
+        principal: Principal,
+        title: str,
+        items: Sequence[ChangeItem],
+        effective_at_us: int | None = None,
+        *,
+        change_id: str | None = None,
+        rolls_back: str | None = None,
+    ) -> ChangeRecord:
+        """Lays a change before its reviewers. Nothing takes effect.
+
+        Args:
+            principal: the author.
+            title: what it is for.
+            items: the edits.
+            effective_at_us: when an approved change is published; None for with its approval.
+            change_id: the draft's, where there was one.
+            rolls_back: the change that this one undoes.
 
         Raises:
             InvalidChange: no edits, too many, or edits that contradict the register.
             NotAllowed: the principal's role does not make such edits.
             NotFound: an edit names what does not exist, or what is another tenant's.
         """
-        if not title.strip() or not 1 <= len(items) <= MAX_ITEMS:
-            raise InvalidChange(f"A change needs a title and between 1 and {MAX_ITEMS} edits.")
+        title = check_form(title, items, effective_at_us, self.time_us())
         for item in items:
             if isinstance(item, DeploymentPut):
                 check_name(item.name, "deployment")
             self._authority.check_author(principal, item)
             self._edits.check(item)
-        document = canonical_bytes([item.model_dump(mode="json") for item in items])
-        change_id = new_id("chg")
+        document = write_items(items)
+        change_id = change_id or new_id("chg")
         row = ChangeRow(
             id=change_id,
-            title=title.strip(),
+            title=title,
             tenant=principal.tenant,
             author_id=principal.id,
             author_name=principal.name,
             items=document.decode(),
-            digest=change_digest(change_id, title.strip(), principal.id, document),
+            digest=change_digest(change_id, title, principal.id, document, effective_at_us),
             state="proposed",
             created_at_us=self._now_us,
             decided_by=None,
             decided_at_us=None,
             comment="",
             epoch=None,
+            stage="",
+            effective_at_us=effective_at_us,
+            rolls_back=rolls_back,
         )
         self._session.add(row)
         self._session.flush()
-        return _record(row, self.preview(change_id))
+        return change_record(row, preview=self.preview(change_id))
 
-    def preview(self, change_id: str) -> Preview:
-        """Says what the change would do to every deployment if it were published now.
+    def time_us(self) -> int:
+        """The register's time: the clock's, but never before the last publication."""
+        last_us = self._session.scalar(select(func.max(PublicationRow.at_us))) or 0
+        return max(self._now_us, last_us)
 
-        The change is carried out by the code that publication uses, looked at, and rolled back.
+    @contextmanager
+    def carried_out(self, items: Sequence[ChangeItem], tenant: str) -> Iterator[Snapshot]:
+        """Yields the snapshot that publishing the edits now would freeze, and leaves nothing behind.
+
+        They are carried out by the code that publication uses, looked at, and rolled back.
         """
-        items = _items(self._row(change_id))
-        before = self._publisher.standing().snapshot
         savepoint = self._session.begin_nested()
         try:
             epoch = self._publisher.current_epoch() + 1
             for item in items:
-                self._edits.apply(item, self._row(change_id).tenant, epoch, principal_id=None)
-            after = self._publisher.draft(widens=True)
+                self._edits.apply(item, tenant, epoch, principal_id=None)
+            yield self._publisher.draft(widens=True)
         finally:
             savepoint.rollback()
-        return _compare(before, after, self._now_us)
+
+    def preview(self, change_id: str) -> Preview:
+        """Says what the change would do to every deployment if it were published now."""
+        row = self._row(change_id)
+        before = self._publisher.standing().snapshot
+        with self.carried_out(read_items(row.items), row.tenant) as after:
+            pass
+        return compare(before, after, self._now_us)
 
     def approve(self, change_id: str, digest: str, principal: Principal) -> Publication:
         """Publishes the change as the next epoch.
@@ -125,42 +161,71 @@ class Changes:
             SelfApproval: the author approves.
             DigestChanged: the digest is not the change's.
             ChangeClosed: it was decided before.
+            NotYetDue: it names a later moment; see ``schedule``.
             NotAllowed: the principal may not approve such edits.
+            AuthorityLapsed: the author may no longer propose them.
             NotFound: no such change, or not visible to the principal.
         """
-        epoch = self._publisher.lock()
-        row = self._open_row(change_id, principal)
-        if principal.id == row.author_id:
-            raise SelfApproval(
-                "You proposed this change; somebody else has to approve it.", change_id=change_id
-            )
-        items = _items(row)
-        for item in items:
-            self._authority.check_approver(principal, item, row.tenant)
-        # Computed anew: a row that somebody edited in the database no longer has the digest it shows.
-        actual = change_digest(row.id, row.title, row.author_id, row.items.encode())
-        if digest != row.digest or digest != actual:
-            raise DigestChanged(
-                "The digest is not that of the change; read the change again before approving it.",
+        self._publisher.lock()
+        row = self._approvable(change_id, digest, principal)
+        if row.effective_at_us is not None and self.time_us() < row.effective_at_us:
+            raise NotYetDue(
+                "The change names a later moment of publication; schedule it.",
                 change_id=change_id,
-                digest=actual,
+                effective_at_us=row.effective_at_us,
             )
-        for item in items:
+        return self._publish(row, principal.id, self._now_us)
+
+    def schedule(self, change_id: str, digest: str, principal: Principal) -> ChangeRecord:
+        """Approves a change that is published at the moment it names, if it still can be then.
+
+        Raises:
+            InvalidChange: it names no moment.
+            PolicyError: as ``approve``.
+        """
+        self._publisher.lock()
+        row = self._approvable(change_id, digest, principal)
+        if row.effective_at_us is None:
+            raise InvalidChange("The change names no moment of publication; approve it.", change_id=change_id)
+        for item in read_items(row.items):
             self._edits.check(item)
-            self._edits.apply(item, row.tenant, epoch, principal_id=row.author_id)
-        self._decide(row, "approved", principal, "", epoch)
-        publication = self._publisher.publish(
-            reason="change",
-            subject=row.id,
-            principal_id=principal.id,
-            change_id=row.id,
-            widens=True,
+        self._session.add(
+            ApprovalRow(
+                change_id=row.id,
+                digest=digest,
+                principal_id=principal.id,
+                principal_name=principal.name,
+                at_us=self._now_us,
+            )
         )
-        DecisionLog(self._session, self._now_us).record_standing(publication.epoch)
-        return publication
+        row.stage = "scheduled"
+        self._session.flush()
+        return self.get(row.id, previewed=False)
+
+    def publish_scheduled(self, change_id: str) -> Publication:
+        """Publishes a scheduled change whose moment has come, by the word of who approved it.
+
+        Raises:
+            PolicyError: it can no longer be published, and why; nothing changed.
+        """
+        self._publisher.lock()
+        row = self._row(change_id)
+        approval = self._session.get(ApprovalRow, change_id)
+        if approval is None or row.stage != "scheduled" or row.state != "proposed":
+            raise ChangeClosed("The change is not scheduled.", change_id=change_id)
+        if row.effective_at_us is None or self.time_us() < row.effective_at_us:
+            raise NotYetDue("The change's moment has not come.", change_id=change_id)
+        approver = principal_now(self._session, approval.principal_id, self._now_us)
+        if approver is None:
+            raise AuthorityLapsed(
+                f"{approval.principal_name} approved the change and holds no live key now; propose it anew.",
+                change_id=change_id,
+            )
+        self._check_approval(row, approval.digest, approver)
+        return self._publish(row, approval.principal_id, approval.at_us)
 
     def reject(self, change_id: str, principal: Principal, comment: str) -> ChangeRecord:
-        """Closes a change without effect. Its author may do so too: that withdraws it.
+        """Closes a change without effect, also a scheduled one. Its author may do so too: that withdraws it.
 
         Raises:
             ChangeClosed: it was decided before.
@@ -170,19 +235,34 @@ class Changes:
         self._publisher.lock()
         row = self._open_row(change_id, principal)
         if principal.id != row.author_id and not principal.has(*PLATFORM_ROLES):
-            for item in _items(row):
+            for item in read_items(row.items):
                 self._authority.check_approver(principal, item, row.tenant)
-        self._decide(row, "rejected", principal, comment, None)
-        return _record(row)
+        own = principal.id == row.author_id
+        self.close(row.id, "withdrawn" if own else "", comment, principal.id)
+        return self.get(change_id, previewed=False)
+
+    def close(self, change_id: str, stage: str, comment: str, principal_id: str | None) -> None:
+        """Ends a change that is still open without effect; who may do so is asked elsewhere.
+
+        Args:
+            change_id: which change.
+            stage: how it ended, where that is more than rejected.
+            comment: why, for people.
+            principal_id: who ended it; None for the register itself.
+        """
+        row = self._row(change_id)
+        row.state, row.stage, row.comment = "rejected", stage, comment
+        row.decided_by, row.decided_at_us = principal_id, self._now_us
+        self._session.flush()
 
     def list(self, state: str | None = None, tenant: str | None = None) -> Records:
-        """Changes, newest first."""
+        """Changes that were laid before reviewers, newest first."""
         query = select(ChangeRow).order_by(ChangeRow.id.desc())
         if state is not None:
-            query = query.where(ChangeRow.state == state)
+            query = query.where(func.coalesce(func.nullif(ChangeRow.stage, ""), ChangeRow.state) == state)
         if tenant is not None:
             query = query.where(ChangeRow.tenant == tenant)
-        return [_record(row) for row in self._session.scalars(query)]
+        return [change_record(row) for row in self._session.scalars(query)]
 
     def get(self, change_id: str, *, previewed: bool = True) -> ChangeRecord:
         """One change; with the preview while it is open, unless that is not wanted.
@@ -191,7 +271,18 @@ class Changes:
             NotFound: no such change.
         """
         row = self._row(change_id)
-        return _record(row, self.preview(change_id) if previewed and row.state == "proposed" else None)
+        shown = self.preview(change_id) if previewed and row.state == "proposed" else None
+        return change_record(row, self._session.get(ApprovalRow, change_id), preview=shown)
+
+    def check_open(self, change_id: str, principal: Principal) -> None:
+        """Lets changes pass that are not decided, and makes everybody else who would decide wait.
+
+        Raises:
+            ChangeClosed: it was decided before.
+            NotFound: no such change, or not visible to the principal.
+        """
+        self._publisher.lock()
+        self._open_row(change_id, principal)
 
     def _row(self, change_id: str) -> ChangeRow:
         row = self._session.get(ChangeRow, change_id)
@@ -204,76 +295,75 @@ class Changes:
         if row.tenant != principal.tenant and not principal.has(*PLATFORM_ROLES):
             raise NotYours("There is no such change; list the changes.", change_id=change_id)
         if row.state != "proposed":
-            raise ChangeClosed(f"The change was {row.state} before.", change_id=change_id, state=row.state)
+            state = row.stage or row.state
+            raise ChangeClosed(f"The change was {state} before.", change_id=change_id, state=state)
         return row
 
-    def _decide(
-        self, row: ChangeRow, state: str, principal: Principal, comment: str, epoch: int | None
-    ) -> None:
-        row.state, row.comment, row.epoch = state, comment, epoch
-        row.decided_by, row.decided_at_us = principal.id, self._now_us
+    def _approvable(self, change_id: str, digest: str, principal: Principal) -> ChangeRow:
+        row = self._open_row(change_id, principal)
+        if row.stage:
+            raise ChangeClosed(f"The change was {row.stage} before.", change_id=change_id, state=row.stage)
+        self._check_approval(row, digest, principal)
+        return row
+
+    def _check_approval(self, row: ChangeRow, digest: str, principal: Principal) -> None:
+        if principal.id == row.author_id:
+            raise SelfApproval("You proposed this change; somebody else has to approve it.", change_id=row.id)
+        items = read_items(row.items)
+        for item in items:
+            self._authority.check_approver(principal, item, row.tenant)
+        # Computed anew: a row that somebody edited in the database no longer has the digest it shows.
+        actual = change_digest(row.id, row.title, row.author_id, row.items.encode(), row.effective_at_us)
+        if digest != row.digest or digest != actual:
+            raise DigestChanged(
+                "The digest is not that of the change; read the change again before approving it.",
+                change_id=row.id,
+                digest=actual,
+            )
+        self._check_author_still(row, items)
+
+    def _check_author_still(self, row: ChangeRow, items: Sequence[ChangeItem]) -> None:
+        author = principal_now(self._session, row.author_id, self._now_us)
+        try:
+            if author is not None:
+                for item in items:
+                    self._authority.check_author(author, item)
+                return
+        except PolicyError:
+            pass
+        raise AuthorityLapsed(
+            f"{row.author_name} may no longer propose these edits; have somebody who may propose them anew.",
+            change_id=row.id,
+        )
+
+    def _publish(self, row: ChangeRow, approver_id: str, approved_at_us: int) -> Publication:
+        epoch = self._publisher.current_epoch() + 1
+        for item in read_items(row.items):
+            self._edits.check(item)
+            self._edits.apply(item, row.tenant, epoch, principal_id=row.author_id)
+        row.state, row.stage, row.epoch = "approved", "", epoch
+        row.decided_by, row.decided_at_us = approver_id, approved_at_us
         self._session.flush()
+        publication = self._publisher.publish(
+            reason="change", subject=row.id, principal_id=approver_id, change_id=row.id, widens=True
+        )
+        DecisionLog(self._session, self._now_us).record_standing(publication.epoch)
+        return publication
 
 
 # Named here because inside the class ``list`` is the method.
 Records = list[ChangeRecord]
 
 
-def change_digest(change_id: str, title: str, author_id: str, items: bytes) -> str:
-    """What an approval signs: the change with its id, so that no approval fits a second one."""
-    document = {"id": change_id, "title": title, "author": author_id, "items": json.loads(items)}
-    return digest_bytes(canonical_bytes(document))
-
-
-def _items(row: ChangeRow) -> tuple[ChangeItem, ...]:
-    return _ITEMS.validate_json(row.items)
-
-
-def _record(row: ChangeRow, preview: Preview | None = None) -> ChangeRecord:
+def change_record(
+    row: ChangeRow, approval: ApprovalRow | None = None, *, preview: Preview | None = None
+) -> ChangeRecord:
+    """A row as a document."""
     fields = {name: getattr(row, name) for name in ChangeRecord.model_fields if name in row.__table__.columns}
-    return ChangeRecord.model_validate({**fields, "items": _items(row), "preview": preview})
-
-
-def _compare(before: Snapshot, after: Snapshot, at_us: int) -> Preview:
-    names = sorted(set(before.deployments_by_name) | set(after.deployments_by_name))
-    moment = max(at_us, after.published_at_us)
-    # One snapshot after the other: the memory turns from one to the next, and not back and forth.
-    olds = {name: _composed(before, name, moment) for name in names}
-    news = {name: _composed(after, name, moment) for name in names}
-    rows = []
-    for name in names:
-        old, new = olds[name], news[name]
-        had, has = _expert_ids(old), _expert_ids(new)
-        rows.append(
-            DeploymentPreview(
-                deployment=name,
-                before=had,
-                after=has,
-                gained=tuple(sorted(set(has) - set(had))),
-                lost=tuple(sorted(set(had) - set(has))),
-                reasons=_denials(new),
-            )
+    said = None
+    if approval is not None:
+        said = ApprovalRecord(
+            principal_id=approval.principal_id, name=approval.principal_name, at_us=approval.at_us
         )
-    return Preview(epoch_base=before.epoch, deployments=tuple(rows))
-
-
-def _composed(snapshot: Snapshot, name: str, at_us: int) -> Composition | None:
-    if name not in snapshot.deployments_by_name:
-        return None
-    return remembered().compose(snapshot, name, at_us)
-
-
-def _expert_ids(composition: Composition | None) -> tuple[str, ...]:
-    return () if composition is None else tuple(member.expert_id for member in composition.members)
-
-
-def _denials(composition: Composition | None) -> dict[str, str]:
-    if composition is None:
-        return {}
-    denied = [decision for decision in composition.decisions if decision.verdict == "deny"]
-    return {decision.expert_id: _first(decision) for decision in denied}
-
-
-def _first(decision: Decision) -> str:
-    """The sentence of the first reason that denies."""
-    return next((one.sentence for one in decision.reasons if is_denial(one)), "")
+    more = {"state": row.stage or row.state, "approval": said, "preview": preview}
+    return ChangeRecord.model_validate({**fields, "items": read_items(row.items), **more})

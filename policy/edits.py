@@ -21,6 +21,7 @@ from policy.items import (
     GrantGive,
     LicensePut,
     ListingPut,
+    RuleLift,
     RulePermit,
     TenantResume,
 )
@@ -84,6 +85,8 @@ class Edits:
             case LicensePut():
                 if not item.fact.reviewed_by.strip():
                     raise InvalidChange("License terms name the person who reviewed them.", key=item.fact.key)
+            case RuleLift():
+                self._forbidding(item.rule_id)
 
     def check_rule(self, rule: RulePermit | ForbidRule) -> None:
         """Refuses a rule that speaks of what does not exist.
@@ -129,6 +132,8 @@ class Edits:
                 self._put_deployment(item)
             case LicensePut():
                 self._put_license(item)
+            case RuleLift():
+                self._forbidding(item.rule_id).state = "removed"
         self._session.flush()
 
     def add_consent(
@@ -236,6 +241,12 @@ class Edits:
     def _check_tenant(self, slug: str) -> None:
         if slug != ANY and self._session.get(TenantRow, slug) is None:
             raise unknown("tenant", slug)
+
+    def _forbidding(self, rule_id: str) -> RuleRow:
+        row = self._session.get(RuleRow, rule_id)
+        if row is None or row.effect != "forbid" or row.state != "live":
+            raise unknown("forbidding rule", rule_id)
+        return row
 
     def _expert(self, expert_id: str) -> ExpertRow:
         row = self._session.get(ExpertRow, expert_id)

@@ -18,6 +18,9 @@ Tree::
         ├── SelfApproval             an author tried to approve their own change
         ├── DigestChanged            an approval names another content than the change has
         ├── ChangeClosed             the change was approved or rejected before
+        ├── StaleDraft               an edit of another version of a draft than the present one
+        ├── NotYetDue                the change's moment of publication has not come
+        ├── AuthorityLapsed          an author or approver may no longer do what they once might
         ├── InvalidChange            a change that can not be made sense of
         ├── NotANarrowing            an immediate act that would permit something
         ├── AssetConflict            the same name or digest with other facts
@@ -116,6 +119,24 @@ class ChangeClosed(PolicyError):
     """The change was approved or rejected before."""
 
     code = "change_closed"
+
+
+class StaleDraft(PolicyError):
+    """An edit of another version of a draft than the present one."""
+
+    code = "stale_draft"
+
+
+class NotYetDue(PolicyError):
+    """The change's moment of publication has not come."""
+
+    code = "change_not_yet_due"
+
+
+class AuthorityLapsed(PolicyError):
+    """An author or approver may no longer do what they might when they did it."""
+
+    code = "authority_lapsed"
 
 
 class InvalidChange(PolicyError):

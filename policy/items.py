@@ -102,6 +102,13 @@ class DeploymentPut(_Item):
     when_cut_off: WhenCutOff = "hold"
 
 
+class RuleLift(_Item):
+    """Compliance takes a forbidding rule back, which permits again what it forbade."""
+
+    kind: Literal["rule.lift"] = "rule.lift"
+    rule_id: str
+
+
 class LicensePut(_Item):
     """Compliance records the reviewed facets of a license; the version is assigned at publication."""
 
@@ -117,7 +124,8 @@ ChangeItem = Annotated[
     | ExpertResume
     | TenantResume
     | DeploymentPut
-    | LicensePut,
+    | LicensePut
+    | RuleLift,
     Field(discriminator="kind"),
 ]
 

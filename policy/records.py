@@ -97,11 +97,25 @@ class Preview(Record):
     deployments: tuple[DeploymentPreview, ...]
 
 
-ChangeState = Literal["proposed", "approved", "rejected"]
+ChangeState = Literal[
+    "draft", "proposed", "scheduled", "approved", "rejected", "withdrawn", "revised", "failed"
+]
+
+
+class ApprovalRecord(Record):
+    """Who approved a change that is published later, and when."""
+
+    principal_id: str
+    name: str
+    at_us: int
 
 
 class ChangeRecord(Record):
-    """A draft of edits and where it stands; ``digest`` is what an approval must name."""
+    """A draft of edits and where it stands; ``digest`` is what an approval must name.
+
+    ``proposed`` is under review, ``scheduled`` approved for a later moment, ``approved`` published. ``failed``
+    could no longer be published when its moment came, and ``comment`` says why.
+    """
 
     id: str
     title: str
@@ -117,6 +131,11 @@ class ChangeRecord(Record):
     comment: str
     epoch: int | None
     preview: Preview | None = None
+    effective_at_us: int | None = None
+    approval: ApprovalRecord | None = None
+    rolls_back: str | None = None
+    revises: str | None = None
+    version: int = 1
 
 
 class DeploymentRecord(DeploymentFact):

@@ -131,9 +131,15 @@ class Register:
 
     # -- widening: two people ----------------------------------------------------------------------------
 
-    def propose(self, principal: Principal, title: str, items: Sequence[ChangeItem]) -> ChangeRecord:
-        """Drafts a change; see ``Changes.propose``."""
-        return self._changes.propose(principal, title, items)
+    def propose(
+        self,
+        principal: Principal,
+        title: str,
+        items: Sequence[ChangeItem],
+        effective_at_us: int | None = None,
+    ) -> ChangeRecord:
+        """Lays a change before its reviewers; see ``Changes.propose``."""
+        return self._changes.propose(principal, title, items, effective_at_us)
 
     def preview(self, change_id: str) -> Preview:
         """Says what a change would do now; see ``Changes.preview``."""
@@ -142,6 +148,10 @@ class Register:
     def approve(self, change_id: str, digest: str, principal: Principal) -> Publication:
         """Publishes somebody else's change; see ``Changes.approve``."""
         return self._changes.approve(change_id, digest, principal)
+
+    def schedule(self, change_id: str, digest: str, principal: Principal) -> ChangeRecord:
+        """Approves somebody else's change for its moment; see ``Changes.schedule``."""
+        return self._changes.schedule(change_id, digest, principal)
 
     def reject(self, change_id: str, principal: Principal, comment: str) -> ChangeRecord:
         """Closes a change without effect; see ``Changes.reject``."""

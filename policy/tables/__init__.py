@@ -22,11 +22,13 @@ from policy.tables.ledger import (
 from policy.tables.metering import BudgetRow, ReservationRow, UsageBatchRow, UsageRecordRow, UsageShareRow
 from policy.tables.publication import AcknowledgementRow, ChangeRow, PublicationRow, ServerRow, SnapshotRow
 from policy.tables.words import ConsentEventRow, ConsentRow, GrantRow, RuleRow
+from policy.tables.workflow import ApprovalRow, DraftRow, EvaluationRow, ImpactReportRow, StopRow
 
 __all__ = [
     "APPEND_ONLY",
     "LATCHED",
     "AcknowledgementRow",
+    "ApprovalRow",
     "AuditRow",
     "BaseRow",
     "BudgetRow",
@@ -36,9 +38,12 @@ __all__ = [
     "DecisionRow",
     "DecisionVerdictRow",
     "DeploymentRow",
+    "DraftRow",
+    "EvaluationRow",
     "ExpertDatasetRow",
     "ExpertRow",
     "GrantRow",
+    "ImpactReportRow",
     "LedgerAccountRow",
     "LedgerEntryRow",
     "LedgerTransactionRow",
@@ -52,6 +57,7 @@ __all__ = [
     "SettlementRow",
     "SnapshotRow",
     "StatementRow",
+    "StopRow",
     "UsageBatchRow",
     "UsageRecordRow",
     "UsageShareRow",
@@ -78,6 +84,9 @@ APPEND_ONLY = (
     "settled_batches",
     "statements",
     "audit",
+    "change_approvals",
+    "expert_evaluations",
+    "impact_reports",
 )
 
 LATCHED = {
@@ -85,6 +94,8 @@ LATCHED = {
     "consents": ("state",),
     "grants": ("state",),
     "rules": ("state",),
-    "changes": ("state", "decided_by", "decided_at_us", "comment", "epoch"),
+    "changes": ("state", "decided_by", "decided_at_us", "comment", "epoch", "stage"),
+    "change_drafts": ("title", "items", "digest", "effective_at_us", "version", "state", "edited_at_us"),
+    "stops": ("signed_by", "signed_at_us"),
     "reservations": ("state", "used_tokens", "remainder", "held_micro", "closed_at_us"),
 }

@@ -70,6 +70,10 @@ class ChangeRow(Base):
     decided_at_us: Mapped[int | None]  # NULL: not decided
     comment: Mapped[str]
     epoch: Mapped[int | None]  # NULL: not published
+    # What the state alone does not say: scheduled, withdrawn, failed, revised. Empty: nothing more.
+    stage: Mapped[str] = mapped_column(server_default="")
+    effective_at_us: Mapped[int | None]  # NULL: published with its approval
+    rolls_back: Mapped[str | None]  # NULL: undoes no earlier change; no foreign key, as in reservations
 
 
 class ServerRow(Base):

@@ -163,7 +163,7 @@ def test_changes_of_others_do_not_exist(town: Town) -> None:
             register.approve("chg_x", change.digest, town.bob)
         assert register.changes(tenant="beta") == []
         assert [one.id for one in register.changes("proposed")] == [change.id]
-        assert register.reject(change.id, town.ada, "mistake").state == "rejected"
+        assert register.reject(change.id, town.ada, "mistake").state == "withdrawn"
 
 
 # Who may propose and approve each kind of edit; everybody else is refused.
