@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How refusals leave the door: RFC 9457 problems for the management API, OpenAI's error object below /v1."""
+"""How refusals leave the door: RFC 9457 problems for the management API, OpenAI's error object below /v1.
+
+AuthZEN's addresses answer with a sentence, as its standard says; the code stands in a header.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from cluster.problems import PROBLEM_MEDIA_TYPE, Problem, problem_of
 
@@ -29,8 +32,11 @@ def refusal(error: BaseException, path: str, request_id: str) -> Response:
     problem = problem_of(error)
     headers = _headers(problem)
     if path == "/v1" or path.startswith("/v1/"):
-        status = openai_status(problem)
+        status = plain_status(problem)
         return JSONResponse({"error": openai_error(problem)}, status_code=status, headers=headers)
+    if path.startswith("/access/v1/"):
+        status = plain_status(problem)
+        return PlainTextResponse(problem.detail, status, headers | {"X-Marketplace-Code": problem.code})
     return JSONResponse(
         problem.document(instance=request_id),
         status_code=problem.status,
@@ -39,8 +45,8 @@ def refusal(error: BaseException, path: str, request_id: str) -> Response:
     )
 
 
-def openai_status(problem: Problem) -> int:
-    """The status OpenAI's clients expect: theirs is 400 where documents do not validate."""
+def plain_status(problem: Problem) -> int:
+    """The status that OpenAI's and AuthZEN's clients expect: 400 where documents do not validate."""
     return 400 if problem.status in {413, 415, 422} else problem.status
 
 

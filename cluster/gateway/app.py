@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from cluster.errors import UnknownOperation
 from cluster.gateway.answers import refusal
+from cluster.gateway.authzen import add_authzen
 from cluster.gateway.console.pages import add_console
 from cluster.gateway.console.visit import Console
 from cluster.gateway.description import describe
@@ -68,6 +69,7 @@ def build_app(
     _add_description(app, door, operations)
     add_epochs(app, door, operations)
     add_management(app, door, operations)
+    add_authzen(app, door)
     add_openai(app, door)
     add_proofs(app, door)
     add_exports(app, door, artifacts)
