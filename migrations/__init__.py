@@ -16,6 +16,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
+from migrations import rights
+from tenants.accounts.isolation import EVERYBODY, SETTING
+
 _LOCK_KEY: Final = 7_305_441_020_517_113
 
 
@@ -28,9 +31,13 @@ def upgrade(engine: Engine) -> None:
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+            # The owner is held to row-level security as well, and migrations move everybody's rows.
+            connection.execute(text(f"SELECT set_config('{SETTING}', '{EVERYBODY}', true)"))
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if connection.dialect.name == "postgresql":
+            rights.lay_down(connection)
 
 
 def current(engine: Engine) -> str | None:

@@ -30,6 +30,8 @@ from model_core.packing.seal import TrustedKeys
 from model_core.packing.tensors import base_tensor_shapes, expert_tensor_shapes
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from tenants.accounts.database import Database
 
 _ZERO = "sha256:" + "0" * 64
@@ -196,7 +198,10 @@ def bundles() -> BundleMaker:
 
 
 class PostgresServer:
-    """One PostgreSQL server per test session, with one migrated database that is emptied for every test."""
+    """One PostgreSQL server per test session, with one migrated database that is emptied for every test.
+
+    It has the roles of an installation: tests connect as the office does, under row-level security.
+    """
 
     def __init__(self, folder: Path) -> None:
         # Imported here: most tests need no server, and the import alone looks for its binaries.
@@ -204,6 +209,7 @@ class PostgresServer:
         from sqlalchemy import create_engine, inspect, text
 
         import migrations
+        from migrations.rights import roles_sql
         from tenants.accounts.database import Database
 
         self._text, self._count = text, 0
@@ -213,8 +219,11 @@ class PostgresServer:
         # Nothing here has to survive a power cut.
         self._run("ALTER SYSTEM SET fsync = off")
         self._run("SELECT pg_reload_conf()")
-        self._run("CREATE DATABASE blank")
-        template = Database(self._url("blank"))
+        with self._admin.connect() as connection:
+            connection.exec_driver_sql(roles_sql())
+        self._run(f"GRANT {self._admin.url.username} TO marketplace_office")
+        self._run("CREATE DATABASE blank OWNER marketplace_migrator")
+        template = Database(self.url("blank", "marketplace_migrator"))
         migrations.upgrade(template.engine)
         names = inspect(template.engine).get_table_names()
         template.close()
@@ -222,7 +231,7 @@ class PostgresServer:
         self._shared = create_engine(self._admin.url.set(database="blank"))
 
     def emptied(self) -> str:
-        """The URL of the migrated database, without rows.
+        """The office's URL of the migrated database, without rows.
 
         Making a database takes PostgreSQL far longer than most tests take.
         """
@@ -230,13 +239,28 @@ class PostgresServer:
             # Replicas fire no triggers: neither the guards nor the foreign keys hinder the deletion.
             connection.execute(self._text("SET LOCAL session_replication_role = replica"))
             connection.execute(self._text(self._delete_all))
-        return self._url("blank")
+        return self.url("blank", "marketplace_office")
 
     def unmigrated(self) -> str:
-        """The URL of a new database that holds nothing."""
+        """The migrator's URL of a new database that holds nothing."""
         self._count += 1
-        self._run(f"CREATE DATABASE fresh_{self._count}")
-        return self._url(f"fresh_{self._count}")
+        self._run(f"CREATE DATABASE fresh_{self._count} OWNER marketplace_migrator")
+        return self.url(f"fresh_{self._count}", "marketplace_migrator")
+
+    def lets_guards_sleep(self, engine: Engine) -> None:
+        """Has an engine of the office's become the superuser whenever a test switches the triggers off.
+
+        Until the end of that transaction no guard fires and no policy holds, as for a stranger with the
+        server's password.
+        """
+        from sqlalchemy import event
+
+        @event.listens_for(engine, "before_cursor_execute", retval=True)
+        def become(*call: Any) -> tuple[str, Any]:
+            statement, parameters = call[2], call[3]
+            if "session_replication_role" in statement:
+                statement = f"SET LOCAL ROLE {self._admin.url.username}; {statement}"
+            return statement, parameters
 
     def close(self) -> None:
         """Ends the server and removes its folder."""
@@ -244,8 +268,10 @@ class PostgresServer:
         self._admin.dispose()
         self._server.cleanup()
 
-    def _url(self, name: str) -> str:
-        return self._admin.url.set(database=name).render_as_string(hide_password=False)
+    def url(self, name: str, role: str | None = None) -> str:
+        """The URL of a database for one of the roles; for the superuser with None."""
+        url = self._admin.url.set(database=name)
+        return (url.set(username=role) if role else url).render_as_string(hide_password=False)
 
     def _run(self, statement: str) -> None:
         with self._admin.connect() as connection:
@@ -300,6 +326,8 @@ def database(request: pytest.FixtureRequest, open_databases: dict[str, Database]
         url = f"sqlite:///{template.parent}/open.db"
     if request.param not in open_databases:
         open_databases[request.param] = Database(url, scope=PLATFORM)
+        if request.param == "postgresql":
+            request.getfixturevalue("postgres").lets_guards_sleep(open_databases[request.param].engine)
     opened = open_databases[request.param]
     if opened.is_sqlite:
         # Page by page over what the last test left, triggers included.

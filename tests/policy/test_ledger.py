@@ -221,6 +221,8 @@ def test_two_writers_can_not_unbalance_a_transaction(market: Market) -> None:
         pytest.skip("SQLite has one writer at a time")
     engine = market.town.database.engine
     with engine.connect() as first, engine.connect() as second:
+        for one in (first, second):
+            one.execute(text("SELECT set_config('marketplace.tenant', '*', true)"))
         for statement in (ENTRY.format("t", 0, 5), ENTRY.format("t", 1, -5), CLOSE.format("t", "k")):
             first.execute(text(statement))
         second.execute(text(ENTRY.format("t", 2, 7)))

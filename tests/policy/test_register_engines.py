@@ -56,6 +56,7 @@ def towns(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Town
     shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "m.db")
     urls = (f"sqlite:///{tmp_path}/m.db", request.getfixturevalue("postgres").emptied())
     databases = [Database(url, scope=PLATFORM) for url in urls]
+    request.getfixturevalue("postgres").lets_guards_sleep(databases[1].engine)
     yield Town(databases[0]), Town(databases[1])
     for one in databases:
         one.close()
