@@ -17,7 +17,7 @@ from typing import Any
 import migrations
 from cluster.home import Home
 from cluster.office.counter import Office
-from cluster.office.desk import Desk
+from cluster.office.desk import Desk, now_us
 from cluster.office.scales import Scales
 from cluster.settings import Settings
 from cluster.telemetry import log_to
@@ -27,6 +27,8 @@ from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import MANIFEST_FILE, SEAL_FILE, BaseManifest
 from model_core.packing.seal import TrustedKeys
 from model_core.packing.store import ArtifactStore, DirectoryStore
+from policy.auditing.adopting import adopt
+from policy.auditing.sealing import seal_database
 from tenants.accounts.database import Database
 from tenants.accounts.scope import PLATFORM
 from tenants.errors import DatabaseInUse, ExpiredKey, RevokedKey, UnknownKey
@@ -98,8 +100,19 @@ def open_database(settings: Settings, *, patience_s: float = _LOCK_PATIENCE_S) -
                 raise
             time.sleep(0.05)
         else:
+            earlier = migrations.current(database.engine)
             migrations.upgrade(database.engine)
+            seal_database(database)
+            if earlier not in {None, migrations.head()}:
+                _adopt(database)
             return database
+
+
+def _adopt(database: Database) -> None:
+    """Seals what the schema's upgrade found or changed."""
+    with database.unit_of_work() as session:
+        adopted = adopt(session, migrations.head(), now_us())
+    log.warning("rows were adopted by an upgrade", extra={"rows": adopted, "schema": migrations.head()})
 
 
 def open_office(document: dict[str, Any]) -> Office:

@@ -4,7 +4,8 @@
 A record's leaf is SHA-256 of 0x00 and its canonical JSON, in which the previous leaf stands; editing,
 deleting, inserting or reordering breaks the chain at a record that verification names. Cutting off the tail
 or rewriting everything can only be seen against a **checkpoint**, a signed (length, head) kept elsewhere.
-Verification needs the records alone and works offline. It does not know what the acts mean.
+Verification needs the records alone and works offline; ``Audit.verify`` also holds every stored row against
+the seals (``policy.auditing``). It does not know what the acts mean.
 """
 
 from __future__ import annotations
@@ -20,11 +21,24 @@ from sqlalchemy.orm import Session
 from model_core.errors import ProductError
 from model_core.packing.canonical import canonical_bytes
 from model_core.packing.keys import SigningKey, verify_signature
+from policy.auditing.recomputing import recompute
+from policy.auditing.reporting import UNPROVEN, with_rows
+from policy.auditing.verifying import stored_root, verify_rows
 from policy.records import AuditRecord, AuditReport, Checkpoint
 from policy.tables import AuditRow
 from tenants.accounts.database import lock_for_writing
+from tenants.accounts.scope import whole_register
 
 ORIGIN: Final = "sha256:" + "0" * 64
+
+_SENTENCES: Final = {
+    "missing_or_inserted": "a record is missing before it, or it was put in",
+    "link": "it does not name the record before it",
+    "content": "it was changed after it was chained",
+    "checkpoint_signature": "its signature is not by a key that is trusted here",
+    "truncated": "records that it counts are missing at the end",
+    "rewritten": "the records are not those that it signed",
+}
 
 
 class Audit:
@@ -76,26 +90,44 @@ class Audit:
     def verify(
         self, checkpoints: Sequence[Checkpoint] = (), trusted: Collection[str] | None = None
     ) -> AuditReport:
-        """Checks the stored chain; see ``verify_chain``."""
+        """Checks the stored chain, every stored row, and what follows from the acts.
+
+        Args:
+            checkpoints: earlier ones, as of ``verify_chain``.
+            trusted: public keys whose checkpoints count, as of ``verify_chain``.
+        """
+        with whole_register(self._session):
+            return self._verify(checkpoints, trusted)
+
+    def _verify(self, checkpoints: Sequence[Checkpoint], trusted: Collection[str] | None) -> AuditReport:
         rows = self._session.scalars(
-            select(AuditRow).order_by(AuditRow.seq).execution_options(populate_existing=True)
+            select(AuditRow).order_by(AuditRow.seq).execution_options(populate_existing=True, yield_per=1000)
         )
-        return verify_chain((_record(row) for row in rows), checkpoints, trusted)
+        report = verify_chain((_record(row) for row in rows), checkpoints, trusted)
+        if not report.ok:
+            return report
+        held = verify_rows(self._session, asked={point.seals for point in checkpoints})
+        return with_rows(report, held, checkpoints, recompute(self._session))
 
     def checkpoint(self, key: SigningKey) -> Checkpoint:
         """States length and head of the chain under a key that the database never sees.
 
         The result belongs outside the database and its backups.
         """
-        last = self._last()
-        length, head = (0, ORIGIN) if last is None else (last.seq, last.leaf_hash)
+        with whole_register(self._session):
+            last = self._last()
+            length, head = (0, ORIGIN) if last is None else (last.seq, last.leaf_hash)
+            seals, seals_root = stored_root(self._session)
+        message = checkpoint_bytes(length, head, self._now_us, seals, seals_root)
         return Checkpoint(
             length=length,
             head=head,
             at_us=self._now_us,
             key_id=key.key_id,
             public_key=key.public_key,
-            signature=key.sign(checkpoint_bytes(length, head, self._now_us)),
+            signature=key.sign(message),
+            seals=seals,
+            seals_root=seals_root,
         )
 
     def _last(self) -> AuditRow | None:
@@ -108,9 +140,10 @@ def leaf_hash(record: AuditRecord) -> str:
     return "sha256:" + hashlib.sha256(b"\x00" + canonical_bytes(document)).hexdigest()
 
 
-def checkpoint_bytes(length: int, head: str, at_us: int) -> bytes:
-    """What a checkpoint's signature covers."""
-    return canonical_bytes({"kind": "audit-checkpoint", "length": length, "head": head, "at_us": at_us})
+def checkpoint_bytes(length: int, head: str, at_us: int, seals: int = 0, seals_root: str = "") -> bytes:
+    """What a checkpoint's signature covers; one without seals is of a release that had none."""
+    document = {"kind": "audit-checkpoint", "length": length, "head": head, "at_us": at_us}
+    return canonical_bytes({**document, "seals": seals, "seals_root": seals_root} if seals else document)
 
 
 def verify_chain(
@@ -138,12 +171,14 @@ def verify_chain(
                 reason=wrong,
                 tail="not proven",
                 head=prev,
+                bad=(f"audit {record.seq}",),
+                sentence=f"audit {record.seq}: {_SENTENCES[wrong]}.",
             )
         prev = heads[record.seq] = record.leaf_hash
         expected += 1
     length = expected - 1
     for point in sorted(checkpoints, key=lambda point: point.length):
-        message = checkpoint_bytes(point.length, point.head, point.at_us)
+        message = checkpoint_bytes(point.length, point.head, point.at_us, point.seals, point.seals_root)
         signed = verify_signature(point.public_key, message, point.signature)
         if not signed or (trusted is not None and point.public_key not in trusted):
             reason, first_bad = "checkpoint_signature", None
@@ -154,7 +189,14 @@ def verify_chain(
         else:
             continue
         return AuditReport(
-            ok=False, length=length, first_bad=first_bad, reason=reason, tail="not proven", head=prev
+            ok=False,
+            length=length,
+            first_bad=first_bad,
+            reason=reason,
+            tail="not proven",
+            head=prev,
+            bad=() if first_bad is None else (f"audit {first_bad}",),
+            sentence=f"The checkpoint over {point.length} records: {_SENTENCES[reason]}.",
         )
     return AuditReport(
         ok=True,
@@ -163,6 +205,7 @@ def verify_chain(
         reason="",
         tail="proven" if checkpoints else "not proven",
         head=prev,
+        sentence="Every record holds." if checkpoints else f"Every record holds; {UNPROVEN}",
     )
 
 

@@ -316,6 +316,7 @@ def open_databases() -> Iterator[dict[str, Database]]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, open_databases: dict[str, Database]) -> Database:
     """An empty, migrated, open database, on either engine, seen as the platform sees it; never close it."""
+    from policy.auditing.sealing import seal_database
     from tenants.accounts.database import Database
     from tenants.accounts.scope import PLATFORM
 
@@ -326,6 +327,7 @@ def database(request: pytest.FixtureRequest, open_databases: dict[str, Database]
         url = f"sqlite:///{template.parent}/open.db"
     if request.param not in open_databases:
         open_databases[request.param] = Database(url, scope=PLATFORM)
+        seal_database(open_databases[request.param])
         if request.param == "postgresql":
             request.getfixturevalue("postgres").lets_guards_sleep(open_databases[request.param].engine)
     opened = open_databases[request.param]

@@ -21,6 +21,7 @@ from policy.tables.ledger import (
 )
 from policy.tables.metering import BudgetRow, ReservationRow, UsageBatchRow, UsageRecordRow, UsageShareRow
 from policy.tables.publication import AcknowledgementRow, ChangeRow, PublicationRow, ServerRow, SnapshotRow
+from policy.tables.seals import SealDraftRow, SealRow
 from policy.tables.words import ConsentEventRow, ConsentRow, GrantRow, RuleRow
 from policy.tables.workflow import ApprovalRow, DraftRow, EvaluationRow, ImpactReportRow, StopRow
 
@@ -52,6 +53,8 @@ __all__ = [
     "PublicationRow",
     "ReservationRow",
     "RuleRow",
+    "SealDraftRow",
+    "SealRow",
     "ServerRow",
     "SettledBatchRow",
     "SettlementRow",
@@ -84,6 +87,7 @@ APPEND_ONLY = (
     "settled_batches",
     "statements",
     "audit",
+    "seals",
     "change_approvals",
     "expert_evaluations",
     "impact_reports",

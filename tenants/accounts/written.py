@@ -76,15 +76,15 @@ class Written:
             (table, key): row for table, keys in again.items() for key, row in _read(session, table, keys)
         }
         for (table, key), what in self._rows.items():
-            yield table, key, read[table, key] if (table, key) in read else what
+            yield table, key, read.get((table, key), what)
 
     def save(self, savepoint: SessionTransaction) -> None:
         """Remembers what was written before a savepoint."""
         self._saved[savepoint] = dict(self._rows)
 
-    def restore(self, savepoint: SessionTransaction) -> None:
-        """Forgets what was written since a savepoint that was rolled back."""
-        self._rows = self._saved.pop(savepoint, self._rows)
+    def restore(self, undone: SessionTransaction) -> None:
+        """Forgets what was written since a savepoint that was rolled back; all of it with the whole unit."""
+        self._rows = self._saved.pop(undone, self._rows) if undone.nested else {}
 
 
 def watch(sessions: sessionmaker[Session]) -> None:
