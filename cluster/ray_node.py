@@ -117,6 +117,9 @@ def ray_environment(home: Home) -> dict[str, str]:
         # without it num_gpus=0 means: every GPU
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # Ray starts workers at niceness 15: hosts, gateway and office would wait for everything else on the
+        # machine, between two tokens too. What may wait (training) lowers itself.
+        "RAY_worker_niceness": "0",
         # Ray replaces 127.0.0.1 by an outward address unless clusters are "not supported" on the platform;
         # this is the switch for that, and it keeps every address of an embedded head on loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

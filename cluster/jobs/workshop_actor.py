@@ -7,10 +7,14 @@ the foreman reads from it is made by this code alone, so nothing of the child is
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, Final
 
 from cluster.jobs.attempt import Attempt, AttemptReport
 from cluster.office.protocol import JobClaim
+
+#: On a machine that also answers requests, training takes the time that answers leave.
+_NICENESS: Final = 15
 
 
 class WorkshopActor:
@@ -26,6 +30,7 @@ class WorkshopActor:
         from cluster.home import Home
         from cluster.telemetry import log_to
 
+        os.nice(_NICENESS)
         choices = read_settings(settings)
         home = Home(choices.home)
         log_to(home.logs, "workshop", choices.log_level)

@@ -59,6 +59,15 @@ def test_up_again_changes_nothing(marketplace: Any) -> None:
 
 
 @pytest.mark.cluster
+def test_what_answers_does_not_stand_back(marketplace: Any) -> None:
+    """Office and gateway get the processor like any other program, not after everything else."""
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    parts = [one for one in processes_of(marketplace.run_id) if one.name().startswith(_PARTS)]
+    assert parts
+    assert {one.nice() for one in parts} == {mine}
+
+
+@pytest.mark.cluster
 @pytest.mark.parametrize("victims", ["parts", "everything"])
 def test_what_was_killed_comes_back(marketplace: Any, victims: str) -> None:
     """After SIGKILL and ``up`` the marketplace answers, and what was acknowledged is there.
