@@ -144,10 +144,18 @@ class Changes:
     def preview(self, change_id: str) -> Preview:
         """Says what the change would do to every deployment if it were published now."""
         row = self._row(change_id)
+        return self.glance(read_items(row.items), row.tenant)
+
+    def glance(self, items: Sequence[ChangeItem], tenant: str) -> Preview:
+        """Says what edits would do to every deployment if they were published now.
+
+        Args:
+            items: the edits.
+            tenant: whose word they are.
+        """
         before = self._publisher.standing().snapshot
-        with self.carried_out(read_items(row.items), row.tenant) as after:
-            pass
-        return compare(before, after, self._now_us)
+        with self.carried_out(items, tenant) as after:
+            return compare(before, after, self._now_us)
 
     def approve(self, change_id: str, digest: str, principal: Principal) -> Publication:
         """Publishes the change as the next epoch.

@@ -19,7 +19,7 @@ from policy.changes import Changes
 from policy.contents import change_digest, check_form, read_items, write_items
 from policy.errors import ChangeClosed, NotAllowed, NotFound, NotYours, StaleDraft
 from policy.items import ChangeItem
-from policy.records import ChangeRecord
+from policy.records import ChangeRecord, Preview
 from policy.tables import DraftRow
 from tenants.accounts.database import lock_for_writing
 from tenants.roles import PLATFORM_ROLES, Principal
@@ -151,6 +151,17 @@ class Drafts:
         draft = self.begin(principal, before.title, before.items, moment, revises=change_id)
         self._changes.close(change_id, "revised", f"Revised as {draft.id}.", principal.id)
         return draft
+
+    def preview(self, change_id: str) -> Preview:
+        """Says what a draft would do to every deployment if it were published now.
+
+        Raises:
+            NotFound: there is no such draft.
+        """
+        row = self._session.get(DraftRow, change_id)
+        if row is None:
+            raise NotFound("There is no such draft; list the changes.", change_id=change_id)
+        return self._changes.glance(read_items(row.items), row.tenant)
 
     def list(self, state: str | None = None) -> Records:
         """Drafts that were never laid before reviewers, newest first."""

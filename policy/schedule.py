@@ -35,6 +35,10 @@ class Schedule:
             query.where(ChangeRow.state == "proposed", ChangeRow.stage == "scheduled")
         )
 
+    def time_us(self) -> int:
+        """The register's time; see ``Changes.time_us``."""
+        return self._changes.time_us()
+
     def publish_due(self) -> list[ChangeRecord]:
         """Publishes every change whose moment has come, each as an epoch of its own, in order of moments.
 

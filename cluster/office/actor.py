@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from cluster.errors import UnknownOperation
+from cluster.office.calendar import keep_calendar
 from cluster.office.counter import Office
 from cluster.office.desk import now_us
 from cluster.office.protocol import OfficeProtocol, Reply
@@ -59,6 +60,7 @@ class OfficeActor:
         self._opening = asyncio.Lock()
         self._office: Office | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._calendar: asyncio.Task[None] | None = None
 
     async def ask(self, question: str, arguments: tuple[Any, ...]) -> Reply:
         """Answers one question of ``OfficeProtocol``; keyword-only arguments come last, in order."""
@@ -89,6 +91,7 @@ class OfficeActor:
                 self._office = await asyncio.to_thread(open_office, self._settings)
                 life_us = reservation_life_us(read_settings(self._settings).request_s)
                 self._sweeper = asyncio.create_task(self._sweep(self._office, life_us))
+                self._calendar = asyncio.create_task(keep_calendar(self._office))
             return self._office
 
     async def _sweep(self, office: Office, life_us: int) -> None:

@@ -97,6 +97,7 @@ class Office:
         self._generation = 0
         self._changed = asyncio.Condition()
         self._published: tuple[Snapshot, bytes] | None = None
+        self._heard: dict[str, int] = {}  # when each server last asked for news; its lease runs from there
         self._told: dict[str, frozenset[str]] = {}  # which stopped requests each server was told of last
 
     # -- people and programs ---------------------------------------------------------------------------
@@ -182,7 +183,7 @@ class Office:
 
     async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
         """Long-polls for an epoch above ``seen_epoch``, or for a request that must end."""
-        received_us = now_us()
+        received_us = self._heard[server_id] = now_us()
         deadline = asyncio.get_running_loop().time() + min(timeout_s, self._settings.lease_s / 2)
         while True:
             # The generation is read before the database: a commit in between is seen by one of the two.
@@ -262,6 +263,10 @@ class Office:
         """
         return await self._write(work, wakes=wakes)
 
+    async def look(self, work: Callable[[Desk], T]) -> T:
+        """Runs platform-internal work in one unit of work for reading."""
+        return await self._read(work)
+
     def close(self) -> None:
         """Waits for running work and closes the database."""
         self._turns.close()
@@ -297,7 +302,13 @@ class Office:
         return await self._in_pool(self._readers, read)
 
     def _desk(self, session: Any) -> Desk:
-        return Desk(session=session, home=self._home, artifacts=self._artifacts, settings=self._settings)
+        return Desk(
+            session=session,
+            home=self._home,
+            artifacts=self._artifacts,
+            settings=self._settings,
+            heard=self._heard,
+        )
 
     async def _in_pool(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await _said(asyncio.get_running_loop().run_in_executor(pool, work))

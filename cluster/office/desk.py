@@ -8,6 +8,7 @@ with; it does not know who asks, nor what for.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from cluster.office.scales import Weighed
     from policy.accounts_ledger import Ledger
     from policy.audit import Audit
+    from policy.drafts import Drafts
     from policy.metering import Metering
     from policy.register import Register
+    from policy.schedule import Schedule
     from policy.stopped import Stopped
     from tenants.accounts.accounts import Accounts
     from tenants.accounts.datasets import Datasets
@@ -43,6 +46,7 @@ class Desk:
         home: folders of the installation.
         artifacts: where bundles lie.
         settings: the operator's choices.
+        heard: when each model host last asked for news, in microseconds; empty after a start.
         weighed: the expert that was weighed for this unit of work, if it admits one.
         now_us: the one time at which everything in this unit of work happens.
     """
@@ -51,6 +55,7 @@ class Desk:
     home: Home
     artifacts: ArtifactStore
     settings: Settings
+    heard: Mapping[str, int] = field(default_factory=dict)
     weighed: Weighed | None = None
     now_us: int = field(default_factory=now_us)
 
@@ -88,6 +93,20 @@ class Desk:
         from policy.register import Register
 
         return Register(self.session, self.now_us)
+
+    @cached_property
+    def drafts(self) -> Drafts:
+        """Changes that their author still writes."""
+        from policy.drafts import Drafts
+
+        return Drafts(self.session, self.now_us)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Approved changes that wait for their moment."""
+        from policy.schedule import Schedule
+
+        return Schedule(self.session, self.now_us)
 
     @cached_property
     def metering(self) -> Metering:

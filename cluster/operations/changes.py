@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes and epochs: drafts on their way to publication, and what was published."""
+"""Changes and epochs: edits on their way to publication, and what was published.
+
+How a change is written before anybody reviews it stands in ``cluster.operations.drafting``.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from cluster.errors import RoleRequired
-from cluster.operations.scope import check_visible, cut, sees_everything, tenant_scope
+from cluster.operations.scope import check_visible, cut, sees_everything, tenant_scope, unknown
 from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Page, Request
+from policy.errors import NotFound
 from policy.items import ChangeItem
 from policy.records import (
     AcknowledgementRecord,
     ChangeRecord,
+    ChangeState,
     DeploymentPreview,
     Preview,
-    Publication,
     ServerRecord,
 )
 from policy.snapshot import Snapshot
@@ -31,12 +35,16 @@ class NewChange(Request):
 
     title: str = Field(min_length=1, max_length=200)
     items: tuple[ChangeItem, ...] = Field(min_length=1, max_length=200)
+    effective_at_us: int | None = Field(
+        default=None, ge=0, lt=2**53, description="publish at this moment; with the approval if left out"
+    )
+    draft: bool = Field(default=False, description="keep it as a draft that you edit and submit later")
 
 
 class ChangeQuery(Page):
     """Which changes."""
 
-    state: Literal["proposed", "approved", "rejected"] | None = None
+    state: ChangeState | None = None
 
 
 class ChangeId(Request):
@@ -55,6 +63,20 @@ class Rejection(ChangeId):
     """A second person's no."""
 
     comment: str = Field(min_length=1, max_length=2000, description="what to do differently")
+
+
+class Approved(Answer):
+    """What an approval did: published the change as an epoch, or fixed when it will be."""
+
+    change_id: str
+    state: Literal["approved", "scheduled"]
+    epoch: int | None
+    at_us: int
+    snapshot_digest: str | None
+    reason: str
+    subject: str
+    principal_id: str | None
+    effective_at_us: int | None
 
 
 class ChangePage(Answer):
@@ -89,38 +111,58 @@ class Acknowledgements(Answer):
 
 
 def propose(desk: Desk, principal: Principal, request: NewChange) -> ChangeRecord:
-    """Drafts a change."""
-    return cut_change(desk, principal, desk.register.propose(principal, request.title, request.items))
+    """Lays a change before its reviewers, or keeps it as a draft."""
+    write = desk.drafts.begin if request.draft else desk.register.propose
+    written = write(principal, request.title, request.items, request.effective_at_us)
+    return cut_change(desk, principal, written)
 
 
 def listed(desk: Desk, principal: Principal, request: ChangeQuery) -> ChangePage:
     """Changes of one's own tenant; compliance reviews all."""
     own = tenant_scope(principal)
-    rows = [row for row in desk.register.changes(request.state) if own in {None, row.tenant}]
+    found = [*desk.register.changes(request.state), *desk.drafts.list(request.state)]
+    rows = sorted((row for row in found if own in {None, row.tenant}), key=lambda row: row.id, reverse=True)
     items, after = cut(rows, request, lambda row: row.id)
     return ChangePage(items=tuple(row.model_copy(update={"preview": None}) for row in items), next=after)
 
 
 def show(desk: Desk, principal: Principal, request: ChangeId) -> ChangeRecord:
     """One change with its items and preview."""
-    return cut_change(desk, principal, _visible(desk, principal, request.change_id))
+    return cut_change(desk, principal, visible_change(desk, principal, request.change_id))
 
 
 def preview(desk: Desk, principal: Principal, request: ChangeId) -> Preview:
     """What the change would do now."""
-    record = _visible(desk, principal, request.change_id, previewed=False)
+    record = visible_change(desk, principal, request.change_id, previewed=False)
+    if record.state == "draft":
+        return _cut_preview(desk, principal, desk.drafts.preview(record.id))
     return _cut_preview(desk, principal, desk.register.preview(record.id))
 
 
-def approve(desk: Desk, principal: Principal, request: Approval) -> Publication:
-    """Publishes a change."""
-    record = _visible(desk, principal, request.change_id, previewed=False)
-    return desk.register.approve(record.id, request.digest, principal)
+def approve(desk: Desk, principal: Principal, request: Approval) -> Approved:
+    """Publishes a change, or lets it wait for its moment."""
+    record = visible_change(desk, principal, request.change_id, previewed=False)
+    if record.effective_at_us is not None and desk.schedule.time_us() < record.effective_at_us:
+        waiting = desk.register.schedule(record.id, request.digest, principal)
+        return Approved(
+            change_id=waiting.id,
+            state="scheduled",
+            epoch=None,
+            at_us=desk.now_us,
+            snapshot_digest=None,
+            reason="change",
+            subject=waiting.id,
+            principal_id=principal.id,
+            effective_at_us=waiting.effective_at_us,
+        )
+    published = desk.register.approve(record.id, request.digest, principal)
+    fields = published.model_dump() | {"change_id": record.id, "effective_at_us": record.effective_at_us}
+    return Approved(state="approved", **fields)
 
 
 def reject(desk: Desk, principal: Principal, request: Rejection) -> ChangeRecord:
     """Closes a change without publishing it."""
-    record = _visible(desk, principal, request.change_id, previewed=False)
+    record = visible_change(desk, principal, request.change_id, previewed=False)
     return desk.register.reject(record.id, principal, request.comment)
 
 
@@ -150,8 +192,18 @@ def acknowledgements(desk: Desk, principal: Principal, request: EpochNumber) -> 
     )
 
 
-def _visible(desk: Desk, principal: Principal, change_id: str, *, previewed: bool = True) -> ChangeRecord:
-    record = desk.register.change(change_id, previewed=previewed)
+def visible_change(
+    desk: Desk, principal: Principal, change_id: str, *, previewed: bool = True
+) -> ChangeRecord:
+    """A change or draft that the principal may see.
+
+    Raises:
+        UnknownObject: there is none, or it is another tenant's.
+    """
+    try:
+        record = desk.drafts.find(change_id) or desk.register.change(change_id, previewed=previewed)
+    except NotFound:
+        raise unknown("change") from None
     check_visible(principal, record.tenant, what="change")
     return record
 
@@ -211,7 +263,7 @@ ROWS = (
         request=NewChange,
         response=ChangeRecord,
         run=propose,
-        summary="Drafts several edits that are reviewed and published together.",
+        summary="Lays several edits before a reviewer, to be published together; or keeps them as a draft.",
         example={
             "title": "Offer the notes for research",
             "items": [{"kind": "consent.give", "expert_id": "*", "purpose": "research"}],
@@ -226,6 +278,7 @@ ROWS = (
         response=ChangePage,
         run=listed,
         summary="Lists changes, newest first.",
+        isolated=True,
     ),
     Operation(
         name="changes.show",
@@ -257,9 +310,9 @@ ROWS = (
         path="/changes/{change_id}/approve",
         roles=_REVIEWS,
         request=Approval,
-        response=Publication,
+        response=Approved,
         run=approve,
-        summary="Publishes a change that somebody else drafted.",
+        summary="Publishes a change that somebody else drafted, at once or at the moment it names.",
         example={"change_id": _CHANGE, "digest": "sha256:" + "0" * 64},
     ),
     Operation(

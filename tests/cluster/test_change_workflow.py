@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workflow of a change over HTTP: drafts, moments of publication, who runs what was published."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from cluster.bootstrap import open_office
+from cluster.office.calendar import publish_due
+
+
+def edits(town: Any) -> list[dict[str, Any]]:
+    """A consent that the town has not."""
+    return [{"kind": "consent.give", "expert_id": town.ids["expert"], "purpose": "education"}]
+
+
+def soon_us(wait_us: int = 250_000) -> int:
+    """A moment that is about to come."""
+    return time.time_ns() // 1000 + wait_us
+
+
+def kept(town: Any, change_id: str) -> dict[str, Any]:
+    """The change once the office has published what was due."""
+    deadline = time.monotonic() + 30
+    while True:
+        town.wait(publish_due(town.office))
+        found: dict[str, Any] = town.get("carol", f"/changes/{change_id}")
+        if found["state"] != "scheduled":
+            return found
+        assert time.monotonic() < deadline
+
+
+def test_a_draft_goes_from_writing_to_review(town: Any) -> None:
+    """Drafted, edited by version, submitted under its id, and approved by the digest of its last version."""
+    draft = town.post("ada", "/changes", title="one", items=edits(town), draft=True)
+    path = f"/changes/{draft['id']}"
+    assert (draft["state"], draft["version"], draft["preview"]) == ("draft", 1, None)
+    assert town.get("bob", path)["state"] == "draft"
+    assert draft["id"] in [row["id"] for row in town.get("ada", "/changes", state="draft")["items"]]
+    edited = town.put("ada", path, version=1, title="two", items=edits(town))
+    stale = town.ask("ada", "PUT", path, json={"version": 1, "title": "x", "items": edits(town)})
+    assert (stale.status_code, stale.json()["code"]) == (409, "stale_draft")
+    assert town.ask("bob", "POST", f"{path}/submit", json={"version": 2}).status_code == 403
+    assert town.get("ada", f"{path}/preview")["deployments"]
+    submitted = town.post("ada", f"{path}/submit", version=2)
+    assert (submitted["state"], submitted["digest"]) == ("proposed", edited["digest"])
+    assert town.ask("bob", "POST", f"{path}/approve", json={"digest": draft["digest"]}).status_code == 409
+    assert town.approve("bob", submitted)["state"] == "approved"
+
+
+def test_drafts_of_others_do_not_exist(town: Any) -> None:
+    """Another tenant's answers about a draft are those about an id that nobody ever gave out."""
+    draft = town.post("ada", "/changes", title="one", items=edits(town), draft=True)
+    nowhere = "chg_0198f0c2a1b37c4e8d5f60718293a4b5"
+    body = {"version": 1, "title": "x", "items": edits(town)}
+    for method, tail, fields in (
+        ("GET", "", None),
+        ("GET", "/preview", None),
+        ("GET", "/acknowledgements", None),
+        ("PUT", "", body),
+        ("POST", "/submit", {"version": 1}),
+        ("POST", "/revise", {}),
+        ("POST", "/withdraw", {}),
+        ("POST", "/approve", {"digest": draft["digest"]}),
+        ("POST", "/reject", {"comment": "no"}),
+    ):
+        theirs, none = (
+            town.ask("sue", method, f"/changes/{one}{tail}", json=fields) for one in (draft["id"], nowhere)
+        )
+        assert theirs.status_code == none.status_code == 404, (method, tail)
+        assert theirs.json()["detail"] == none.json()["detail"]
+    assert draft["id"] not in [row["id"] for row in town.get("sue", "/changes")["items"]]
+
+
+def test_the_office_publishes_on_time(town: Any) -> None:
+    """Approved for a moment, the change waits, and the office publishes it then and not before."""
+    moment = soon_us()
+    change = town.post("ada", "/changes", title="later", items=edits(town), effective_at_us=moment)
+    approved = town.approve("bob", change)
+    assert (approved["state"], approved["epoch"]) == ("scheduled", None)
+    epoch = town.get("ada", "/epochs/current")["epoch"]
+    done = kept(town, change["id"])
+    assert (done["state"], done["epoch"]) == ("approved", epoch + 1)
+    assert town.get("ada", "/epochs/current")["published_at_us"] >= moment
+
+
+def test_a_moment_outlives_the_office(town: Any) -> None:
+    """A change that became due while no office was open is published by the next one."""
+    change = town.post("ada", "/changes", title="later", items=edits(town), effective_at_us=soon_us())
+    town.approve("bob", change)
+    town.wait(_closed(town))
+    town.office = open_office(town.settings.model_dump(mode="json"))
+
+    def state() -> str:
+        look = town.office.look(lambda desk: desk.register.change(change["id"], previewed=False))
+        return str(town.wait(look).state)
+
+    deadline = time.monotonic() + 30
+    while state() == "scheduled":
+        town.wait(publish_due(town.office))
+        assert time.monotonic() < deadline
+    assert state() == "approved"
+
+
+async def _closed(town: Any) -> None:
+    town.office.close()
+
+
+def test_acknowledgements_of_a_change_are_visible(town: Any) -> None:
+    """Each host is shown with its word for the epoch, or without it and with the state of its lease."""
+    change = town.post("ada", "/changes", title="now", items=edits(town))
+    path = f"/changes/{change['id']}/acknowledgements"
+    assert town.get("ada", path) == {
+        "change_id": change["id"],
+        "epoch": None,
+        "published_at_us": None,
+        "servers": [],
+    }
+    before = town.get("ada", "/epochs/current")
+    for server in ("one", "two", "gone"):
+        digest = before["snapshot_digest"]
+        town.wait(town.office.acknowledge(server, before["epoch"], digest, {}))
+    epoch = town.approve("bob", change)["epoch"]
+    news = town.wait(town.office.wait_epoch("one", before["epoch"], 0.0))
+    town.wait(town.office.acknowledge("one", epoch, news.snapshot_digest, {}))
+    town.wait(town.office.wait_epoch("two", before["epoch"], 0.0))
+    shown = town.get("ada", path)
+    states = {row["server_id"]: (row["acknowledged"], row["epoch"]) for row in shown["servers"]}
+    assert states == {"one": (True, epoch), "two": (False, epoch - 1), "gone": (False, epoch - 1)}
+    leases = {row["server_id"]: row["lease"] for row in shown["servers"]}
+    assert leases["gone"] == "unheard"
+    assert {leases["one"], leases["two"]} <= {"live", "lapsed"}
+    assert shown["servers"][1]["acknowledged_at_us"] >= shown["published_at_us"]
