@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from cluster.office.protocol import Admission, UsageRecord
+from cluster.operations.scope import sees_everything
 from cluster.problems import invalid_request
 from policy.records import UsageRecord as Metered
+from tenants.accounts.scope import see, tenant_scope, whole_register
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
@@ -58,12 +60,13 @@ def answer_operation(
             return repeat.answer
     response = operation.run(desk, principal, request)
     if operation.writes:
-        desk.audit.append(
-            principal.id,
-            operation.name,
-            operation.subject(request, response),
-            operation.audit_facts(request),
-        )
+        with whole_register(desk.session):
+            desk.audit.append(
+                principal.id,
+                operation.name,
+                operation.subject(request, response),
+                operation.audit_facts(request),
+            )
     answer: dict[str, Any] = response.model_dump(mode="json")
     if repeat is not None:
         desk.repeats.keep(repeat, None if operation.secret_answer else answer)
@@ -75,6 +78,8 @@ def _open(
 ) -> tuple[Principal, BaseModel]:
     principal = desk.accounts.authenticate(credential)
     operation.check_roles(principal.roles)
+    if operation.isolated and not sees_everything(principal):
+        see(desk.session, tenant_scope(principal.tenant))
     try:
         return principal, operation.request.model_validate(payload)
     except ValidationError as error:
@@ -95,6 +100,7 @@ def admit(
         continues: the first request of an answer that goes on, or empty.
     """
     principal = desk.accounts.authenticate(credential)
+    see(desk.session, tenant_scope(principal.tenant))
     held = desk.metering.reserve(principal, deployment, max_tokens * max(1, n), continues)
     return Admission(
         request_id=held.request_id,

@@ -187,6 +187,7 @@ ROWS = (
         response=Me,
         run=show_me,
         summary="Says whose key this is and what it may do.",
+        isolated=True,
     ),
     Operation(
         name="tenants.create",
@@ -252,6 +253,7 @@ ROWS = (
         response=KeyPage,
         run=list_keys,
         summary="Lists keys without their secrets.",
+        isolated=True,
     ),
     Operation(
         name="keys.revoke",
@@ -263,5 +265,6 @@ ROWS = (
         run=revoke_key,
         summary="Makes a key open nothing from now on.",
         example={"key_id": _KEY},
+        isolated=True,
     ),
 )

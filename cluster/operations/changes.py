@@ -279,6 +279,7 @@ ROWS = (
         run=listed,
         summary="Lists changes, newest first.",
         isolated=True,
+        isolated=True,
     ),
     Operation(
         name="changes.show",

@@ -185,6 +185,7 @@ ROWS = (
         response=ConsentPage,
         run=list_consents,
         summary="Lists your consents with their history.",
+        isolated=True,
     ),
     Operation(
         name="grants.give",
@@ -217,5 +218,6 @@ ROWS = (
         response=GrantPage,
         run=list_grants,
         summary="Lists the grants you gave or received.",
+        isolated=True,
     ),
 )

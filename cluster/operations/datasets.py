@@ -127,6 +127,7 @@ ROWS = (
         example={"name": "notes-2025", "license": "CC-BY-4.0", "languages": ["en"]},
         upload=Upload(media_type=JSON_LINES, inspect=inspect_documents),
         unaudited=frozenset({"description"}),
+        isolated=True,
     ),
     Operation(
         name="datasets.list",
@@ -137,6 +138,7 @@ ROWS = (
         response=DatasetPage,
         run=listed,
         summary="Lists the cards of your datasets.",
+        isolated=True,
     ),
     Operation(
         name="datasets.show",
@@ -148,5 +150,6 @@ ROWS = (
         run=show,
         summary="Shows the card of a dataset.",
         example={"dataset_id": "dat_0198f0c2a1b37c4e8d5f60718293a4b5"},
+        isolated=True,
     ),
 )

@@ -25,6 +25,7 @@ from model_core.packing.manifest import DataCard, ExpertManifest
 from policy.errors import NotFound
 from policy.items import ExpertResume
 from policy.records import ChangeRecord, ExpertRecord, Publication
+from tenants.accounts.scope import whole_register
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:
@@ -216,7 +217,8 @@ def _sees_all_of(principal: Principal, record: ExpertRecord) -> bool:
 
 def _figures(desk: Desk, record: ExpertRecord) -> dict[str, Any] | None:
     """What admission measured; None for experts of releases that did not weigh."""
-    kept = desk.audit.last_of(f"experts/{record.expert_id}", WEIGHED_ACTION)
+    with whole_register(desk.session):  # the chain is nobody's own
+        kept = desk.audit.last_of(f"experts/{record.expert_id}", WEIGHED_ACTION)
     return None if kept is None else kept.facts
 
 
@@ -262,6 +264,7 @@ ROWS = (
         response=ExpertPage,
         run=list_experts,
         summary="Lists the catalogue as you may see it.",
+        isolated=True,
     ),
     Operation(
         name="experts.show",
@@ -273,6 +276,7 @@ ROWS = (
         run=show_expert,
         summary="Shows an expert as you may see it.",
         example=_EXPERT,
+        isolated=True,
     ),
     Operation(
         name="experts.suspend",

@@ -202,6 +202,7 @@ ROWS = (
             "dataset_id": "dat_0198f0c2a1b37c4e8d5f60718293a4b5",
             "recipe": {"steps": 200},
         },
+        isolated=True,
     ),
     Operation(
         name="jobs.list",
@@ -212,6 +213,7 @@ ROWS = (
         response=JobPage,
         run=listed,
         summary="Lists your jobs, newest first.",
+        isolated=True,
     ),
     Operation(
         name="jobs.show",
@@ -223,6 +225,7 @@ ROWS = (
         run=show,
         summary="Shows a job and what happened to it.",
         example=_JOB,
+        isolated=True,
     ),
     Operation(
         name="jobs.metrics",
@@ -234,6 +237,7 @@ ROWS = (
         run=metrics,
         summary="Gives the points of a job's curves.",
         example=_JOB,
+        isolated=True,
     ),
     Operation(
         name="jobs.cancel",
@@ -245,5 +249,6 @@ ROWS = (
         run=cancel,
         summary="Asks for the end of a job.",
         example=_JOB,
+        isolated=True,
     ),
 )

@@ -182,6 +182,7 @@ ROWS = (
         response=Balances,
         run=balances,
         summary="Shows your accounts; over the whole ledger they sum to zero.",
+        isolated=True,
     ),
     Operation(
         name="ledger.entries",
@@ -192,6 +193,7 @@ ROWS = (
         response=EntryPage,
         run=entries,
         summary="Lists the amounts on your accounts.",
+        isolated=True,
     ),
     Operation(
         name="ledger.settle",
@@ -212,6 +214,7 @@ ROWS = (
         response=StatementPage,
         run=statements,
         summary="Lists your statements.",
+        isolated=True,
     ),
     Operation(
         name="ledger.budget",
@@ -233,5 +236,6 @@ ROWS = (
         response=Budgets,
         run=budgets,
         summary="Shows what may be spent, is spent and is on hold.",
+        isolated=True,
     ),
 )

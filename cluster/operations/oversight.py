@@ -159,5 +159,6 @@ ROWS = (
         response=Status,
         run=status,
         summary="Says how the marketplace is.",
+        isolated=True,
     ),
 )

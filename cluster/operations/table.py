@@ -108,6 +108,9 @@ class Operation:
             result on the desk (``Desk.weighed``) before ``run``.
         rehearses: reads by carrying out an edit and rolling it back, so it needs a unit of work that could
             write although it keeps nothing.
+        isolated: reads and writes rows of the caller's own tenant, and what others show it, and nothing else;
+            the database then hides the rest, whatever the code asks for. Staff that sees everything is held
+            to nothing.
         reads: a question that is too long for an address and therefore posted; it changes nothing, so it may
             be asked again and needs no idempotency key.
     """
@@ -127,6 +130,7 @@ class Operation:
     secret_answer: bool = False
     weighs: Callable[[Desk, Principal, Any], CheckedBundle] | None = None
     rehearses: bool = False
+    isolated: bool = False
     reads: bool = False
 
     @property

@@ -6,7 +6,7 @@ from __future__ import annotations
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from tenants.accounts.isolation import owned, part_of
+from tenants.accounts.isolation import SHARED, owned, part_of
 from tenants.accounts.schema import STRICT, Base
 from tenants.accounts.tables import PrincipalRow, TenantRow
 
@@ -30,6 +30,7 @@ class LedgerTransactionRow(Base):
     """Closes a group of entries, which must sum to zero; written after them."""
 
     __tablename__ = "ledger_transactions"
+    __isolation__ = SHARED  # what it is about stands in its entries
     __table_args__ = (UniqueConstraint("idempotency_key"), STRICT)
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, TextClause, event, literal, text
+from sqlalchemy import Connection, Table, TextClause, event, literal, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, UOWTransaction, with_loader_criteria
-from sqlalchemy.sql.util import find_tables
+from sqlalchemy.sql import visitors
 
 from tenants.accounts.isolation import EVERYBODY, SETTING
 from tenants.accounts.schema import Base
@@ -122,14 +122,13 @@ def _on_execute(state: ORMExecuteState) -> None:
         raise OutOfScope("raw SQL is not held to a scope; use the ORM, or the whole register")
     if state.is_insert:
         return
-    if not state.is_orm_statement:
-        statement: Any = state.statement
-        hidden = find_tables(statement, include_joins=True, include_aliases=True, include_selects=True)
-        if any(table in _guarded() for table in hidden):
-            raise OutOfScope("a statement without row classes is not held to a scope; name the classes")
-        return
+    statement: Any = state.statement
+    criteria = _criteria(scope.word)
+    touched = [criteria[name] for name in sorted(_tables_of(statement)) if name in criteria]
+    if touched and not state.is_orm_statement:
+        raise OutOfScope("a statement without row classes is not held to a scope; name the classes")
     if not state.is_column_load and not state.is_relationship_load:
-        state.statement = state.statement.options(*_criteria(scope.word))
+        state.statement = statement.options(*touched)
 
 
 @event.listens_for(ScopedSession, "before_flush")
@@ -153,24 +152,29 @@ def _is_shown(row: Any, word: str) -> bool:
     return any(getattr(row, name) == value for name, value in isolation.open_where.items())
 
 
+def _tables_of(statement: Any) -> set[str]:
+    """Names of the tables that a statement touches anywhere, those of columns and subqueries among them."""
+    found = set()
+    part: Any
+    for part in visitors.iterate(statement):
+        if part.__visit_name__ == "table":
+            found.add(part.name)
+        elif part.__visit_name__ == "column" and isinstance(part.table, Table):
+            found.add(part.table.name)
+    return found
+
+
 @lru_cache(maxsize=256)
-def _criteria(word: str) -> tuple[Any, ...]:
-    return tuple(
-        with_loader_criteria(
+def _criteria(word: str) -> dict[str, Any]:
+    """What every statement gets that touches a table, by its name."""
+    return {
+        mapper.class_.__tablename__: with_loader_criteria(
             mapper.class_,
             mapper.class_.__isolation__.readable(
-                lambda name, row=mapper.class_: getattr(row, name),
-                literal(word),
+                lambda name, row=mapper.class_: getattr(row, name), literal(word)
             ),
             include_aliases=True,
         )
         for mapper in Base.registry.mappers
         if not mapper.class_.__isolation__.shared
-    )
-
-
-@lru_cache(maxsize=1)
-def _guarded() -> frozenset[Any]:
-    return frozenset(
-        mapper.local_table for mapper in Base.registry.mappers if not mapper.class_.__isolation__.shared
-    )
+    }
