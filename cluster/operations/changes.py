@@ -279,7 +279,6 @@ ROWS = (
         run=listed,
         summary="Lists changes, newest first.",
         isolated=True,
-        isolated=True,
     ),
     Operation(
         name="changes.show",
