@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from cluster.office.protocol import Admission, UsageRecord
-from cluster.operations.scope import sees_everything
+from cluster.operations.scope import one_refusal, sees_everything
 from cluster.problems import invalid_request
 from policy.records import UsageRecord as Metered
 from tenants.accounts.scope import see, tenant_scope, whole_register
@@ -34,7 +34,8 @@ def find_to_weigh(
     if operation.weighs is None:
         return None
     principal, request = _open(desk, operation, credential, payload)
-    return operation.weighs(desk, principal, request)
+    with one_refusal(principal):
+        return operation.weighs(desk, principal, request)
 
 
 def answer_operation(
@@ -58,7 +59,8 @@ def answer_operation(
         repeat = desk.repeats.begin(principal.id, idempotency_key, operation.name, payload)
         if repeat.answer is not None:
             return repeat.answer
-    response = operation.run(desk, principal, request)
+    with one_refusal(principal):
+        response = operation.run(desk, principal, request)
     if operation.writes:
         with whole_register(desk.session):
             desk.audit.append(

@@ -7,10 +7,12 @@ given out, so nothing can be probed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from cluster.operations.table import Page
+from policy.errors import NotFound
 from tenants.errors import UnknownObject
 from tenants.roles import PLATFORM_TENANT, Principal, Role
 
@@ -57,6 +59,26 @@ def check_own(principal: Principal, *tenants: str, what: str) -> None:
 def unknown(what: str) -> UnknownObject:
     """The refusal of something that is not there, or not for the caller's eyes."""
     return UnknownObject(f"There is no such {what}, or it is not yours. List what you have.", what=what)
+
+
+@contextmanager
+def one_refusal(principal: Principal) -> Iterator[None]:
+    """Makes every refusal of an object sound the same to whoever does not see everything.
+
+    Rooms refuse what is missing and what is another's in their own words; told apart, the words would say
+    which ids were given out.
+
+    Raises:
+        UnknownObject: in place of any room's own.
+    """
+    try:
+        yield
+    except (UnknownObject, NotFound):
+        if sees_everything(principal):
+            raise
+        raise UnknownObject(
+            "There is no such object, or it is not yours. List what you have and name one of it."
+        ) from None
 
 
 def cut(rows: Iterable[T], page: Page, key: Callable[[T], str]) -> tuple[tuple[T, ...], str | None]:
