@@ -9,12 +9,12 @@ snapshot. A member that a review let in can only leave between reviews. It loads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from model_core.packing.canonical import canonical_bytes
-from policy.decision import Decision, decide, obligations_in_order
-from policy.gates import Findings, license_of_base, stand, understand
-from policy.licenses import Terms, joined, terms_of
+from policy.decision import Decision, decide, decide_heard, obligations_in_order
+from policy.hearing import Hearing
+from policy.licenses import Terms, can_clash, joined, terms_of
 from policy.members import Member, composition_digest
 from policy.questions import Asked, Question, Value, resolve
 from policy.reasons import Obligation, Reason, in_order, is_denial, outcome_of, reason
@@ -60,27 +60,28 @@ class Composition(Value):
         return canonical_bytes(self.model_dump(mode="json"))
 
 
-def compose(snapshot: Snapshot, question: Question, *, decider: Decider = decide) -> Composition:
+def compose(snapshot: Snapshot, question: Question, *, decider: Decider | None = None) -> Composition:
     """Decides about every candidate and composes those that may serve together.
 
     Args:
         snapshot: the facts.
         question: a deployment, or a use spelled out, at one moment.
-        decider: says what ``decide`` says; ``policy.remembered`` has one that remembers.
+        decider: says what ``decide`` says, which is asked with None; ``policy.remembered`` has one that
+            remembers.
 
     Raises:
         UnknownDeployment, IncompleteQuestion: the question itself makes no sense.
     """
     asked = resolve(snapshot, question)
-    ground = Findings()
-    words = understand(snapshot, asked, ground)
-    if words is not None:
-        stand(snapshot, asked, ground)
-        license_of_base(snapshot, asked, words, ground)
+    hearing = Hearing(snapshot, asked)
+    ground = hearing.ground
     experts = _candidates(snapshot, asked)
-    decisions = {expert.bundle_digest: decider(snapshot, asked, expert) for expert in experts}
+    if decider is None:
+        decisions = {expert.bundle_digest: decide_heard(hearing, expert) for expert in experts}
+    else:
+        decisions = {expert.bundle_digest: decider(snapshot, asked, expert) for expert in experts}
     _hold_back(decisions, asked)
-    set_reasons, dropped = _settle(snapshot, asked, decisions, ground.terms)
+    set_reasons, dropped = _settle(snapshot, asked, decisions, joined(ground.burdens))
     reasons = in_order([one for one in (*ground.reasons, *set_reasons) if is_denial(one)])
     members = [expert for expert in experts if decisions[expert.bundle_digest].verdict == "permit"]
     top_k = min(asked.top_k, len(members) + 1)
@@ -99,7 +100,7 @@ def compose(snapshot: Snapshot, question: Question, *, decider: Decider = decide
         top_k=top_k,
         top_k_asked=asked.top_k,
         digest=composition_digest(asked.base_digest, [m.bundle_digest for m in members], top_k),
-        obligations=obligations_in_order([*obligations, *([] if reasons else ground.terms.obligations)]),
+        obligations=obligations_in_order([*obligations, *([] if reasons else ground.obligations)]),
         decisions=(*decisions.values(), *_unknown(snapshot, asked)),
         valid_until_us=min(ends, default=None),
         snapshot_digest=snapshot.digest,
@@ -150,14 +151,12 @@ def _settle(
     Returns:
         reasons that deny the whole composition, and the bundle digests that were dropped.
     """
-    terms = {
-        bundle: _terms(snapshot, asked, decision)
-        for bundle, decision in decisions.items()
-        if decision.verdict == "permit"
-    }
+    burdened = {fact.key for fact in snapshot.licenses if can_clash(fact)}
+    everyone = [bundle for bundle, decision in decisions.items() if decision.verdict == "permit"]
+    terms = {bundle: _burden(snapshot, asked, decisions[bundle], burdened) for bundle in everyone}
 
     def conflict(bundles: Sequence[str]) -> Reason | None:
-        together = joined([base, *(terms[bundle] for bundle in bundles)])
+        together = joined([base, *(one for bundle in bundles for one in terms[bundle])])
         kind = together.conflict(action=asked.action, commercial=asked.commercial)
         if kind == "share_alike":
             groups = " and ".join(sorted(together.share_alike))
@@ -166,7 +165,6 @@ def _settle(
             return reason("conflict_royalty", *bundles, total=together.royalty_ppm())
         return None
 
-    everyone = list(terms)
     everything = conflict(everyone)
     if everything is None:
         return [], []
@@ -208,13 +206,14 @@ def _rank(decision: Decision, priority: Sequence[str]) -> tuple[int, str, str]:
     return place, decision.expert_id, decision.bundle_digest
 
 
-def _terms(snapshot: Snapshot, asked: Asked, decision: Decision) -> Terms:
-    """The joined terms of the licenses that a permit rests on."""
-    return joined(
+def _burden(snapshot: Snapshot, asked: Asked, decision: Decision, burdened: Set[str]) -> list[Terms]:
+    """Those terms that can clash, of the licenses that a permit rests on."""
+    return [
         terms_of(snapshot.licenses_by_key[key.lower()], choice.subject, commercial=asked.commercial)
         for choice in decision.licenses
         for key in choice.chosen
-    )
+        if key in burdened
+    ]
 
 
 def _denied(decision: Decision, why: Reason) -> Decision:

@@ -12,14 +12,17 @@ whose words are unreadable denies. It does not know which other experts are aske
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from model_core.packing.canonical import digest_of
+from model_core.packing.canonical import canonical_bytes, digest_bytes
 from policy.gates import examine
+from policy.hearing import Hearing
 from policy.matching import FOREVER_US
 from policy.questions import Asked, LicenseChoice, Question, Value, resolve
 from policy.reasons import NearestMiss, Obligation, Reason, in_order, is_denial, outcome_of, reason
 from policy.snapshot import ExpertFact, Snapshot
 from policy.terms import ENGINE_VERSION, GATES, AtUs, Count, Outcome, Verdict
+from policy.values import built
 
 __all__ = ["Asked", "Decision", "LicenseChoice", "Question", "decide", "redacted", "resolve"]
 
@@ -65,33 +68,36 @@ def decide(snapshot: Snapshot, question: Question | Asked, expert: ExpertFact | 
             answered with a denial.
     """
     asked = question if isinstance(question, Asked) else resolve(snapshot, question)
+    hearing = Hearing(snapshot, asked)
     if isinstance(expert, str):
         found = [fact for fact in snapshot.experts if expert in (fact.bundle_digest, fact.expert_id)]
         if len(found) != 1:
             code = "ambiguous_expert" if found else "unknown_expert"
-            return _denied_by_name(snapshot, asked, expert, reason(code, expert, expert=expert))
+            return _denied_by_name(hearing, expert, reason(code, expert, expert=expert))
         expert = found[0]
-    findings = examine(snapshot, asked, expert)
+    return decide_heard(hearing, expert)
+
+
+def decide_heard(hearing: Hearing, expert: ExpertFact) -> Decision:
+    """What ``decide`` says of one expert, where the same question is asked about many."""
+    findings = examine(hearing, expert)
     reasons = in_order(findings.reasons)
     permitted = not any(map(is_denial, reasons))
     ends_us = findings.ends_us if findings.ends_us < FOREVER_US else None
-    return Decision(
+    return _decision(
+        hearing,
+        expert.bundle_digest,
         expert_id=expert.expert_id,
         bundle_digest=expert.bundle_digest,
         name=expert.name,
         tenant=expert.tenant,
         verdict="permit" if permitted else "deny",
-        outcome=outcome_of(reasons),
+        outcome="permit" if permitted else outcome_of(reasons),
         reasons=reasons,
         nearest_miss=() if permitted else tuple(sorted(findings.misses, key=_miss_order)),
-        obligations=obligations_in_order(findings.terms.obligations) if permitted else (),
+        obligations=obligations_in_order(findings.obligations) if permitted else (),
         licenses=tuple(findings.choices) if permitted else (),
         valid_until_us=ends_us if permitted else None,
-        at_us=asked.at_us,
-        epoch=snapshot.epoch,
-        engine_version=ENGINE_VERSION,
-        snapshot_digest=snapshot.digest,
-        input_digest=_input_digest(snapshot, asked, expert.bundle_digest),
     )
 
 
@@ -109,11 +115,14 @@ def redacted(decision: Decision, viewer_tenant: str) -> Decision:
 
 def obligations_in_order(obligations: Iterable[Obligation]) -> tuple[Obligation, ...]:
     """Obligations by kind, license, subject and text, without repetitions."""
-    return tuple(sorted(set(obligations), key=lambda o: (o.kind, o.license_key, o.subject, o.text)))
+    distinct = {(one.kind, one.license_key, one.subject, one.text): one for one in obligations}
+    return tuple([distinct[key] for key in sorted(distinct)])
 
 
-def _denied_by_name(snapshot: Snapshot, asked: Asked, name: str, why: Reason) -> Decision:
-    return Decision(
+def _denied_by_name(hearing: Hearing, name: str, why: Reason) -> Decision:
+    return _decision(
+        hearing,
+        name,
         expert_id=name,
         bundle_digest="",
         name="",
@@ -121,17 +130,21 @@ def _denied_by_name(snapshot: Snapshot, asked: Asked, name: str, why: Reason) ->
         verdict="deny",
         outcome=outcome_of((why,)),
         reasons=(why,),
-        at_us=asked.at_us,
-        epoch=snapshot.epoch,
-        engine_version=ENGINE_VERSION,
-        snapshot_digest=snapshot.digest,
-        input_digest=_input_digest(snapshot, asked, name),
+        nearest_miss=(),
+        obligations=(),
+        licenses=(),
+        valid_until_us=None,
     )
 
 
-def _input_digest(snapshot: Snapshot, asked: Asked, expert: str) -> str:
-    use = [asked.tenant, asked.base_digest, asked.action, asked.purpose, asked.region, asked.commercial]
-    return digest_of({"snapshot": snapshot.digest, "use": use, "expert": expert})
+def _decision(hearing: Hearing, named: str, **said: Any) -> Decision:
+    """A decision, with what names the question; the fields are in their declared order."""
+    said["at_us"] = hearing.asked.at_us
+    said["epoch"] = hearing.snapshot.epoch
+    said["engine_version"] = ENGINE_VERSION
+    said["snapshot_digest"] = hearing.snapshot.digest
+    said["input_digest"] = digest_bytes(b'{"expert":' + canonical_bytes(named) + hearing.input_tail)
+    return built(Decision, said)
 
 
 def _miss_order(miss: NearestMiss) -> tuple[int, str, str]:

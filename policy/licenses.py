@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from typing import Any, Final, Literal, NamedTuple
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
 
 from policy.errors import InvalidLicenseExpression
 from policy.license_expressions import Node, parse
-from policy.reasons import Obligation, Reason, reason
+from policy.reasons import Obligation, ObligationKind, Reason, reason
 from policy.snapshot import LicenseFact
 from policy.terms import SHARING_ACTIONS
+from policy.values import built
 from policy.vocabulary import Vocabulary, read_data
 
 CURRENT_VERSION: Final = "1"
@@ -80,17 +82,7 @@ class Terms:
 
     def join(self, other: Terms) -> Terms:
         """The terms that satisfy both."""
-        caps = [cap for cap in (self.user_cap, other.user_cap) if cap is not None]
-        return Terms(
-            use_commercial=self.use_commercial and other.use_commercial,
-            derivatives=self.derivatives and other.derivatives,
-            distribution_weights=self.distribution_weights and other.distribution_weights,
-            share_alike=self.share_alike | other.share_alike,
-            prohibited_purposes=self.prohibited_purposes | other.prohibited_purposes,
-            obligations=self.obligations | other.obligations,
-            royalties=self.royalties | other.royalties,
-            user_cap=min(caps, default=None),
-        )
+        return joined((self, other))
 
     def royalty_ppm(self) -> int:
         """The sum of all royalties; above a million they cannot be paid."""
@@ -123,66 +115,160 @@ class Answer:
         return not self.denials
 
 
+class Denial(NamedTuple):
+    """Why an expression does not permit a use, whatever it is the license of.
+
+    Attributes:
+        code: of the reason.
+        cited: the license that it rests on, if that is known.
+        words: for the reason's sentence, but for the subject.
+    """
+
+    code: str
+    cited: tuple[str, ...] = ()
+    words: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What an expression says to a use, whatever it is the license of.
+
+    Attributes:
+        denials: none where it permits.
+        licenses: those that the use rests on, in order of their keys.
+        owed: (kind, license key, text) of every obligation, in order.
+        commercial: whether the use is.
+    """
+
+    denials: tuple[Denial, ...] = ()
+    licenses: tuple[LicenseFact, ...] = ()
+    owed: tuple[tuple[ObligationKind, str, str], ...] = ()
+    commercial: bool = False
+
+    @property
+    def permits(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.denials
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The keys of the licenses that the use rests on."""
+        return tuple([fact.key for fact in self.licenses])
+
+    @property
+    def can_clash(self) -> bool:
+        """Whether its terms hold anything that can clash with other terms."""
+        return any(map(can_clash, self.licenses))
+
+    def denials_of(self, subject: Subject) -> tuple[Reason, ...]:
+        """The denials, as reasons about a subject."""
+        return tuple(
+            reason(code, subject.id, *cited, subject=subject.name, **words)
+            for code, cited, words in self.denials
+        )
+
+    def obligations(self, subject: str) -> list[Obligation]:
+        """What the use of a subject obliges to, in order."""
+        return [
+            built(Obligation, {"kind": kind, "license_key": key, "subject": subject, "text": text})
+            for kind, key, text in self.owed
+        ]
+
+    def terms(self, subject: str) -> Terms:
+        """The terms that the licenses lay on the use of a subject together."""
+        return joined(terms_of(fact, subject, commercial=self.commercial) for fact in self.licenses)
+
+
+def can_clash(fact: LicenseFact) -> bool:
+    """Whether a license asks for anything that can clash with other licenses."""
+    return bool(fact.share_alike_group or fact.royalty_ppm)
+
+
 def joined(terms: Iterable[Terms]) -> Terms:
     """The join of any number of terms."""
-    return reduce(Terms.join, terms, NO_TERMS)
+    several = (NO_TERMS, *terms)
+    caps = [one.user_cap for one in several if one.user_cap is not None]
+    return Terms(
+        use_commercial=all(one.use_commercial for one in several),
+        derivatives=all(one.derivatives for one in several),
+        distribution_weights=all(one.distribution_weights for one in several),
+        share_alike=frozenset[str]().union(*(one.share_alike for one in several)),
+        prohibited_purposes=frozenset[str]().union(*(one.prohibited_purposes for one in several)),
+        obligations=frozenset[Obligation]().union(*(one.obligations for one in several)),
+        royalties=frozenset[tuple[str, str, int]]().union(*(one.royalties for one in several)),
+        user_cap=min(caps, default=None),
+    )
 
 
 def evaluate(licenses: Mapping[str, LicenseFact], subject: Subject, expression: str, use: Use) -> Answer:
+    """Asks the license expression of a subject whether it permits a use; see ``ask``."""
+    said = ask(licenses, expression, use)
+    if not said.permits:
+        return Answer(denials=said.denials_of(subject))
+    return Answer(denials=(), chosen=said.chosen, terms=said.terms(subject.id))
+
+
+def ask(licenses: Mapping[str, LicenseFact], expression: str, use: Use) -> Said:
     """Asks a license expression whether it permits a use.
 
     Args:
         licenses: reviewed licenses by lower-case key.
-        subject: what is licensed, for reasons and obligations.
         expression: an SPDX expression; one that cannot be read denies.
         use: what is asked.
     """
     try:
         tree = parse(expression)
     except InvalidLicenseExpression:
-        return Answer(denials=(reason("invalid_license", subject.id, subject=subject.name),))
-    return _ask(tree, licenses, subject, use)
+        return Said(denials=(Denial("invalid_license"),))
+    return _ask(tree, licenses, use)
 
 
-def _ask(node: Node, licenses: Mapping[str, LicenseFact], subject: Subject, use: Use) -> Answer:
+def _ask(node: Node, licenses: Mapping[str, LicenseFact], use: Use) -> Said:
     if node.kind == "license":
-        return _ask_license(node.key, licenses, subject, use)
-    answers = [_ask(child, licenses, subject, use) for child in node.children]
+        return _ask_license(node.key, licenses, use)
+    answers = [_ask(child, licenses, use) for child in node.children]
     if node.kind == "or":
         permitting = [answer for answer in answers if answer.permits]
         if permitting:
-            return min(permitting, key=lambda answer: (len(answer.terms.obligations), answer.chosen))
+            return min(permitting, key=lambda answer: (len(answer.owed), answer.chosen))
     denials = tuple(denial for answer in answers for denial in answer.denials)
     if denials:
-        return Answer(denials=denials)
-    chosen = tuple(sorted({key for answer in answers for key in answer.chosen}))
-    return Answer(denials=(), chosen=chosen, terms=joined(answer.terms for answer in answers))
+        return Said(denials=denials)
+    return _resting_on([fact for answer in answers for fact in answer.licenses], use)
 
 
-def _ask_license(key: str, licenses: Mapping[str, LicenseFact], subject: Subject, use: Use) -> Answer:
+def _ask_license(key: str, licenses: Mapping[str, LicenseFact], use: Use) -> Said:
     fact = licenses.get(key.lower())
     if fact is None or key.upper() in ("NOASSERTION", "NONE"):
-        return Answer(denials=(reason("unknown_license", subject.id, subject=subject.name, key=key),))
-    cited = (subject.id, fact.key)
-    denials: list[Reason] = []
+        return Said(denials=(Denial("unknown_license", words={"key": key}),))
+    denials: list[Denial] = []
+
+    def deny(code: str, **words: str) -> None:
+        denials.append(Denial(code, (fact.key,), {"key": fact.key, **words}))
+
     if not fact.reviewed_by.strip():
-        denials.append(reason("unreviewed_license", *cited, subject=subject.name, key=fact.key))
+        deny("unreviewed_license")
     for facet in use.facets():
         held: bool | None = getattr(fact, facet)
         if not held:
-            code = "license_facet_unknown" if held is None else "license_forbids"
-            denials.append(reason(code, *cited, subject=subject.name, key=fact.key, facet=facet))
+            deny("license_facet_unknown" if held is None else "license_forbids", facet=facet)
     for term in fact.prohibited_purposes:
         if term not in use.vocabulary.purposes:
-            code = "license_term_unknown"
+            deny("license_term_unknown", term=term)
         elif use.vocabulary.purposes.forbids(term, use.purpose):
-            code = "license_prohibits_purpose"
-        else:
-            continue
-        denials.append(reason(code, *cited, subject=subject.name, key=fact.key, term=term))
-    if denials:
-        return Answer(denials=tuple(denials))
-    return Answer(denials=(), chosen=(fact.key,), terms=terms_of(fact, subject.id, commercial=use.commercial))
+            deny("license_prohibits_purpose", term=term)
+    return Said(denials=tuple(denials)) if denials else _resting_on([fact], use)
+
+
+def _resting_on(facts: Iterable[LicenseFact], use: Use) -> Said:
+    by_key = {fact.key: fact for fact in facts}
+    owed = {
+        (kind, key, text)
+        for key, fact in by_key.items()
+        for kind, text in _obligations(fact, commercial=use.commercial)
+    }
+    licenses = tuple(by_key[key] for key in sorted(by_key))
+    return Said(licenses=licenses, owed=tuple(sorted(owed)), commercial=use.commercial)
 
 
 def terms_of(fact: LicenseFact, subject: str, *, commercial: bool) -> Terms:
@@ -204,8 +290,8 @@ def terms_of(fact: LicenseFact, subject: str, *, commercial: bool) -> Terms:
     )
 
 
-def _obligations(fact: LicenseFact, *, commercial: bool) -> list[tuple[Any, str]]:
-    found: list[tuple[Any, str]] = []
+def _obligations(fact: LicenseFact, *, commercial: bool) -> list[tuple[ObligationKind, str]]:
+    found: list[tuple[ObligationKind, str]] = []
     if fact.attribution is not False:  # unknown is taken for yes: naming an author harms nobody
         found.append(("attribute", fact.title or fact.key))
     if fact.notice:

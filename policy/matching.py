@@ -19,6 +19,7 @@ FOREVER_US: Final = 2**53
 
 Lapse = Literal["state", "expired", "not_yet"]
 _LAPSES: Final[tuple[Lapse, ...]] = ("state", "expired", "not_yet")
+_TIMES: Final = frozenset({"expired", "not_yet"})
 
 Scoped = ConsentFact | GrantFact | RuleFact
 
@@ -48,24 +49,65 @@ def hits_part_only(fact: Scoped, asked: Asked, words: Vocabulary) -> bool:
     )
 
 
-def shortfall(fact: ConsentFact | GrantFact, asked: Asked, words: Vocabulary) -> set[str]:
-    """The fields in which a permit falls short of the question; none for one that covers it now."""
-    recipient = fact.recipient if isinstance(fact, ConsentFact) else fact.consumer_tenant
-    checks = {
-        "state": fact.state == "given",
-        "action": action_permits(fact.action, asked.action),
-        "purpose": words.purposes.permits(fact.purpose, asked.purpose),
-        "region": words.regions.permits(fact.region, asked.region),
-        "recipient": recipient in (ANY, asked.tenant),
-        "commercial": fact.commercial or not asked.commercial,
-        "not_yet": fact.valid_from_us <= asked.at_us,
-        "expired": not_over(fact, asked.at_us),
-        "words": words.unknown_word(fact.action, fact.purpose, fact.region) is None,
-    }
-    return {name for name, holds in checks.items() if not holds}
+class Shortfalls:
+    """In which fields permits fall short of one question; each permit is looked at once.
+
+    Args:
+        asked: the question.
+        words: the vocabulary that it is understood with.
+    """
+
+    def __init__(self, asked: Asked, words: Vocabulary) -> None:
+        self._asked = asked
+        self._words = words
+        # By object: a consent and a grant may have the same id.
+        self._of_fact: dict[int, tuple[ConsentFact | GrantFact, frozenset[str]]] = {}
+        self._of_words: dict[tuple[str, str, str], frozenset[str]] = {}
+
+    def of(self, fact: ConsentFact | GrantFact) -> frozenset[str]:
+        """The fields in which a permit falls short of the question; none for one that covers it now."""
+        known = self._of_fact.get(id(fact))
+        if known is None:
+            known = self._of_fact[id(fact)] = fact, self._compared(fact)
+        return known[1]
+
+    def only_in_time(self, fact: ConsentFact | GrantFact) -> bool:
+        """Whether a permit covers the question at some time, if not now."""
+        misses = self.of(fact)
+        return not misses or misses <= _TIMES
+
+    def _compared(self, fact: ConsentFact | GrantFact) -> frozenset[str]:
+        asked = self._asked
+        stated = fact.action, fact.purpose, fact.region
+        misses = self._of_words.get(stated)
+        if misses is None:
+            misses = self._of_words[stated] = self._compared_words(*stated)
+        recipient = fact.recipient if isinstance(fact, ConsentFact) else fact.consumer_tenant
+        more = []
+        if fact.state != "given":
+            more.append("state")
+        if recipient not in {ANY, asked.tenant}:
+            more.append("recipient")
+        if asked.commercial and not fact.commercial:
+            more.append("commercial")
+        if fact.valid_from_us > asked.at_us:
+            more.append("not_yet")
+        if not not_over(fact, asked.at_us):
+            more.append("expired")
+        return misses.union(more) if more else misses
+
+    def _compared_words(self, action: str, purpose: str, region: str) -> frozenset[str]:
+        asked, words = self._asked, self._words
+        checks = {
+            "action": action_permits(action, asked.action),
+            "purpose": words.purposes.permits(purpose, asked.purpose),
+            "region": words.regions.permits(region, asked.region),
+            "words": words.unknown_word(action, purpose, region) is None,
+        }
+        return frozenset(name for name, holds in checks.items() if not holds)
 
 
-def lapse(misses: set[str]) -> Lapse | None:
+def lapse(misses: frozenset[str]) -> Lapse | None:
     """How a permit that covers the use in substance lapsed; None if it never covered it."""
     if misses - set(_LAPSES):
         return None
@@ -83,10 +125,10 @@ def end_us(fact: ConsentFact | GrantFact) -> int:
 
 
 def nearest(
-    facts: Iterable[ConsentFact] | Iterable[GrantFact], shortfalls: dict[str, set[str]]
+    facts: Iterable[ConsentFact | GrantFact], shortfalls: Shortfalls
 ) -> ConsentFact | GrantFact | None:
     """The fact with the fewest shortfalls; ties by the shortfalls' names, then by id."""
-    return min(facts, key=lambda f: (len(shortfalls[f.id]), sorted(shortfalls[f.id]), f.id), default=None)
+    return min(facts, key=lambda f: (len(shortfalls.of(f)), sorted(shortfalls.of(f)), f.id), default=None)
 
 
 def chain(facts: Sequence[ConsentFact | GrantFact], at_us: int) -> tuple[list[ConsentFact | GrantFact], int]:
@@ -94,6 +136,10 @@ def chain(facts: Sequence[ConsentFact | GrantFact], at_us: int) -> tuple[list[Co
 
     Half-open intervals: one that ends at a moment and one that begins there leave no gap.
     """
+    if len(facts) == 1:  # most owners say it once
+        (alone,) = facts
+        stands = alone.valid_from_us <= at_us < end_us(alone)
+        return ([alone], end_us(alone)) if stands else ([], at_us)
     links: list[ConsentFact | GrantFact] = []
     ends_us = at_us
     while ends_us < FOREVER_US:

@@ -8,11 +8,13 @@ anything; it only knows how to say it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from policy.terms import GATES, OUTCOMES, Gate, Outcome
+from policy.values import built
 
 
 class Reason(BaseModel):
@@ -180,23 +182,27 @@ CODES: Final[dict[str, Code]] = {
 def reason(code: str, *fact_ids: str, **words: object) -> Reason:
     """Writes the reason of a code; ``words`` fill the sentence, facts are sorted and distinct."""
     gate, _, sentence = CODES[code]
-    return Reason(
-        gate=gate, code=code, sentence=sentence.format(**words), fact_ids=tuple(sorted(set(fact_ids)))
-    )
+    distinct = fact_ids if len(fact_ids) < 2 else tuple(sorted(set(fact_ids)))
+    fields = {"gate": gate, "code": code, "sentence": sentence.format_map(words), "fact_ids": distinct}
+    return built(Reason, fields)
 
 
-def in_order(reasons: list[Reason]) -> tuple[Reason, ...]:
+def in_order(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
     """Reasons by gate, then code, facts and sentence, without repetitions."""
-    distinct = {(GATES.index(r.gate), r.code, r.fact_ids, r.sentence): r for r in reasons}
-    return tuple(distinct[key] for key in sorted(distinct))
+    distinct = {(_RANK_OF_CODE[r.code], r.code, r.fact_ids, r.sentence): r for r in reasons}
+    return tuple([distinct[key] for key in sorted(distinct)])
 
 
 def is_denial(one: Reason) -> bool:
     """Whether this reason alone denies."""
-    return CODES[one.code].outcome != "permit"
+    return one.code not in _PERMITTING
 
 
-def outcome_of(reasons: tuple[Reason, ...]) -> Outcome:
+def outcome_of(reasons: Iterable[Reason]) -> Outcome:
     """The class of a verdict: the first that any reason wears, in the order of ``OUTCOMES``."""
     worn = {CODES[one.code].outcome for one in reasons}
     return next((outcome for outcome in OUTCOMES if outcome in worn), "permit")
+
+
+_PERMITTING: Final = frozenset(code for code, said in CODES.items() if said.outcome == "permit")
+_RANK_OF_CODE: Final = {code: GATES.index(said.gate) for code, said in CODES.items()}

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What gates write down: reasons, ways out, chosen licenses, obligations, and the end of the yes.
+
+It decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from policy.licenses import Said, Subject, Terms
+from policy.matching import FOREVER_US
+from policy.questions import LicenseChoice
+from policy.reasons import NearestMiss, Obligation, Reason, reason
+from policy.terms import Gate
+from policy.values import built
+
+
+@dataclass(kw_only=True, slots=True)
+class Findings:
+    """What the gates wrote down about one expert, or about what is the same for all.
+
+    Attributes:
+        reasons: for and against.
+        misses: what would open a gate.
+        choices: the licenses that a yes rests on.
+        obligations: that they ask for.
+        burdens: those of their terms that can clash with others'.
+        ends_us: the end of the yes, exclusive.
+    """
+
+    reasons: list[Reason] = field(default_factory=list)
+    misses: list[NearestMiss] = field(default_factory=list)
+    choices: list[LicenseChoice] = field(default_factory=list)
+    obligations: list[Obligation] = field(default_factory=list)
+    burdens: list[Terms] = field(default_factory=list)
+    ends_us: int = FOREVER_US
+
+    def say(self, one: Reason) -> None:
+        """Adds a reason."""
+        self.reasons.append(one)
+
+    def until(self, at_us: int) -> None:
+        """Ends the yes at this moment at the latest."""
+        self.ends_us = min(self.ends_us, at_us)
+
+    def miss(self, *misses: NearestMiss) -> None:
+        """Adds what would open a gate, each once."""
+        for one in misses:
+            if one not in self.misses:
+                self.misses.append(one)
+
+    def license(self, said: Said, subject: Subject, expression: str) -> None:
+        """Adds what a license asks for that permits the use."""
+        chosen = " AND ".join(said.chosen)
+        self.say(reason("license_permits", subject.id, *said.chosen, subject=subject.name, chosen=chosen))
+        choice = {"subject": subject.id, "expression": expression, "chosen": said.chosen}
+        self.choices.append(built(LicenseChoice, choice))
+        self.obligations += said.obligations(subject.id)
+        if said.can_clash:
+            self.burdens.append(said.terms(subject.id))
+
+    def join(self, others: Findings) -> None:
+        """Adds all that was found elsewhere."""
+        self.reasons += others.reasons
+        self.miss(*others.misses)
+        self.choices += others.choices
+        self.obligations += others.obligations
+        self.burdens += others.burdens
+        self.until(others.ends_us)
+
+
+def miss(gate: Gate, ask: str, sentence: str, fact_id: str | None = None, *differs: str) -> NearestMiss:
+    """What would open a gate.
+
+    Args:
+        gate: which.
+        ask: the tenant, or ``compliance``, whose word is needed.
+        sentence: what is needed.
+        fact_id: the fact that came closest.
+        differs: the fields in which it falls short.
+    """
+    fields = {"gate": gate, "sentence": sentence, "ask": ask, "fact_id": fact_id, "differs": differs}
+    return built(NearestMiss, fields)
