@@ -84,6 +84,7 @@ def _grants(connection: Connection) -> Iterator[str]:
             yield f"GRANT USAGE ON SCHEMA public TO {role}"
             yield f"GRANT SELECT ON alembic_version TO {role}"
     if APPLICATION in known:
+        yield f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {APPLICATION}"
         for table in sorted(Base.metadata.tables):
             yield f"GRANT {', '.join(_rights(table, guards))} ON {table} TO {APPLICATION}"
     if DECIDER in known:
