@@ -1,39 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """The usage journal of one server: what was computed is on disk before it is released (law 13).
 
-An append-only file of checksummed JSON lines, ``<folder>/<server_id>.jsonl``::
+An append-only file of checksummed JSON lines::
 
     <crc32, 8 hex digits> {"k": "head", "server_id": ...}
     <crc32> {"k": "open", "r": a bare usage record}   a request began
     <crc32> {"k": "use", "r": [usage records of one engine step]}
     <crc32> {"k": "batch", "s": 1, "to": 17}      extent of batch 1: all use lines up to the 17th
     <crc32> {"k": "ack", "s": 1}                  the office stored batch 1
+    <crc32> {"k": "carry", "r": [usage records]}  records that the part before had not sent yet
 
 The extent of a batch is written (and synced) *before* the batch is sent, so that whoever resends it after a
 crash sends the same payload under the same number, and the office can count exactly once. A line is written
 with one ``write`` before its tokens are released, so a SIGKILL loses nothing; ``sync`` runs at least every
 second, which bounds what a power cut can lose. A torn last line is cut when a journal is opened again.
-The journal knows neither Ray nor the office.
+
+A file that has grown long is continued in a next part. That one is whole and on the disk, with every
+request that is open and every record that was not sent, before it gets its name; from then on the part before
+is over, whatever happens. The journal knows neither Ray nor the office.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import json
 import os
 import threading
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.hosting.errors import JournalDamaged
+from cluster.hosting.journal_lines import decode_line, encode_line, lines_of, records_line
+from cluster.hosting.journals import draft_after, is_over, part_name, put_away, server_and_part, sync_folder
 from cluster.office.protocol import UsageRecord
-
-_SUFFIX = ".jsonl"
-_CLOSED = "closed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,43 +80,15 @@ def merge_records(records: Iterable[UsageRecord]) -> tuple[UsageRecord, ...]:
     return tuple(groups.values())
 
 
-def encode_line(body: dict[str, Any]) -> bytes:
-    """One line: checksum, space, compact JSON, newline."""
-    return _line(json.dumps(body, separators=(",", ":"), sort_keys=True).encode())
-
-
-def _use_line(records: Sequence[UsageRecord]) -> bytes:
-    """The line of records; there is one for every released token, so they write themselves."""
-    return _line(b'{"k":"use","r":[%s]}' % b",".join(record.model_dump_json().encode() for record in records))
-
-
-def _line(text: bytes) -> bytes:
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def decode_line(line: bytes) -> dict[str, Any] | None:
-    """The body of a line, or None if the line is not whole."""
-    if len(line) < 11 or not line.endswith(b"\n") or line[8:9] != b" ":
-        return None
-    text = line[9:-1]
-    try:
-        if int(line[:8], 16) != zlib.crc32(text):
-            return None
-        body = json.loads(text)
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
-
-
 class UsageJournal:
     """One server's journal, open for appending by exactly one process (an exclusive file lock).
 
     Thread-safe: the release path appends while the uploader cuts batches.
     """
 
-    def __init__(self, path: Path, descriptor: int, server_id: str) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
-        self.server_id = server_id
+        self.server_id, _ = server_and_part(path)
         self.cut_bytes = 0
         self.skipped_lines = 0
         self._fd = descriptor
@@ -132,22 +106,22 @@ class UsageJournal:
     def create(cls, folder: Path, server_id: str) -> UsageJournal:
         """Starts the journal of a new server; a server id is never used twice."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = folder / f"{server_id}{_SUFFIX}"
+        path = folder / part_name(server_id, 1)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as err:
             sentence = "The usage journal cannot be created; free its folder and start the host again."
             raise JournalDamaged(sentence, journal=path.name, reason=err.strerror or "") from err
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        journal = cls(path, descriptor, server_id)
+        journal = cls(path, descriptor)
         journal._write({"k": "head", "server_id": server_id, "v": 1})
         journal.sync()
-        _sync_folder(folder)
+        sync_folder(folder)
         return journal
 
     @classmethod
     def reopen(cls, path: Path) -> UsageJournal | None:
-        """Claims a former server's journal; None while another process holds it.
+        """Claims a former server's journal; None while another process holds it, or if it is over.
 
         Cuts a torn last line. Whole lines behind a damaged one are kept (a power cut may lose a page in
         the middle) and the damaged ones are counted in ``skipped_lines``.
@@ -164,7 +138,11 @@ class UsageJournal:
         if not path.exists() or os.fstat(descriptor).st_ino != path.stat().st_ino:
             os.close(descriptor)  # closed and moved away between open and lock
             return None
-        journal = cls(path, descriptor, path.name.removesuffix(_SUFFIX))
+        journal = cls(path, descriptor)
+        if is_over(path):
+            put_away(path)
+            os.close(descriptor)
+            return None
         journal._replay()
         return journal
 
@@ -177,7 +155,7 @@ class UsageJournal:
         if not records:
             return
         with self._mutex:
-            self._write_line(_use_line(records))
+            self._write_line(records_line("use", records))
             self._take_records(records)
 
     def open(self, record: UsageRecord) -> None:
@@ -247,10 +225,52 @@ class UsageJournal:
         """Releases the file; a settled journal moves to ``closed/`` and is kept as evidence."""
         self.sync()
         if self.settled:
-            closed = self.path.parent / _CLOSED
-            closed.mkdir(exist_ok=True, mode=0o700)
-            self.path.rename(closed / self.path.name)
+            put_away(self.path)
         self.abandon()
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the part that is written to."""
+        return self._size
+
+    def next_part(self) -> bool:
+        """Continues in a new part; False if batches are on their way, and then another time is right.
+
+        Whoever writes waits for one sync of a short file.
+
+        Raises:
+            JournalDamaged: there is no room for it; everything goes on in this part.
+        """
+        draft = draft_after(self.path)
+        try:
+            with self._mutex:
+                if self._unacknowledged:
+                    return False
+                former = self._continue_in(draft)
+            former.sync()
+            put_away(former.path)
+        except OSError as err:
+            sentence = "The usage journal cannot be continued in a new part; check the disk of this server."
+            raise JournalDamaged(sentence, journal=draft.name, reason=err.strerror or "") from err
+        former.abandon()
+        return True
+
+    def _continue_in(self, draft: Path) -> UsageJournal:
+        """Writes what is open into a draft, names it, and turns to it; answers the part that is over."""
+        head: dict[str, Any] = {"k": "head", "server_id": self.server_id, "v": 1, "next": self._next_sequence}
+        still_open = ({"k": "open", "r": one.model_dump(mode="json")} for one in self._unfinished.values())
+        text = b"".join(encode_line(body) for body in (head, *still_open)) + records_line(
+            "carry", self._loose
+        )
+        descriptor = _written(draft, text)
+        path = draft.with_suffix("")
+        draft.rename(path)
+        former = UsageJournal(self.path, self._fd)
+        former._dirty = True
+        self._fd, self.path = descriptor, path
+        self._size, self._dirty, self._uses = len(text), False, 0
+        sync_folder(path.parent)
+        return former
 
     def abandon(self) -> None:
         """Releases the file as it is; nothing can be written any more."""
@@ -302,7 +322,7 @@ class UsageJournal:
         data = self.path.read_bytes()
         good_bytes = 0
         skipped = 0
-        for line, end in _lines(data):
+        for line, end in lines_of(data):
             body = decode_line(line)
             if body is None:
                 skipped += 1
@@ -318,6 +338,11 @@ class UsageJournal:
 
     def _take_line(self, body: dict[str, Any]) -> None:
         match body.get("k"):
+            case "head":
+                self._next_sequence = int(body.get("next", 1))
+            case "carry":
+                # Counted where they were first written.
+                self._loose.extend(UsageRecord.model_validate(entry) for entry in body["r"])
             case "use":
                 self._take_records([UsageRecord.model_validate(entry) for entry in body["r"]])
             case "open":
@@ -332,51 +357,17 @@ class UsageJournal:
                 pass
 
 
-def former_journals(folder: Path) -> list[Path]:
-    """Journals left in a folder, oldest server first (ids are ordered by time)."""
-    return sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
-
-
-def read_journals(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The bytes of every journal of a folder by server, open and closed ones, each once.
-
-    A journal may be closed, that is moved, while this runs. So open ones are read first, wherever they
-    have got to, and the closed ones are listed after that.
-    """
-    seen = set()
-    for path in former_journals(folder):
-        seen.add(path.name)
-        try:
-            yield path.stem, path.read_bytes()
-        except FileNotFoundError:
-            yield path.stem, (folder / _CLOSED / path.name).read_bytes()
-    for path in former_journals(folder / _CLOSED):
-        if path.name not in seen:
-            yield path.stem, path.read_bytes()
-
-
-def journal_records(folder: Path) -> Iterator[UsageRecord]:
-    """Every record that was journaled in a folder, open and closed journals alike (for auditing)."""
-    for _, data in read_journals(folder):
-        for line, _ in _lines(data):
-            body = decode_line(line)
-            if body is not None and body.get("k") == "use":
-                for entry in body["r"]:
-                    yield UsageRecord.model_validate(entry)
-
-
-def _lines(data: bytes) -> Iterator[tuple[bytes, int]]:
-    start = 0
-    while start < len(data):
-        newline = data.find(b"\n", start)
-        end = len(data) if newline < 0 else newline + 1
-        yield data[start:end], end
-        start = end
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _written(draft: Path, text: bytes) -> int:
+    """A new file with this text in it and on the disk, locked; its descriptor."""
+    descriptor = os.open(draft, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        short = os.write(descriptor, text) != len(text)
         os.fsync(descriptor)
-    finally:
+    except OSError:
         os.close(descriptor)
+        raise
+    if short:
+        os.close(descriptor)
+        raise OSError(errno.ENOSPC, "short write")
+    return descriptor

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.errors import OfficeUnavailable
-from cluster.hosting.journal import UsageJournal, former_journals
+from cluster.hosting.journal import UsageJournal
+from cluster.hosting.journals import former_journals
 from cluster.office.protocol import UsageRecord
 from model_core.errors import ProductError
 
@@ -42,6 +43,7 @@ class Uploader:
         office: where records go.
         interval_s: shortest pause between two uploads; also the pause between two syncs.
         recover_every_s: how often abandoned journals are looked for.
+        part_bytes: a part that has grown longer is continued in a new one.
     """
 
     def __init__(
@@ -51,11 +53,12 @@ class Uploader:
         *,
         interval_s: float = 0.25,
         recover_every_s: float = 10.0,
+        part_bytes: int = 64 << 20,
     ) -> None:
         self._journal = journal
         self._office = office
         self._interval_s = interval_s
-        self._recover_every_s = recover_every_s
+        self._recover_every_s, self._part_bytes = recover_every_s, part_bytes
         self.refusals = 0
         self.last_refusal = ""
 
@@ -71,6 +74,8 @@ class Uploader:
                 try:
                     await upload(self._journal, self._office)
                     pause_s = pause_after(loop.time() - began_s, self._interval_s)
+                    if self._journal.size_bytes > self._part_bytes:
+                        await asyncio.to_thread(self._journal.next_part)
                     if began_s >= next_recovery_s:
                         next_recovery_s = began_s + self._recover_every_s
                         await recover(self._journal.path.parent, self._office)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.home import Home
-from cluster.hosting.journal import decode_line, read_journals
+from cluster.hosting.journal_lines import decode_line
+from cluster.hosting.journals import read_journals
 
 
 @dataclass(kw_only=True)

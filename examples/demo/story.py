@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.home import Home
-from cluster.hosting.journal import journal_records
+from cluster.hosting.journals import journal_records
 from examples import corpus
 from examples.demo import acts, measure
 from examples.demo.acts import ActFailed

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cluster.hosting.errors import DeploymentNotHosted, HostOverloaded, PromptRefused
-from cluster.hosting.journal import journal_records
+from cluster.hosting.journals import journal_records
 from cluster.hosting.messages import GenerationRequest
 from model_core.network.bank import forward_logits
 from tests.cluster.host_worlds import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.hosting.errors import DeploymentNotHosted
-from cluster.hosting.journal import journal_records
+from cluster.hosting.journals import journal_records
 from cluster.hosting.messages import GenerationChunk, GenerationRequest
 from cluster.hosting.probe import probe
 from model_core.network.bank import ExpertBank

@@ -18,13 +18,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import OfficeUnavailable
 from cluster.hosting.errors import JournalDamaged
-from cluster.hosting.journal import (
-    UsageJournal,
-    former_journals,
-    journal_records,
-    merge_records,
-    read_journals,
-)
+from cluster.hosting.journal import UsageJournal, merge_records
+from cluster.hosting.journals import CLOSED, former_journals, journal_records, part_name, read_journals
 from cluster.hosting.uploader import Uploader, pause_after, recover, upload
 from cluster.office.protocol import UsageRecord
 from policy.errors import UnknownReservation
@@ -112,14 +107,16 @@ def test_every_record_is_counted_once_whatever_is_lost(
         journal = UsageJournal.create(folder, "srv_1")
         for step in steps:
             journal.append(step)
-            action = data.draw(st.sampled_from(["go on", "upload", "crash"]))
+            action = data.draw(st.sampled_from(["go on", "upload", "part", "crash", "crash after a part"]))
             if action == "upload":
                 asyncio.run(_try_upload(journal, office))
-            elif action == "crash":
+            before = journal.path, journal.path.read_bytes()
+            if "part" in action and journal.next_part() and action != "part":
+                before[0].write_bytes(before[1])  # named the next part and died before this one was put away
+                (folder / CLOSED / before[0].name).unlink()
+            if "crash" in action:
                 journal.abandon()
-                again = UsageJournal.reopen(folder / "srv_1.jsonl")
-                assert again is not None
-                journal = again
+                [journal] = [one for path in former_journals(folder) if (one := UsageJournal.reopen(path))]
         journal.abandon()
         office.losses = []
         assert asyncio.run(recover(folder, office)) == 1
@@ -134,6 +131,51 @@ async def _try_upload(journal: UsageJournal, office: Office) -> None:
         await upload(journal, office)
     except OfficeUnavailable:
         return
+
+
+def test_a_journal_that_grew_long_goes_on_in_a_short_part(tmp_path: Path) -> None:
+    """The next part holds what is open or unsent and nothing else, and its server's numbers go on."""
+    office = Office()
+    journal = UsageJournal.create(tmp_path, "srv_1")
+    for number in range(200):
+        journal.append([record(number, final=True)])
+    asyncio.run(upload(journal, office))
+    journal.open(record(7, tokens=0))
+    journal.append([record(8)])
+    long = journal.size_bytes
+    assert journal.next_part()
+    assert journal.path.name == part_name("srv_1", 2)
+    assert journal.size_bytes < long / 20
+    journal.append([record(7)])
+    assert journal.next_batch() is not None
+    assert not journal.next_part(), "a batch is on its way"
+    journal.abandon()
+    assert asyncio.run(recover(tmp_path, office)) == 1
+    assert [sequence for _, sequence in office.batches] == [1, 2, 3]
+    assert (office.totals["req_7"], office.totals["req_8"], office.totals["final req_7"]) == (2, 2, 1)
+    assert former_journals(tmp_path) == []
+
+
+def test_a_part_that_cannot_be_written_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk while a next part is begun: the journal goes on in the part that it has."""
+    journal = UsageJournal.create(tmp_path, "srv_1")
+    journal.append([record(1)])
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", _no_room)
+        with pytest.raises(JournalDamaged):
+            journal.next_part()
+    journal.append([record(2)])
+    journal.abandon()
+    office = Office()
+    assert asyncio.run(recover(tmp_path, office)) == 1
+    assert (office.totals["req_1"], office.totals["req_2"]) == (1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == [CLOSED]
+
+
+def _no_room(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @settings(max_examples=60, deadline=None)
