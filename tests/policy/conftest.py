@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets the tests of this folder import the modules they share (worlds, spec, town), and gives each a town."""
+"""Lets these tests import the modules they share (worlds, town, the oracles), and gives each a town."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from tenants.accounts.database import Database
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "oracles")]
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 
+import oracle_spec as spec
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import (

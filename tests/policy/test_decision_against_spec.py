@@ -1,60 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The product's decisions against the literal specification, on thousands of random worlds."""
+"""What a permit rests on, against the literal specification; verdicts are compared in ``tests/oracles``."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-import spec
-from worlds import NOW_US, random_world
+import oracle_spec as spec
+from worlds import random_world
 
 from policy.composition import compose
-from policy.reasons import is_denial
 from policy.snapshot import Snapshot
 
-WORLDS = 3_000
-GATES = ("identity", "consent", "grant", "license", "rules")
+WORLDS = 1_000
 
 
-def test_decisions_equal_the_literal_specification() -> None:
-    """On random worlds verdicts, failed gates, ends, members, top_k and digests are those of the spec."""
-    seen: Counter[str] = Counter()
+def test_the_licenses_that_a_permit_rests_on_are_those_of_the_specification() -> None:
+    """Of every expression the lightest branch that permits, subject by subject, and of the base."""
+    permits = 0
     for seed in range(WORLDS):
         snapshot, question = random_world(seed)
-        answer = compose(snapshot, question)
         world = snapshot.model_dump(mode="json")
-        use = world["deployments"][0]
-        by_bundle = {expert["bundle_digest"]: expert for expert in world["experts"]}
-        for decision in answer.decisions:
-            if decision.bundle_digest not in by_bundle:
-                assert (decision.verdict, decision.outcome) == ("deny", "error"), seed
-                continue
-            expected, end = spec.decide(world, use, by_bundle[decision.bundle_digest], NOW_US)
-            denials = {one.gate for one in decision.reasons if is_denial(one)}
-            assert denials - {"set"} == expected, (seed, decision.expert_id, decision.reasons)
+        experts = {expert["bundle_digest"]: expert for expert in world["experts"]}
+        for decision in compose(snapshot, question).decisions:
             if decision.verdict == "permit":
-                assert decision.valid_until_us == end, (seed, decision.expert_id)
                 chosen = [(c.subject, key) for c in decision.licenses for key in c.chosen]
-                assert chosen == spec.terms(world, use, by_bundle[decision.bundle_digest]), seed
-            seen["permit" if not expected else "deny"] += 1
-            seen["ends"] += end is not None
-            if len(expected) == 1:
-                seen["only " + expected.pop()] += 1
-        compared = spec.compose(world, "lab", NOW_US)
-        assert [member.bundle_digest for member in answer.members] == compared["members"], seed
-        for name in ("top_k", "digest", "valid_until_us"):
-            assert getattr(answer, name) == compared[name], (seed, name)
-        assert list(answer.dropped) == compared["dropped"], seed
-        assert any(one.gate == "set" for one in answer.reasons) == compared["denied"], seed
-        seen["strict conflict"] += compared["denied"]
-        seen["dropped"] += bool(compared["dropped"])
-
-    decided = seen["permit"] + seen["deny"]
-    assert seen["permit"] / decided >= 0.20, seen
-    assert seen["deny"] / decided >= 0.20, seen
-    # A generator that never lets one gate decide alone would not notice that gate missing.
-    for rare in (*("only " + gate for gate in GATES), "ends", "strict conflict", "dropped"):
-        assert seen[rare] >= 10, seen
+                expert = experts[decision.bundle_digest]
+                assert chosen == spec.terms(world, spec.deployment(world, "lab"), expert), seed
+                permits += 1
+    assert permits >= WORLDS // 10
 
 
 def test_the_same_bytes_give_the_same_answer_bytes() -> None:
