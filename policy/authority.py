@@ -12,6 +12,7 @@ from policy.errors import NotAllowed, NotFound, NotYours
 from policy.items import (
     ChangeItem,
     ConsentGive,
+    ConsentRenew,
     DeploymentPut,
     ExpertResume,
     GrantGive,
@@ -20,7 +21,7 @@ from policy.items import (
     RuleLift,
     RulePermit,
 )
-from policy.tables import ExpertRow
+from policy.tables import ConsentRow, ExpertRow
 from policy.terms import ANY
 from tenants.accounts.tables import DatasetRow
 from tenants.roles import Principal, Role
@@ -42,6 +43,10 @@ class Authority:
         match item:
             case ConsentGive():
                 self.check_owner(principal, item.expert_id, item.dataset_id)
+            case ConsentRenew():
+                word = self._session.get(ConsentRow, item.consent_id)
+                _own(principal, "consent", item.consent_id, None if word is None else word.tenant)
+                _need(principal, "decide about the use of experts", Role.OWNER)
             case GrantGive() | ListingPut():
                 self.check_owner(principal, item.expert_id)
             case ExpertResume():
@@ -72,7 +77,7 @@ class Authority:
         if principal.has(Role.COMPLIANCE):
             return
         match item:
-            case ConsentGive() | GrantGive() | ListingPut():
+            case ConsentGive() | ConsentRenew() | GrantGive() | ListingPut():
                 if not (principal.has(Role.OWNER) and principal.tenant == owner):
                     raise NotAllowed(
                         "Consents, grants and listings are approved by another owner of the same tenant or "

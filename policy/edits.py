@@ -10,10 +10,13 @@ from model_core.packing.canonical import canonical_bytes
 from model_core.packing.ids import new_id
 from policy import vocabulary
 from policy.authority import unknown
+from policy.consents.book import ConsentBook
+from policy.consents.renewal import check_renewal, renew
 from policy.errors import InvalidChange
 from policy.items import (
     ChangeItem,
     ConsentGive,
+    ConsentRenew,
     DeploymentPut,
     ExpertResume,
     ForbidRule,
@@ -66,6 +69,8 @@ class Edits:
                 words.check_words(action=item.action, purpose=item.purpose, region=item.region)
                 self._check_times(item.valid_from_us, item.valid_until_us)
                 self._check_tenant(item.consumer_tenant if isinstance(item, GrantGive) else item.recipient)
+            case ConsentRenew():
+                check_renewal(self._session, self._now_us, item)
             case RulePermit():
                 self.check_rule(item)
             case ListingPut():
@@ -113,6 +118,8 @@ class Edits:
         match item:
             case ConsentGive():
                 self.add_consent(item, "permit", tenant, epoch, principal_id)
+            case ConsentRenew():
+                renew(self._session, self._now_us, item, epoch, principal_id)
             case GrantGive():
                 self._add_grant(item)
             case RulePermit():
@@ -145,7 +152,7 @@ class Edits:
         principal_id: str | None,
     ) -> str:
         """Writes an owner's word and the event that it was given; returns the consent's id."""
-        values = item.model_dump(exclude={"kind", "valid_from_us"})
+        values = item.model_dump(exclude={"kind", "valid_from_us", "paper", "record_id"})
         start_us = self._now_us if item.valid_from_us is None else item.valid_from_us
         row = ConsentRow(
             **{**values, "commercial": int(item.commercial)},
@@ -169,6 +176,9 @@ class Edits:
                     principal_id=principal_id,
                 )
             )
+            if isinstance(item, ConsentGive):
+                book = ConsentBook(self._session, self._now_us)
+                book.note_given(row, item.paper, principal_id, epoch, item.record_id)
         return row.id
 
     def add_rule(self, fields: dict[str, str], effect: str) -> str:

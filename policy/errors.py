@@ -22,6 +22,7 @@ Tree::
         ├── NotYetDue                the change's moment of publication has not come
         ├── AuthorityLapsed          an author or approver may no longer do what they once might
         ├── InvalidChange            a change that can not be made sense of
+        ├── ConsentEventRefused      a consent record cannot take this event where it stands
         ├── NotANarrowing            an immediate act that would permit something
         ├── AssetConflict            the same name or digest with other facts
         ├── EpochRegressed           a server reports an epoch lower than one it reported before
@@ -143,6 +144,12 @@ class InvalidChange(PolicyError):
     """A change that can not be made sense of."""
 
     code = "invalid_change"
+
+
+class ConsentEventRefused(PolicyError):
+    """A consent record cannot take this event where it stands."""
+
+    code = "consent_event_refused"
 
 
 class NotANarrowing(PolicyError):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from policy.consents.paper import ConsentPaper
 from policy.snapshot import LicenseFact
 from policy.terms import ANY, AtUs, Count, Micro, OnConflict, WhenCutOff
 
@@ -20,7 +21,8 @@ class _Item(BaseModel):
 class ConsentGive(_Item):
     """An owner permits a use of an expert, of all its experts (``*``), or of experts trained on a dataset.
 
-    ``valid_from_us`` None means from publication on.
+    ``valid_from_us`` None means from publication on. ``paper`` is what is written down with it, ``record_id``
+    the consent record whose question it answers.
     """
 
     kind: Literal["consent.give"] = "consent.give"
@@ -33,6 +35,21 @@ class ConsentGive(_Item):
     valid_from_us: AtUs | None = None
     valid_until_us: AtUs | None = None
     dataset_id: str | None = None
+    paper: ConsentPaper | None = None
+    record_id: str | None = None
+
+
+class ConsentRenew(_Item):
+    """An owner lets a consent go on: the same word for longer, from now on or from where it ends.
+
+    ``valid_until_us`` None means until withdrawn; ``paper`` says what was shown and kept this time.
+    """
+
+    kind: Literal["consent.renew"] = "consent.renew"
+    consent_id: str
+    valid_from_us: AtUs | None = None
+    valid_until_us: AtUs | None = None
+    paper: ConsentPaper | None = None
 
 
 class GrantGive(_Item):
@@ -118,6 +135,7 @@ class LicensePut(_Item):
 
 ChangeItem = Annotated[
     ConsentGive
+    | ConsentRenew
     | GrantGive
     | RulePermit
     | ListingPut

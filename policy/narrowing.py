@@ -10,6 +10,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from policy.authority import Authority, check_narrower, unknown
+from policy.consents.book import ConsentBook
+from policy.consents.status import Event
 from policy.decision_log import DecisionLog
 from policy.edits import Edits
 from policy.errors import NotFound
@@ -17,7 +19,6 @@ from policy.items import ForbidRule, ForbidUse
 from policy.publication import Publisher, to_fact
 from policy.records import Publication
 from policy.tables import (
-    ConsentEventRow,
     ConsentRow,
     DeploymentRow,
     ExpertRow,
@@ -39,7 +40,7 @@ class Narrowing:
         self._edits = Edits(session, now_us)
 
     def withdraw_consent(self, consent_id: str, principal: Principal) -> Publication:
-        """Withdraws a consent. Withdrawing again returns the publication that did it.
+        """Withdraws a consent with all that renewed it. Again: returns the publication that ended it.
 
         Raises:
             NotFound: no such consent, or another tenant's.
@@ -50,20 +51,29 @@ class Narrowing:
         if row is None:
             raise unknown("consent", consent_id)
         check_narrower(principal, "consent", consent_id, row.tenant, Role.OWNER)
-        if row.state == "withdrawn":
-            return self._published_by("consent.withdraw", consent_id)
-        row.state = "withdrawn"
-        self._session.add(
-            ConsentEventRow(
-                consent_id=consent_id,
-                n=1,
-                event="withdrawn",
-                at_us=self._now_us,
-                epoch=epoch,
-                principal_id=principal.id,
-            )
-        )
+        book = ConsentBook(self._session, self._now_us)
+        ended_in = book.ended_in(row)
+        if ended_in is not None:
+            return self._publisher.publication(ended_in)
+        # The owner's own word and that of the staff end the same; the record tells them apart.
+        event: Event = "withdrawn" if principal.tenant == row.tenant else "revoked"
+        book.end(row, event, principal.id, epoch)
         return self._narrowed("consent.withdraw", consent_id, principal)
+
+    def invalidate_consent(self, consent_id: str, principal: Principal) -> Publication:
+        """Lets compliance find that a consent was never good; it ends like a withdrawn one.
+
+        Raises:
+            NotFound: no such consent.
+            NotAllowed: the principal is not of compliance.
+        """
+        epoch = self._publisher.lock()
+        Authority.check_compliance(principal)
+        row = self._session.get(ConsentRow, consent_id)
+        if row is None or row.effect != "permit":
+            raise unknown("consent", consent_id)
+        ConsentBook(self._session, self._now_us).end(row, "invalidated", principal.id, epoch)
+        return self._narrowed("consent.invalidate", consent_id, principal)
 
     def forbid_use(self, item: ForbidUse, principal: Principal) -> Publication:
         """Lets an owner forbid uses of its expert; stronger than every permit.

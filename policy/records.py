@@ -73,10 +73,17 @@ class ConsentEvent(Record):
 
 
 class ConsentRecord(ConsentFact):
-    """A consent with its history."""
+    """A consent with its history.
+
+    Attributes:
+        record_id: its consent record; a renewed consent has the same one.
+        status: where that record stands; only ``given`` and ``renewed`` are valid.
+    """
 
     at_us: int
     events: tuple[ConsentEvent, ...]
+    record_id: str = ""
+    status: str = "unknown"
 
 
 class DeploymentPreview(Record):

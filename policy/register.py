@@ -19,6 +19,7 @@ from policy.assets import Assets
 from policy.authority import unknown
 from policy.changes import Changes
 from policy.composition import Composition, compose
+from policy.consents.reading import ConsentReader
 from policy.decision_log import DecisionLog
 from policy.items import ChangeItem, ForbidRule, ForbidUse
 from policy.narrowing import Narrowing
@@ -101,6 +102,10 @@ class Register:
         """Withdraws a consent; see ``Narrowing.withdraw_consent``."""
         return self._narrowing.withdraw_consent(consent_id, principal)
 
+    def invalidate_consent(self, consent_id: str, principal: Principal) -> Publication:
+        """Ends a consent that was never good; see ``Narrowing.invalidate_consent``."""
+        return self._narrowing.invalidate_consent(consent_id, principal)
+
     def forbid_use(self, item: ForbidUse, principal: Principal) -> Publication:
         """Lets an owner forbid uses of its expert; see ``Narrowing.forbid_use``."""
         return self._narrowing.forbid_use(item, principal)
@@ -177,8 +182,16 @@ class Register:
         history = select(ConsentEventRow).order_by(ConsentEventRow.consent_id, ConsentEventRow.n)
         for event in self._session.scalars(history.where(ConsentEventRow.consent_id.in_(events))):
             events[event.consent_id].append(to_fact(ConsentEvent, event))
+        standings = ConsentReader(self._session, self._now_us).standings(rows)
         return [
-            ConsentRecord.model_validate({**columns_for(ConsentRecord, row), "events": tuple(events[row.id])})
+            ConsentRecord.model_validate(
+                {
+                    **columns_for(ConsentRecord, row),
+                    "events": tuple(events[row.id]),
+                    "record_id": standings[row.id][0],
+                    "status": standings[row.id][1],
+                }
+            )
             for row in rows
         ]
 

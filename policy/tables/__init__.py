@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from policy.tables.assets import BaseRow, DeploymentRow, ExpertDatasetRow, ExpertRow, LicenseRow, ListingRow
 from policy.tables.audit import AuditRow
+from policy.tables.consents import ConsentFileEventRow, ConsentFileRow, NoticeRow, VaultRow
 from policy.tables.decisions import DecisionRow, DecisionVerdictRow
+from policy.tables.erasures import ErasureEventRow, ErasureRow, HoldEventRow, NotificationRow
 from policy.tables.ledger import (
     LedgerAccountRow,
     LedgerEntryRow,
@@ -35,21 +37,28 @@ __all__ = [
     "BudgetRow",
     "ChangeRow",
     "ConsentEventRow",
+    "ConsentFileEventRow",
+    "ConsentFileRow",
     "ConsentRow",
     "DecisionRow",
     "DecisionVerdictRow",
     "DeploymentRow",
     "DraftRow",
     "EvaluationRow",
+    "ErasureEventRow",
+    "ErasureRow",
     "ExpertDatasetRow",
     "ExpertRow",
     "GrantRow",
+    "HoldEventRow",
     "ImpactReportRow",
     "LedgerAccountRow",
     "LedgerEntryRow",
     "LedgerTransactionRow",
     "LicenseRow",
     "ListingRow",
+    "NoticeRow",
+    "NotificationRow",
     "PublicationRow",
     "ReservationRow",
     "RuleRow",
@@ -64,6 +73,7 @@ __all__ = [
     "UsageBatchRow",
     "UsageRecordRow",
     "UsageShareRow",
+    "VaultRow",
 ]
 
 APPEND_ONLY = (
@@ -87,6 +97,11 @@ APPEND_ONLY = (
     "settled_batches",
     "statements",
     "audit",
+    "notices",
+    "consent_records",
+    "consent_record_events",
+    "legal_holds",
+    "erasure_events",
     "seals",
     "change_approvals",
     "expert_evaluations",
@@ -101,5 +116,7 @@ LATCHED = {
     "changes": ("state", "decided_by", "decided_at_us", "comment", "epoch", "stage"),
     "change_drafts": ("title", "items", "digest", "effective_at_us", "version", "state", "edited_at_us"),
     "stops": ("signed_by", "signed_at_us"),
+    "erasures": ("state", "decided_by", "decided_at_us", "epoch", "completed_at_us", "record"),
+    "notifications": ("acknowledged_by", "acknowledged_at_us"),
     "reservations": ("state", "used_tokens", "remainder", "held_micro", "closed_at_us"),
 }

@@ -21,6 +21,7 @@ from tenants.roles import Principal, Role
 
 START = 1_800_000_000_000_000
 PURPOSE, REGION = "research", "eu"
+ERASURE_TABLES = ("notices", "legal_holds", "erasures", "erasure_events", "notifications")
 WORKFLOW_TABLES = ("change_drafts", "change_approvals", "stops", "expert_evaluations", "impact_reports")
 ZERO = "sha256:" + "0" * 64
 Answer = TypeVar("Answer")
