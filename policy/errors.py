@@ -18,6 +18,7 @@ Tree::
         ├── SelfApproval             an author tried to approve their own change
         ├── DigestChanged            an approval names another content than the change has
         ├── ChangeClosed             the change was approved or rejected before
+        ├── AlreadySigned            an emergency stop has its second signature
         ├── StaleDraft               an edit of another version of a draft than the present one
         ├── NotYetDue                the change's moment of publication has not come
         ├── AuthorityLapsed          an author or approver may no longer do what they once might
@@ -120,6 +121,12 @@ class ChangeClosed(PolicyError):
     """The change was approved or rejected before."""
 
     code = "change_closed"
+
+
+class AlreadySigned(PolicyError):
+    """An emergency stop has its second signature."""
+
+    code = "already_signed"
 
 
 class StaleDraft(PolicyError):

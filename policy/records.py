@@ -145,6 +145,40 @@ class ChangeRecord(Record):
     version: int = 1
 
 
+StopKind = Literal["expert", "tenant", "deployment", "license", "purpose"]
+
+
+class StopRecord(Record):
+    """An emergency stop. ``in_force`` says whether its subject is still out of use, whoever signed.
+
+    ``fact_id`` names the fact that stops: a rule, a license's version, or the subject itself.
+    """
+
+    id: str
+    kind: StopKind
+    subject: str
+    tenant: str | None
+    fact_id: str
+    reason: str
+    principal_id: str
+    principal_name: str
+    at_us: int
+    epoch: int
+    second_signature_due_at_us: int
+    signed_by: str | None
+    signed_at_us: int | None
+    state: Literal["awaits_signature", "overdue", "signed"]
+    in_force: bool
+
+
+class RollbackRecord(Record):
+    """What undid a change: epochs that narrowed at once, and a change that somebody else approves."""
+
+    rolls_back: str
+    publications: tuple[Publication, ...]
+    change: ChangeRecord | None
+
+
 class DeploymentRecord(DeploymentFact):
     """A deployment with what it runs at this moment, and why."""
 

@@ -40,6 +40,7 @@ _NOUNS = {
     "grant": "grants",
     "rule": "rules",
     "change": "changes",
+    "stop": "stops",
     "epoch": "epochs",
     "deployment": "deployments",
     "composition": "compositions",

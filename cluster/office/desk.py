@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from policy.drafts import Drafts
     from policy.metering import Metering
     from policy.register import Register
+    from policy.rollback import Rollback
     from policy.schedule import Schedule
     from policy.stopped import Stopped
+    from policy.stops import Stops
     from tenants.accounts.accounts import Accounts
     from tenants.accounts.datasets import Datasets
     from tenants.accounts.jobs import JobBook
@@ -107,6 +109,20 @@ class Desk:
         from policy.schedule import Schedule
 
         return Schedule(self.session, self.now_us)
+
+    @cached_property
+    def stops(self) -> Stops:
+        """Emergency stops and their second signatures."""
+        from policy.stops import Stops
+
+        return Stops(self.session, self.now_us)
+
+    @cached_property
+    def rollback(self) -> Rollback:
+        """The way back from published changes."""
+        from policy.rollback import Rollback
+
+        return Rollback(self.session, self.now_us)
 
     @cached_property
     def metering(self) -> Metering:

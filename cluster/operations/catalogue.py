@@ -22,6 +22,7 @@ from cluster.operations import (
     jobs,
     money,
     oversight,
+    stopping,
     terms,
 )
 from cluster.operations.table import Operation
@@ -36,6 +37,7 @@ _ROOMS = (
     consents,
     changes,
     drafting,
+    stopping,
     epochs,
     deployments,
     compositions,

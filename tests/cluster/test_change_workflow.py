@@ -132,3 +132,26 @@ def test_acknowledgements_of_a_change_are_visible(town: Any) -> None:
     assert leases["gone"] == "unheard"
     assert {leases["one"], leases["two"]} <= {"live", "lapsed"}
     assert shown["servers"][1]["acknowledged_at_us"] >= shown["published_at_us"]
+
+
+def test_a_stop_over_http_waits_for_its_second_signature(town: Any) -> None:
+    """One call empties the composition; the stop is listed until somebody else who may has signed."""
+    made = town.post("ada", "/stops", kind="expert", subject=town.ids["expert"], reason="a leak")
+    shown = town.get("dev", "/deployments/notes-research")["composition"]
+    assert (shown["members"], shown["epoch"]) == ([], made["epoch"])
+    assert [row["id"] for row in town.get("carol", "/stops", overdue=False)["items"]] == [made["id"]]
+    assert town.get("carol", "/stops", overdue=True)["items"] == []
+    assert town.get("sue", "/stops")["items"] == []
+    assert town.ask("ada", "POST", f"/stops/{made['id']}/sign").status_code == 403
+    assert town.ask("sue", "POST", f"/stops/{made['id']}/sign").status_code == 404
+    assert town.post("bob", f"/stops/{made['id']}/sign")["state"] == "signed"
+
+
+def test_a_change_is_rolled_back_over_http(town: Any) -> None:
+    """A consent that was added is withdrawn at once; the same act a second time finds nothing left."""
+    change = town.post("ada", "/changes", title="now", items=edits(town))
+    town.approve("bob", change)
+    undone = town.post("ada", f"/changes/{change['id']}/rollback")
+    assert (undone["change"], len(undone["publications"])) == (None, 1)
+    assert town.ask("ada", "POST", f"/changes/{change['id']}/rollback").status_code == 422
+    assert town.ask("sue", "POST", f"/changes/{change['id']}/rollback").status_code == 404
