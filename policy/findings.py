@@ -7,11 +7,12 @@ It decides nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from policy.licenses import Said, Subject, Terms
 from policy.matching import FOREVER_US
 from policy.questions import LicenseChoice
-from policy.reasons import NearestMiss, Obligation, Reason, reason
+from policy.reasons import NearestMiss, Obligation, Reason, obligation, reason
 from policy.terms import Gate
 from policy.values import built
 
@@ -52,22 +53,27 @@ class Findings:
 
     def license(self, said: Said, subject: Subject, expression: str) -> None:
         """Adds what a license asks for that permits the use."""
-        chosen = " AND ".join(said.chosen)
-        self.say(reason("license_permits", subject.id, *said.chosen, subject=subject.name, chosen=chosen))
-        choice = {"subject": subject.id, "expression": expression, "chosen": said.chosen}
-        self.choices.append(built(LicenseChoice, choice))
-        self.obligations += said.obligations(subject.id)
+        name, chosen = subject.name, said.chosen
+        self.say(reason("license_permits", subject.id, *chosen, subject=name, chosen=" AND ".join(chosen)))
+        self.choices.append(_choice(subject.id, expression, chosen))
+        self.obligations += [obligation(kind, key, subject.id, text) for kind, key, text in said.owed]
         if said.can_clash:
             self.burdens.append(said.terms(subject.id))
 
     def join(self, others: Findings) -> None:
         """Adds all that was found elsewhere."""
         self.reasons += others.reasons
-        self.miss(*others.misses)
+        if others.misses:
+            self.miss(*others.misses)
         self.choices += others.choices
         self.obligations += others.obligations
         self.burdens += others.burdens
         self.until(others.ends_us)
+
+
+@lru_cache(maxsize=8_192)
+def _choice(subject: str, expression: str, chosen: tuple[str, ...]) -> LicenseChoice:
+    return built(LicenseChoice, {"subject": subject, "expression": expression, "chosen": chosen})
 
 
 def miss(gate: Gate, ask: str, sentence: str, fact_id: str | None = None, *differs: str) -> NearestMiss:

@@ -51,11 +51,10 @@ def _identity(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
 
 
 def _consent(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    snapshot, tenant = hearing.snapshot, expert.tenant
-    said = [one for one in snapshot.consents_by_expert.get(expert.expert_id, ()) if one.tenant == tenant]
-    said += hearing.consents_for_all.get(tenant, ())
-    _prohibitions(hearing, said, findings)
-    _permission(hearing, _permits(said), _Sought(_OF_EXPERT, tenant), findings)
+    permits, forbids = hearing.consents_of(expert)
+    if forbids:
+        _prohibitions(hearing, forbids, findings)
+    _permission(hearing, permits, _Sought(_OF_EXPERT, expert.tenant), findings)
     if not expert.datasets:
         findings.say(reason("lineage_missing", expert.expert_id))
     for dataset in expert.datasets:
@@ -70,24 +69,21 @@ def _consent_of_dataset(
         for consent in hearing.snapshot.consents_by_dataset.get(dataset.id, ())
         if consent.tenant == dataset.tenant and consent.expert_id in {ANY, expert.expert_id}
     ]
-    _prohibitions(hearing, said, findings)
+    _prohibitions(hearing, [one for one in said if one.effect != "permit"], findings)
     if dataset.consent == "withdrawn":
         findings.say(reason("dataset_consent_withdrawn", dataset.id, dataset=dataset.id))
     elif dataset.consent == "separate":
-        _permission(hearing, _permits(said), _Sought(_OF_DATASET, dataset.tenant, dataset.id), findings)
+        permits = [one for one in said if one.effect == "permit"]
+        _permission(hearing, permits, _Sought(_OF_DATASET, dataset.tenant, dataset.id), findings)
     elif dataset.tenant != expert.tenant:
         findings.say(reason("dataset_owner_differs", dataset.id, dataset=dataset.id))
-
-
-def _permits(said: Sequence[ConsentFact]) -> list[ConsentFact]:
-    return [one for one in said if one.effect == "permit"]
 
 
 def _prohibitions(hearing: Hearing, said: Sequence[ConsentFact], findings: Findings) -> None:
     """One owner's prohibitions: those that hit now, and when others begin to."""
     asked, words = hearing.asked, hearing.words
     for consent in said:
-        if consent.effect == "permit" or consent.state != "given" or words is None:
+        if consent.state != "given" or words is None:
             continue
         aimed = consent.recipient in {ANY, asked.tenant}
         unknown = words.unknown_word(consent.action, consent.purpose, consent.region)
@@ -172,7 +168,7 @@ def _permission(
     """Looks for permits that cover the use now, and says until when, or how the nearest one misses."""
     (codes, owner, dataset), asked = sought, hearing.asked
     shortfalls = hearing.shortfalls
-    links, ends_us = chain([one for one in permits if shortfalls.only_in_time(one)], asked.at_us)
+    links, ends_us = chain(shortfalls.covering(permits), asked.at_us)
     words = {"tenant": owner, "consumer": asked.tenant, "dataset": dataset}
     always = () if dataset is None else (dataset,)
     if links:
@@ -189,10 +185,7 @@ def _permission(
 
 
 def _grant(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    owner = expert.tenant
-    given = [g for g in hearing.snapshot.grants_by_expert.get(expert.expert_id, ()) if g.tenant == owner]
-    given += hearing.grants_for_all.get(owner, ())
-    _permission(hearing, given, _Sought(_OF_GRANT, owner), findings)
+    _permission(hearing, hearing.grants_of(expert), _Sought(_OF_GRANT, expert.tenant), findings)
 
 
 def _license(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from model_core.packing.canonical import canonical_bytes
 from policy.errors import UnknownVocabulary
@@ -20,11 +20,16 @@ from policy.licenses import Said, Subject, Use, ask
 from policy.matching import Shortfalls, covers, hits, hits_part_only
 from policy.questions import Asked
 from policy.reasons import NearestMiss, Reason, reason
-from policy.snapshot import ConsentFact, GrantFact, RuleFact, Snapshot
+from policy.snapshot import ConsentFact, ExpertFact, GrantFact, RuleFact, Snapshot
 from policy.terms import ACTIONS, ANY, ENGINE_VERSION
 from policy.vocabulary import Vocabulary, vocabulary
 
-_Word = TypeVar("_Word", ConsentFact, GrantFact)
+
+class Consents(NamedTuple):
+    """What one owner says: permits and prohibitions."""
+
+    permits: list[ConsentFact]
+    forbids: list[ConsentFact]
 
 
 class Spoken(NamedTuple):
@@ -79,17 +84,39 @@ class Hearing:
     @cached_property
     def shortfalls(self) -> Shortfalls:
         """How far each permit reaches."""
-        return Shortfalls(self.asked, self._words)
+        return Shortfalls(self.snapshot, self.asked, self._words)
+
+    def consents_of(self, expert: ExpertFact) -> Consents:
+        """What an owner says about one expert, and about all of its experts."""
+        tenant = expert.tenant
+        for_all = self._consents_for_all.get(tenant)
+        permits, forbids = ([], []) if for_all is None else (for_all.permits[:], for_all.forbids[:])
+        for one in self.snapshot.consents_by_expert.get(expert.expert_id, ()):
+            if one.tenant == tenant:
+                (permits if one.effect == "permit" else forbids).append(one)
+        return Consents(permits, forbids)
+
+    def grants_of(self, expert: ExpertFact) -> list[GrantFact]:
+        """The grants of an owner for one expert, and for all of its experts."""
+        tenant = expert.tenant
+        given = [g for g in self.snapshot.grants_by_expert.get(expert.expert_id, ()) if g.tenant == tenant]
+        given += self._grants_for_all.get(tenant, ())
+        return given
 
     @cached_property
-    def consents_for_all(self) -> dict[str, list[ConsentFact]]:
-        """By owner, what is said about all its experts at once."""
-        return _by_tenant(self.snapshot.consents_by_expert.get(ANY, ()))
+    def _consents_for_all(self) -> dict[str, Consents]:
+        found: dict[str, Consents] = {}
+        for one in self.snapshot.consents_by_expert.get(ANY, ()):
+            said = found.setdefault(one.tenant, Consents([], []))
+            (said.permits if one.effect == "permit" else said.forbids).append(one)
+        return found
 
     @cached_property
-    def grants_for_all(self) -> dict[str, list[GrantFact]]:
-        """By owner, the grants for all its experts at once."""
-        return _by_tenant(self.snapshot.grants_by_expert.get(ANY, ()))
+    def _grants_for_all(self) -> dict[str, list[GrantFact]]:
+        found: dict[str, list[GrantFact]] = {}
+        for one in self.snapshot.grants_by_expert.get(ANY, ()):
+            found.setdefault(one.tenant, []).append(one)
+        return found
 
     @cached_property
     def input_tail(self) -> bytes:
@@ -209,10 +236,3 @@ def _stand(snapshot: Snapshot, asked: Asked, findings: Findings) -> None:
 def _in_words(asked: Asked) -> str:
     commercial = "commercial" if asked.commercial else "non-commercial"
     return f"{asked.action} for {asked.purpose} in {asked.region}, {commercial}"
-
-
-def _by_tenant(facts: Iterable[_Word]) -> dict[str, list[_Word]]:
-    found: dict[str, list[_Word]] = {}
-    for fact in facts:
-        found.setdefault(fact.tenant, []).append(fact)
-    return found

@@ -19,10 +19,9 @@ from typing import Final, Literal, NamedTuple
 
 from policy.errors import InvalidLicenseExpression
 from policy.license_expressions import Node, parse
-from policy.reasons import Obligation, ObligationKind, Reason, reason
+from policy.reasons import Obligation, ObligationKind, Reason, obligation, reason
 from policy.snapshot import LicenseFact
 from policy.terms import SHARING_ACTIONS
-from policy.values import built
 from policy.vocabulary import Vocabulary, read_data
 
 CURRENT_VERSION: Final = "1"
@@ -136,29 +135,23 @@ class Said:
     Attributes:
         denials: none where it permits.
         licenses: those that the use rests on, in order of their keys.
+        chosen: their keys.
         owed: (kind, license key, text) of every obligation, in order.
         commercial: whether the use is.
+        can_clash: whether their terms hold anything that can clash with other terms.
     """
 
     denials: tuple[Denial, ...] = ()
     licenses: tuple[LicenseFact, ...] = ()
+    chosen: tuple[str, ...] = ()
     owed: tuple[tuple[ObligationKind, str, str], ...] = ()
     commercial: bool = False
+    can_clash: bool = False
 
     @property
     def permits(self) -> bool:
         """Whether nothing speaks against it."""
         return not self.denials
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """The keys of the licenses that the use rests on."""
-        return tuple([fact.key for fact in self.licenses])
-
-    @property
-    def can_clash(self) -> bool:
-        """Whether its terms hold anything that can clash with other terms."""
-        return any(map(can_clash, self.licenses))
 
     def denials_of(self, subject: Subject) -> tuple[Reason, ...]:
         """The denials, as reasons about a subject."""
@@ -166,13 +159,6 @@ class Said:
             reason(code, subject.id, *cited, subject=subject.name, **words)
             for code, cited, words in self.denials
         )
-
-    def obligations(self, subject: str) -> list[Obligation]:
-        """What the use of a subject obliges to, in order."""
-        return [
-            built(Obligation, {"kind": kind, "license_key": key, "subject": subject, "text": text})
-            for kind, key, text in self.owed
-        ]
 
     def terms(self, subject: str) -> Terms:
         """The terms that the licenses lay on the use of a subject together."""
@@ -267,15 +253,20 @@ def _resting_on(facts: Iterable[LicenseFact], use: Use) -> Said:
         for key, fact in by_key.items()
         for kind, text in _obligations(fact, commercial=use.commercial)
     }
-    licenses = tuple(by_key[key] for key in sorted(by_key))
-    return Said(licenses=licenses, owed=tuple(sorted(owed)), commercial=use.commercial)
+    chosen = tuple(sorted(by_key))
+    return Said(
+        licenses=tuple(by_key[key] for key in chosen),
+        chosen=chosen,
+        owed=tuple(sorted(owed)),
+        commercial=use.commercial,
+        can_clash=any(map(can_clash, by_key.values())),
+    )
 
 
 def terms_of(fact: LicenseFact, subject: str, *, commercial: bool) -> Terms:
     """The terms and obligations that one license lays on the use of a subject."""
     obligations = [
-        Obligation(kind=kind, license_key=fact.key, subject=subject, text=text)
-        for kind, text in _obligations(fact, commercial=commercial)
+        obligation(kind, fact.key, subject, text) for kind, text in _obligations(fact, commercial=commercial)
     ]
     royalty = fact.royalty_ppm if commercial else 0
     return Terms(

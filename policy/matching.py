@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from policy.questions import Asked
-from policy.snapshot import ConsentFact, GrantFact, RuleFact
+from policy.snapshot import ConsentFact, GrantFact, RuleFact, Snapshot
 from policy.terms import ANY
 from policy.vocabulary import Vocabulary, action_forbids, action_permits
 
@@ -53,48 +53,58 @@ class Shortfalls:
     """In which fields permits fall short of one question; each permit is looked at once.
 
     Args:
+        snapshot: whose facts they are.
         asked: the question.
         words: the vocabulary that it is understood with.
     """
 
-    def __init__(self, asked: Asked, words: Vocabulary) -> None:
+    def __init__(self, snapshot: Snapshot, asked: Asked, words: Vocabulary) -> None:
         self._asked = asked
         self._words = words
-        # By object: a consent and a grant may have the same id.
-        self._of_fact: dict[int, tuple[ConsentFact | GrantFact, frozenset[str]]] = {}
+        # By object, which the snapshot keeps: a consent and a grant may have the same id.
+        self._of_fact: dict[int, frozenset[str]] = {}
         self._of_words: dict[tuple[str, str, str], frozenset[str]] = {}
+        self._snapshot = snapshot
+        self._recipients = ANY, asked.tenant
 
     def of(self, fact: ConsentFact | GrantFact) -> frozenset[str]:
         """The fields in which a permit falls short of the question; none for one that covers it now."""
         known = self._of_fact.get(id(fact))
-        if known is None:
-            known = self._of_fact[id(fact)] = fact, self._compared(fact)
-        return known[1]
+        return self._compared(fact) if known is None else known
 
-    def only_in_time(self, fact: ConsentFact | GrantFact) -> bool:
-        """Whether a permit covers the question at some time, if not now."""
-        misses = self.of(fact)
-        return not misses or misses <= _TIMES
+    def covering(self, facts: Iterable[ConsentFact | GrantFact]) -> list[ConsentFact | GrantFact]:
+        """Those that cover the question at some time, if not now."""
+        found = []
+        for fact in facts:
+            misses = self._of_fact.get(id(fact))
+            if misses is None:
+                misses = self._compared(fact)
+            if not misses or misses <= _TIMES:
+                found.append(fact)
+        return found
 
     def _compared(self, fact: ConsentFact | GrantFact) -> frozenset[str]:
-        asked = self._asked
         stated = fact.action, fact.purpose, fact.region
         misses = self._of_words.get(stated)
         if misses is None:
             misses = self._of_words[stated] = self._compared_words(*stated)
         recipient = fact.recipient if isinstance(fact, ConsentFact) else fact.consumer_tenant
+        at_us, from_us, until_us = self._asked.at_us, fact.valid_from_us, end_us(fact)
         more = []
         if fact.state != "given":
             more.append("state")
-        if recipient not in {ANY, asked.tenant}:
+        if recipient not in self._recipients:
             more.append("recipient")
-        if asked.commercial and not fact.commercial:
+        if not fact.commercial and self._asked.commercial:
             more.append("commercial")
-        if fact.valid_from_us > asked.at_us:
+        if from_us > at_us:
             more.append("not_yet")
-        if not not_over(fact, asked.at_us):
+        if at_us >= until_us or from_us >= until_us:  # an empty interval is over from the start
             more.append("expired")
-        return misses.union(more) if more else misses
+        if more:
+            misses = misses.union(more)
+        self._of_fact[id(fact)] = misses
+        return misses
 
     def _compared_words(self, action: str, purpose: str, region: str) -> frozenset[str]:
         asked, words = self._asked, self._words
@@ -128,7 +138,8 @@ def nearest(
     facts: Iterable[ConsentFact | GrantFact], shortfalls: Shortfalls
 ) -> ConsentFact | GrantFact | None:
     """The fact with the fewest shortfalls; ties by the shortfalls' names, then by id."""
-    return min(facts, key=lambda f: (len(shortfalls.of(f)), sorted(shortfalls.of(f)), f.id), default=None)
+    near = [(len(misses := shortfalls.of(one)), sorted(misses), one.id, one) for one in facts]
+    return min(near, key=lambda one: one[:3])[3] if near else None
 
 
 def chain(facts: Sequence[ConsentFact | GrantFact], at_us: int) -> tuple[list[ConsentFact | GrantFact], int]:

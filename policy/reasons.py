@@ -9,12 +9,16 @@ anything; it only knows how to say it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from policy.terms import GATES, OUTCOMES, Gate, Outcome
 from policy.values import built
+
+# From one question to the next most reasons stay what they are; what is kept is only ever forgotten.
+_KEPT: Final = 32_768
 
 
 class Reason(BaseModel):
@@ -179,6 +183,7 @@ CODES: Final[dict[str, Code]] = {
 }
 
 
+@lru_cache(maxsize=_KEPT)
 def reason(code: str, *fact_ids: str, **words: object) -> Reason:
     """Writes the reason of a code; ``words`` fill the sentence, facts are sorted and distinct."""
     gate, _, sentence = CODES[code]
@@ -187,15 +192,27 @@ def reason(code: str, *fact_ids: str, **words: object) -> Reason:
     return built(Reason, fields)
 
 
+@lru_cache(maxsize=_KEPT)
+def obligation(kind: ObligationKind, license_key: str, subject: str, text: str) -> Obligation:
+    """What a license obliges to in the use of a subject."""
+    fields = {"kind": kind, "license_key": license_key, "subject": subject, "text": text}
+    return built(Obligation, fields)
+
+
 def in_order(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
     """Reasons by gate, then code, facts and sentence, without repetitions."""
-    distinct = {(_RANK_OF_CODE[r.code], r.code, r.fact_ids, r.sentence): r for r in reasons}
+    distinct = {(_PLACE_OF_CODE[r.code], r.fact_ids, r.sentence): r for r in reasons}
     return tuple([distinct[key] for key in sorted(distinct)])
 
 
 def is_denial(one: Reason) -> bool:
     """Whether this reason alone denies."""
     return one.code not in _PERMITTING
+
+
+def permits(reasons: Iterable[Reason]) -> bool:
+    """Whether none of these denies."""
+    return _PERMITTING.issuperset([one.code for one in reasons])
 
 
 def outcome_of(reasons: Iterable[Reason]) -> Outcome:
@@ -205,4 +222,7 @@ def outcome_of(reasons: Iterable[Reason]) -> Outcome:
 
 
 _PERMITTING: Final = frozenset(code for code, said in CODES.items() if said.outcome == "permit")
-_RANK_OF_CODE: Final = {code: GATES.index(said.gate) for code, said in CODES.items()}
+_PLACE_OF_CODE: Final = {
+    code: place
+    for place, code in enumerate(sorted(CODES, key=lambda code: (GATES.index(CODES[code].gate), code)))
+}
