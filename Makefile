@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test explore check format lint types imports dead docs storm memory soak chaos protocol bench bench-training bench-composition bench-serving bench-serving-full bench-peers lm-eval base lock clean
+.PHONY: help setup demo test explore fuzz check format lint types imports dead docs storm memory soak chaos protocol oracles bench bench-training bench-composition bench-serving bench-serving-full bench-peers lm-eval base lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ explore: $(VENV)/.dev ## the property tests with new random examples, ROUNDS=10 
 	@for round in $$(seq $(ROUNDS)); do echo "- round $$round of $(ROUNDS)"; \
 		HYPOTHESIS_PROFILE=explore $(BIN)/pytest -q -m "not cluster and not chaos and not browser" \
 		$$(grep -rlE '^ *@given' tests --include='test_*.py') $(PYTEST) || exit 1; done
+
+fuzz: $(VENV)/.dev ## questions drawn from the OpenAPI description, in many more examples (FUZZ_EXAMPLES=60 FUZZ_SEED=1)
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-60} FUZZ_SEED=$${FUZZ_SEED:-1} $(BIN)/pytest -q --timeout 3600 tests/cluster/test_openapi_fuzz.py
 
 check: format lint types imports dead docs ## format, lint, types, import contracts, dead code, docs
 
@@ -74,6 +77,9 @@ chaos: $(VENV)/.dev ## kill every process with SIGKILL, 20 seeds over three phas
 
 protocol: $(VENV)/.dev ## every state of the recomposition protocol within larger bounds, and its mutants' shortest traces
 	@PYTHONPATH=.:tests/protocol $(BIN)/python tests/protocol/protocol_run.py
+
+oracles: $(VENV)/.dev ## a million random worlds, and all small ones, decided alike by four evaluators (ORACLES="--worlds N --seed S")
+	@PYTHONPATH=.:tests/oracles:tests/policy $(BIN)/python tests/oracles/oracle_run.py $(ORACLES)
 
 bench: bench-training bench-composition bench-serving ## every benchmark against its peers; rows in build/bench-NAME.json
 

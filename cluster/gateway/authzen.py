@@ -25,6 +25,7 @@ from cluster.gateway.authzen_shapes import (
     Entity,
     Evaluation,
     Found,
+    Metadata,
     Search,
     question_of,
 )
@@ -199,11 +200,12 @@ def _named(request: Request) -> dict[str, str]:
 
 
 def _metadata(base: str) -> dict[str, str]:
-    return {
-        "policy_decision_point": base,
-        "access_evaluation_endpoint": f"{base}{ACCESS}/evaluation",
-        "access_evaluations_endpoint": f"{base}{ACCESS}/evaluations",
-        "search_subject_endpoint": f"{base}{ACCESS}/search/subject",
-        "search_resource_endpoint": f"{base}{ACCESS}/search/resource",
-        "search_action_endpoint": f"{base}{ACCESS}/search/action",
-    }
+    found = Metadata(
+        policy_decision_point=base,
+        access_evaluation_endpoint=f"{base}{ACCESS}/evaluation",
+        access_evaluations_endpoint=f"{base}{ACCESS}/evaluations",
+        search_subject_endpoint=f"{base}{ACCESS}/search/subject",
+        search_resource_endpoint=f"{base}{ACCESS}/search/resource",
+        search_action_endpoint=f"{base}{ACCESS}/search/action",
+    )
+    return found.model_dump()

@@ -110,6 +110,17 @@ class Found(BaseModel):
     page: dict[str, str]
 
 
+class Metadata(BaseModel):
+    """Where the authorization API answers."""
+
+    policy_decision_point: str
+    access_evaluation_endpoint: str
+    access_evaluations_endpoint: str
+    search_subject_endpoint: str
+    search_resource_endpoint: str
+    search_action_endpoint: str
+
+
 def question_of(asked: Evaluation) -> dict[str, Any]:
     """The fields of ``compositions.explain`` that ask what a request for a decision asks.
 

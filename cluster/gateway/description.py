@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenAPI 3.1 description of the management API, written from the table of operations."""
+"""The OpenAPI 3.1 description of the API, written from the table of operations and the doors beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from cluster.gateway.description_doors import OTHER_DOORS
 from cluster.operations.table import Operation
 from cluster.problems import PROBLEM_MEDIA_TYPE
 
@@ -42,6 +43,9 @@ class ProblemDocument(BaseModel):
 def describe(operations: Mapping[str, Operation]) -> dict[str, Any]:
     """The OpenAPI document of a table of operations."""
     wanted: list[tuple[type[BaseModel], Any]] = [(ProblemDocument, "serialization")]
+    for door in OTHER_DOORS:
+        wanted += [(kind, "serialization") for kind in door.answers]
+        wanted += [(door.request, "validation")] if door.request is not None else []
     for operation in operations.values():
         wanted.append((operation.request, "validation"))
         wanted.append((operation.response, "serialization"))
@@ -55,6 +59,8 @@ def describe(operations: Mapping[str, Operation]) -> dict[str, Any]:
         answer_schema = keys[(operation.response, "serialization")]
         described = _describe_one(operation, request_schema, answer_schema, definitions)
         paths.setdefault(_PREFIX + operation.path, {})[operation.method.lower()] = described
+    for door in OTHER_DOORS:
+        paths.setdefault(door.path, {})[door.method.lower()] = door.describe(keys)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Expert marketplace", "version": _version()},

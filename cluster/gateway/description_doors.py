@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the OpenAPI description says of the doors that are not made of the table: AuthZEN's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from cluster.gateway.authzen_shapes import Batch, Decided, DecidedAll, Evaluation, Found, Metadata, Search
+
+_ACCESS = "/access/v1"
+_PLAIN_REFUSALS = {
+    "400": "The request cannot be understood, or would not be understood in full.",
+    "401": "No key, or one that opens nothing.",
+    "403": "The tenant is suspended.",
+    "404": "Nothing lives at this address.",
+    "409": "It contradicts the state of things.",
+    "503": "The office does not answer; ask again.",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherDoor:
+    """A route beside the table.
+
+    Attributes:
+        name: its ``operationId``.
+        method: HTTP method.
+        path: whole path.
+        summary: one sentence.
+        request: the body, if there is one.
+        answers: what may come back, as one of several documents.
+    """
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    request: type[BaseModel] | None
+    answers: tuple[type[BaseModel], ...]
+
+    def describe(self, schema_of: Mapping[tuple[type[BaseModel], str], Mapping[str, Any]]) -> dict[str, Any]:
+        """The operation object; ``schema_of`` finds a model's reference by model and mode."""
+        found = [dict(schema_of[(kind, "serialization")]) for kind in self.answers]
+        schema = found[0] if len(found) == 1 else {"anyOf": found}
+        good = {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+        problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+        plain = {"text/plain": {"schema": {"type": "string"}}}
+        content = plain if self.path.startswith(_ACCESS) else problem
+        responses: dict[str, Any] = {"200": good}
+        for status, text in _PLAIN_REFUSALS.items():
+            responses[status] = {"description": text, "content": content}
+        described: dict[str, Any] = {
+            "operationId": self.name,
+            "summary": self.summary,
+            "tags": [self.name.partition(".")[0]],
+            "responses": responses,
+        }
+        if self.request is not None:
+            body = {"schema": dict(schema_of[(self.request, "validation")])}
+            described["requestBody"] = {"required": True, "content": {"application/json": body}}
+        return described
+
+
+def _authzen(name: str, summary: str, request: type[BaseModel], *answers: type[BaseModel]) -> OtherDoor:
+    path = f"{_ACCESS}/{name.replace('_', '/')}"
+    return OtherDoor(
+        name=f"authzen.{name}", method="POST", path=path, summary=summary, request=request, answers=answers
+    )
+
+
+OTHER_DOORS = (
+    _authzen("evaluation", "Decides one request.", Evaluation, Decided),
+    _authzen("evaluations", "Decides a batch of requests.", Batch, DecidedAll, Decided),
+    _authzen("search_subject", "Finds who may use a resource.", Search, Found),
+    _authzen("search_resource", "Finds the experts that a subject may use.", Search, Found),
+    _authzen("search_action", "Finds what a subject may do with a resource.", Search, Found),
+    OtherDoor(
+        name="authzen.configuration",
+        method="GET",
+        path="/.well-known/authzen-configuration",
+        summary="Names the addresses of the authorization API.",
+        request=None,
+        answers=(Metadata,),
+    ),
+)
