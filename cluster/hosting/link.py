@@ -24,7 +24,7 @@ from cluster.hosting.news import is_newer, read_snapshot
 from cluster.hosting.plan import EMPTY_ROSTER, Roster, make_roster
 from cluster.office.protocol import EpochNews
 from model_core.errors import ProductError
-from policy.remembered import Remembered
+from policy.compiled import Compiled, compile_snapshot
 from policy.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class RegisterLink:
         self._renew_s = renew_s
         self._poll_s = poll_s
         self._snapshot: Snapshot | None = None
-        self._compositions = Remembered()
+        self._compiled: Compiled | None = None
         self._roster = EMPTY_ROSTER
         self._hearing = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -169,7 +169,7 @@ class RegisterLink:
         if is_newer(news, known.epoch, known.snapshot_digest, seen, floor):
             snapshot = await asyncio.to_thread(read_snapshot, news)
             # The number goes to disk while compositions are made; nothing is in force before both are done.
-            # Both are waited for also where one fails: the memory of compositions is one thread's at a time.
+            # Both are waited for also where one fails: the compiled snapshot is one thread's at a time.
             raising = asyncio.create_task(asyncio.to_thread(self._raise_floor, news.epoch))
             try:
                 roster = await asyncio.to_thread(self._composed, snapshot)
@@ -190,7 +190,9 @@ class RegisterLink:
 
     def _composed(self, snapshot: Snapshot) -> Roster:
         at_us = self._gate.judge_time_us()
-        return make_roster(snapshot, self._base_digest, at_us, self._compositions.compose)
+        if self._compiled is None or self._compiled.snapshot is not snapshot:
+            self._compiled = compile_snapshot(snapshot)
+        return make_roster(self._compiled, self._base_digest, at_us)
 
     async def _put_in_force(self, roster: Roster | None = None) -> None:
         """Applies a roster, or makes that of the present snapshot at the present time; holds ``_hearing``."""

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a host has to change when it hears of an epoch: pure functions over values.
 
-Nothing here loads, waits or decides about permission: compositions come from ``policy.compose``; this module
-says which experts to load and drop and which running sequences get which set.
+Nothing here loads, waits or decides about permission: compositions come from the compiled snapshot; this
+module says which experts to load and drop and which running sequences get which set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
-from policy.composition import Composition, Question, compose, composition_digest
+from policy.compiled import Compiled, Composed
+from policy.members import composition_digest
 from policy.snapshot import Snapshot
 from policy.terms import WhenCutOff
 
@@ -44,7 +45,7 @@ class Served:
     when_cut_off: WhenCutOff = "hold"
 
     @classmethod
-    def of(cls, composition: Composition, deployment: str, when_cut_off: WhenCutOff = "hold") -> Served:
+    def of(cls, composition: Composed, deployment: str, when_cut_off: WhenCutOff = "hold") -> Served:
         """The served form of a policy composition."""
         members = composition.members
         short = [member.name for member in members]
@@ -104,38 +105,26 @@ class Roster:
         return {name: served.composition_digest for name, served in sorted(self.served.items())}
 
 
-#: Says what a deployment of a snapshot runs at a moment.
-Composer = Callable[[Snapshot, str, int], Composition]
-
 EMPTY_ROSTER = Roster(served={})
 
 
-def _compose_anew(snapshot: Snapshot, deployment: str, at_us: int) -> Composition:
-    return compose(snapshot, Question(deployment=deployment, at_us=at_us))
-
-
-def make_roster(
-    snapshot: Snapshot, base_digest: str, at_us: int, composer: Composer = _compose_anew
-) -> Roster:
+def make_roster(compiled: Compiled, base_digest: str, at_us: int) -> Roster:
     """Asks policy about every deployment of a base at one moment.
 
     Args:
-        snapshot: the facts.
+        compiled: the facts.
         base_digest: deployments of other bases are not asked about.
         at_us: microseconds since the Unix epoch.
-        composer: what remembers the compositions of the last roster, if anything does.
     """
-    served = {}
-    for fact in snapshot.deployments:
-        if fact.base_digest == base_digest:
-            composition = composer(snapshot, fact.name, at_us)
-            made = Served.of(composition, fact.name, fact.when_cut_off)
-            # A remembered composition names the epoch that it was made in.
-            served[fact.name] = replace(made, epoch=snapshot.epoch)
+    snapshot = compiled.snapshot
     return Roster(
         epoch=snapshot.epoch,
         snapshot_digest=snapshot.digest,
-        served=served,
+        served={
+            fact.name: Served.of(compiled.deployment(fact.name, at_us), fact.name, fact.when_cut_off)
+            for fact in snapshot.deployments
+            if fact.base_digest == base_digest
+        },
         kept=_kept(snapshot, base_digest, at_us),
     )
 

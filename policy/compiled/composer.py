@@ -26,7 +26,7 @@ from policy.compiled.spaces import FOREVER_US, Spaces
 from policy.compiled.words import Flags, is_understood
 from policy.errors import UnknownVocabulary
 from policy.members import Member, what_runs
-from policy.questions import Asked
+from policy.questions import Asked, Question, resolve
 from policy.reasons import Obligation
 from policy.snapshot import ExpertFact, Snapshot
 from policy.terms import ANY, ENGINE_VERSION, Verdict
@@ -119,6 +119,14 @@ class Compiled:
             obligations=tuple(compress(self._licensing.obligations, owed.tobytes())),
             valid_until_us=ends_us if ends_us < FOREVER_US else None,
         )
+
+    def deployment(self, name: str, at_us: int) -> Composed:
+        """What a deployment runs at a moment.
+
+        Raises:
+            UnknownDeployment: the snapshot does not hold it.
+        """
+        return self.compose(resolve(self.snapshot, Question(deployment=name, at_us=at_us)))
 
     def permitted(self, asked: Asked) -> tuple[str, ...]:
         """Bundle digests of all versions whose five gates are open, whoever is a candidate or was let in."""

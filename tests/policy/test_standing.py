@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import NOW_US, consent, expert, grant, random_world, world
 
+from policy.compiled import Composed
 from policy.composition import Composition, compose
 from policy.errors import UnknownDeployment
 from policy.questions import Question
 from policy.standing import Standing, place_of
 
 
-def _timeless(composition: Composition) -> Composition:
-    decisions = tuple(one.model_copy(update={"at_us": 0}) for one in composition.decisions)
-    return composition.model_copy(update={"at_us": 0, "decisions": decisions})
+def _timeless(answer: Composition | Composed) -> list[Any]:
+    return [getattr(answer, name) for name in Composed.__dataclass_fields__ if name != "at_us"]
 
 
 @settings(max_examples=40)
@@ -46,6 +48,13 @@ def test_a_composition_is_made_once_between_two_moments() -> None:
     first = standing.composition(name, NOW_US)
     assert standing.composition(name, NOW_US + 4) is first
     assert standing.composition(name, NOW_US + 5) is not first
+
+
+def test_facts_that_do_not_speak_to_a_use_do_not_part_its_time() -> None:
+    """Another consumer's grant ends in between: the composition stays the same object."""
+    other = grant(2, consumer_tenant="bank", valid_until_us=NOW_US + 5)
+    standing = Standing(world(grants=(grant(1), other)))
+    assert standing.composition("lab", NOW_US + 6) is standing.composition("lab", NOW_US)
 
 
 def test_what_a_snapshot_does_not_hold_is_refused() -> None:
