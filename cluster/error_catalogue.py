@@ -177,6 +177,7 @@ CATALOGUE: Mapping[str, Row] = {
     "change_closed": _row(409, "The change was decided"),
     "invalid_change": _row(422, "The change makes no sense"),
     "consent_event_refused": _row(409, "The consent record does not allow this now"),
+    "broken_proof": _row(422, "The proof does not hold"),
     "not_a_narrowing": _row(409, "This would widen"),
     "asset_conflict": _row(409, "Registered otherwise"),
     "epoch_regressed": _row(409, "A lower epoch than before"),

@@ -71,6 +71,21 @@ class Home:
         return self.keys / "checkpoint.key"
 
     @property
+    def checkpoints(self) -> Path:
+        """Folder of signed checkpoints of the audit, unless the settings name another disk."""
+        return self.root / "checkpoints"
+
+    @property
+    def audit_exports(self) -> Path:
+        """Folder of audit bundles that were asked for; the newest few are kept."""
+        return self.root / "audit-exports"
+
+    @property
+    def receipt_key(self) -> Path:
+        """Ed25519 key that signs receipts for owners."""
+        return self.keys / "receipt.key"
+
+    @property
     def journals(self) -> Path:
         """Folder in which model hosts journal usage before they release a chunk."""
         return self.root / "journals"

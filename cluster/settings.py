@@ -29,6 +29,8 @@ class Settings(BaseSettings):
         database_url: SQLAlchemy URL; empty means SQLite in the home folder.
         artifacts: folder of the artifact store or ``s3://bucket/prefix``; empty means the home folder.
         s3_endpoint: endpoint of an S3-compatible store; empty means AWS.
+        checkpoints: folder of signed checkpoints of the audit, best on a disk that whoever has the database
+            cannot write; empty means the home folder.
         http_host: address the gateway binds; loopback by default.
         http_port: port the gateway binds; 0 lets the kernel choose.
         ray_address: address of a running Ray cluster to join; empty starts an own head on loopback.
@@ -73,6 +75,7 @@ class Settings(BaseSettings):
     database_url: str = ""
     artifacts: str = ""
     s3_endpoint: str = ""
+    checkpoints: Path | None = None
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8321, ge=0, le=65535)
     ray_address: str = ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import select
@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from model_core.errors import ProductError
 from model_core.packing.canonical import canonical_bytes
 from model_core.packing.keys import SigningKey, verify_signature
+from policy.auditing.notes import Note, write_note
 from policy.auditing.recomputing import recompute
 from policy.auditing.reporting import UNPROVEN, with_rows
 from policy.auditing.verifying import stored_root, verify_rows
@@ -88,26 +89,30 @@ class Audit:
         return None if row is None else _record(row)
 
     def verify(
-        self, checkpoints: Sequence[Checkpoint] = (), trusted: Collection[str] | None = None
+        self,
+        checkpoints: Sequence[Checkpoint] = (),
+        trusted: Collection[str] | None = None,
+        *,
+        rows: bool = True,
     ) -> AuditReport:
         """Checks the stored chain, every stored row, and what follows from the acts.
 
         Args:
             checkpoints: earlier ones, as of ``verify_chain``.
             trusted: public keys whose checkpoints count, as of ``verify_chain``.
+            rows: whether to read every row of every table, and not the chain alone.
         """
         with whole_register(self._session):
-            return self._verify(checkpoints, trusted)
+            return self._verify(checkpoints, trusted, rows=rows)
 
-    def _verify(self, checkpoints: Sequence[Checkpoint], trusted: Collection[str] | None) -> AuditReport:
-        rows = self._session.scalars(
-            select(AuditRow).order_by(AuditRow.seq).execution_options(populate_existing=True, yield_per=1000)
-        )
-        report = verify_chain((_record(row) for row in rows), checkpoints, trusted)
-        if not report.ok:
+    def _verify(
+        self, checkpoints: Sequence[Checkpoint], trusted: Collection[str] | None, *, rows: bool
+    ) -> AuditReport:
+        report = verify_chain(read_records(self._session), checkpoints, trusted)
+        if not report.ok or not rows:
             return report
-        held = verify_rows(self._session, asked={point.seals for point in checkpoints})
-        return with_rows(report, held, checkpoints, recompute(self._session))
+        roots = {point.seals: point.seals_root for point in checkpoints}
+        return with_rows(report, verify_rows(self._session, asked=roots), roots, recompute(self._session))
 
     def checkpoint(self, key: SigningKey) -> Checkpoint:
         """States length and head of the chain under a key that the database never sees.
@@ -128,10 +133,27 @@ class Audit:
             signature=key.sign(message),
             seals=seals,
             seals_root=seals_root,
+            note=write_note(
+                Note(seals=seals, root=seals_root, length=length, head=head, at_us=self._now_us), key
+            ),
         )
 
     def _last(self) -> AuditRow | None:
         return self._session.scalars(select(AuditRow).order_by(AuditRow.seq.desc()).limit(1)).one_or_none()
+
+
+def read_records(session: Session) -> Iterator[AuditRecord]:
+    """Every stored record in order, read in pieces."""
+    query = select(AuditRow).order_by(AuditRow.seq)
+    for row in session.scalars(query.execution_options(populate_existing=True, yield_per=1000)):
+        yield _record(row)
+
+
+def record_of(row: Mapping[str, Any]) -> AuditRecord:
+    """A record from its columns by name, of which those that say nothing may be missing."""
+    words = {name: str(row.get(name, "")) for name in ("actor", "action", "object", "prev_hash", "leaf_hash")}
+    numbers = {name: int(row.get(name, 0)) for name in ("seq", "at_us")}
+    return AuditRecord.model_validate({**words, **numbers, "facts": _facts(str(row.get("facts", "")))})
 
 
 def leaf_hash(record: AuditRecord) -> str:

@@ -24,6 +24,7 @@ Tree::
         ├── AuthorityLapsed          an author or approver may no longer do what they once might
         ├── InvalidChange            a change that can not be made sense of
         ├── ConsentEventRefused      a consent record cannot take this event where it stands
+        ├── BrokenProof              evidence that cannot be read, or that nobody trusted signed
         ├── NotANarrowing            an immediate act that would permit something
         ├── AssetConflict            the same name or digest with other facts
         ├── EpochRegressed           a server reports an epoch lower than one it reported before
@@ -157,6 +158,12 @@ class ConsentEventRefused(PolicyError):
     """A consent record cannot take this event where it stands."""
 
     code = "consent_event_refused"
+
+
+class BrokenProof(PolicyError):
+    """Evidence that cannot be read, or that nobody trusted signed."""
+
+    code = "broken_proof"
 
 
 class NotANarrowing(PolicyError):

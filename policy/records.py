@@ -394,6 +394,7 @@ class Checkpoint(Record):
         signature: over all of it.
         seals: seals over all stored rows, the chain's included.
         seals_root: root of the tree over them.
+        note: the same as a signed note, the text that belongs into a file (C2SP ``tlog-checkpoint``).
     """
 
     length: int
@@ -404,3 +405,4 @@ class Checkpoint(Record):
     signature: str
     seals: int = 0
     seals_root: str = ""
+    note: str = ""

@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from cluster.cli import audit
 from cluster.cli.context import Door
 from cluster.cli.export import export
 from cluster.cli.models import import_base, import_expert
@@ -29,6 +30,7 @@ _BY_HAND: dict[str, tuple[click.Command, ...]] = {
     "base": (import_base,),
     "expert": (import_expert,),
     "deployment": (export,),
+    "audit": (audit.verify, audit.export),
 }
 
 

@@ -14,7 +14,9 @@ import sys
 from typing import Any
 
 from cluster.errors import UnknownOperation
+from cluster.home import Home
 from cluster.office.calendar import keep_calendar
+from cluster.office.checkpoints import keep_checkpoints
 from cluster.office.counter import Office
 from cluster.office.desk import now_us
 from cluster.office.protocol import OfficeProtocol, Reply
@@ -60,6 +62,7 @@ class OfficeActor:
         self._opening = asyncio.Lock()
         self._office: Office | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._checkpoints: asyncio.Task[None] | None = None
         self._calendar: asyncio.Task[None] | None = None
 
     async def ask(self, question: str, arguments: tuple[Any, ...]) -> Reply:
@@ -89,7 +92,10 @@ class OfficeActor:
         async with self._opening:
             if self._office is None:
                 self._office = await asyncio.to_thread(open_office, self._settings)
-                life_us = reservation_life_us(read_settings(self._settings).request_s)
+                settings = read_settings(self._settings)
+                life_us = reservation_life_us(settings.request_s)
+                folder = settings.checkpoints or Home(settings.home).checkpoints
+                self._checkpoints = asyncio.create_task(keep_checkpoints(self._office, folder))
                 self._sweeper = asyncio.create_task(self._sweep(self._office, life_us))
                 self._calendar = asyncio.create_task(keep_calendar(self._office))
             return self._office

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
+from shutil import rmtree
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -12,7 +13,10 @@ from pydantic import Field
 from cluster.errors import RoleRequired
 from cluster.operations.scope import sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Request
+from model_core.packing.ids import new_id
 from model_core.packing.keys import load_or_create_key
+from policy.auditing.bundle import write_bundle
+from policy.auditing.proofs import Consistency, RowProof, prove_consistency, prove_rows
 from policy.records import AuditRecord, AuditReport, Checkpoint, ServerRecord
 from tenants.roles import Principal, Role
 
@@ -42,6 +46,32 @@ class VerifyRequest(Request):
     )
 
 
+class RowQuery(Request):
+    """Which stored row."""
+
+    table: str = Field(max_length=63, description="its table; audit for a record of the chain")
+    key: str = Field(max_length=500, description="its primary key; several values as a JSON list")
+
+
+class ConsistencyQuery(Request):
+    """Which two checkpoints."""
+
+    earlier: int = Field(ge=1, lt=2**53, description="seals that the earlier one counts")
+    size: int | None = Field(
+        default=None, ge=1, lt=2**53, description="seals that the later one counts; all with none"
+    )
+
+
+class Exported(Answer):
+    """An audit bundle that was written at the office."""
+
+    folder: str
+    tables: dict[str, int]
+    audit: int
+    seals: int
+    public_key: str
+
+
 class Status(Answer):
     """How the marketplace is, as the caller may see it.
 
@@ -68,11 +98,10 @@ def records(desk: Desk, principal: Principal, request: AuditPageQuery) -> AuditP
 
 
 def verify(desk: Desk, principal: Principal, request: VerifyRequest) -> AuditReport:
-    """Checks the chain against itself and against kept checkpoints."""
-    del principal
+    """Checks the chain against itself and kept checkpoints; for staff also every stored row."""
     kept = request.checkpoints
     trusted = {load_or_create_key(desk.home.checkpoint_key).public_key} if kept else None
-    return desk.audit.verify(kept, trusted)
+    return desk.audit.verify(kept, trusted, rows=sees_everything(principal))
 
 
 def checkpoint(desk: Desk, principal: Principal, request: Nothing) -> Checkpoint:
@@ -80,6 +109,31 @@ def checkpoint(desk: Desk, principal: Principal, request: Nothing) -> Checkpoint
     del request
     _check_whole_chain(principal)
     return desk.audit.checkpoint(load_or_create_key(desk.home.checkpoint_key))
+
+
+def proof(desk: Desk, principal: Principal, request: RowQuery) -> RowProof:
+    """Proves one stored row."""
+    _check_whole_chain(principal)
+    return prove_rows(desk.session, [(request.table, request.key)])[0]
+
+
+def consistency(desk: Desk, principal: Principal, request: ConsistencyQuery) -> Consistency:
+    """Proves that nothing under an earlier checkpoint was changed."""
+    _check_whole_chain(principal)
+    return prove_consistency(desk.session, request.earlier, request.size)
+
+
+def export(desk: Desk, principal: Principal, request: Nothing) -> Exported:
+    """Writes everything that is needed to verify without the database."""
+    del request
+    _check_whole_chain(principal)
+    point = desk.audit.checkpoint(load_or_create_key(desk.home.checkpoint_key))
+    desk.home.make_folder(desk.home.audit_exports)
+    for old in sorted(desk.home.audit_exports.iterdir())[:-_KEPT_EXPORTS]:
+        rmtree(old)
+    folder = desk.home.audit_exports / new_id("audit")
+    manifest = write_bundle(desk.session, folder, point.note, point.public_key)
+    return Exported.model_validate({**manifest, "folder": str(folder)})
 
 
 def status(desk: Desk, principal: Principal, request: Nothing) -> Status:
@@ -115,6 +169,7 @@ def _version() -> str:
         return "0"
 
 
+_KEPT_EXPORTS = 2  # besides the new one
 _READS = frozenset({Role.AUDITOR, Role.COMPLIANCE, Role.OPERATOR})
 
 ROWS = (
@@ -136,8 +191,8 @@ ROWS = (
         request=VerifyRequest,
         response=AuditReport,
         run=verify,
-        summary="Checks the audit chain, against checkpoints that you kept if you send them.",
-        unchained=True,
+        summary="Checks the audit chain, for staff every stored row too, against checkpoints if you send them.",
+        reads=True,
     ),
     Operation(
         name="audit.checkpoint",
@@ -148,7 +203,40 @@ ROWS = (
         response=Checkpoint,
         run=checkpoint,
         summary="Signs length and head of the audit chain; keep the answer outside.",
-        unchained=True,
+        reads=True,
+    ),
+    Operation(
+        name="audit.proof",
+        method="GET",
+        path="/audit/proof/{table}/{key}",
+        roles=_READS,
+        request=RowQuery,
+        response=RowProof,
+        run=proof,
+        summary="Proves that a stored row, or a record of the chain, is under the signed root.",
+        example={"table": "audit", "key": "1"},
+    ),
+    Operation(
+        name="audit.consistency",
+        method="GET",
+        path="/audit/consistency/{earlier}",
+        roles=_READS,
+        request=ConsistencyQuery,
+        response=Consistency,
+        run=consistency,
+        summary="Proves that what an earlier checkpoint counts was not changed since.",
+        example={"earlier": 1},
+    ),
+    Operation(
+        name="audit.export",
+        method="POST",
+        path="/audit/export",
+        roles=_READS,
+        request=Nothing,
+        response=Exported,
+        run=export,
+        summary="Writes records, seals and rows to a folder at the office, to be verified without it.",
+        reads=True,
     ),
     Operation(
         name="status.show",

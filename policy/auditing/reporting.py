@@ -12,7 +12,7 @@ from typing import Final
 
 from policy.auditing import recomputing, verifying
 from policy.auditing.verifying import Bad, RowsReport
-from policy.records import AuditReport, Checkpoint
+from policy.records import AuditReport
 
 UNPROVEN: Final = "tail not proven: without a checkpoint, records cut off at the end are not missed."
 
@@ -22,7 +22,7 @@ _NAMED: Final = 20
 def with_rows(
     report: AuditReport,
     held: RowsReport,
-    checkpoints: Sequence[Checkpoint],
+    roots: Mapping[int, str],
     recomputed: Iterable[Bad],
 ) -> AuditReport:
     """The report of a chain that holds, together with what is known of the rows.
@@ -30,16 +30,16 @@ def with_rows(
     Args:
         report: on the audit chain.
         held: on the rows.
-        checkpoints: whose signatures hold.
+        roots: of kept checkpoints, by the number of seals that they count.
         recomputed: what does not follow from the acts; read only where the rows hold.
     """
     known = {"rows": held.rows, "seals": held.seals, "seals_root": held.root}
-    for point in sorted(checkpoints, key=lambda point: point.seals):
-        if point.seals > held.seals and not held.bad:
+    for seals, root in sorted(() if held.bad else roots.items()):
+        if seals > held.seals:
             bad = Bad(seal=held.seals + 1, table="seals", key=str(held.seals + 1), reason="seals_truncated")
             return _failed(report, (bad,), known)
-        if point.seals and not held.bad and held.heads.get(point.seals) != point.seals_root:
-            bad = Bad(seal=point.seals, table="seals", key=str(point.seals), reason="seals_rewritten")
+        if seals and held.heads.get(seals) != root:
+            bad = Bad(seal=seals, table="seals", key=str(seals), reason="seals_rewritten")
             return _failed(report, (bad,), known)
     found = held.bad or tuple(islice(recomputed, _NAMED))
     return _failed(report, found, known) if found else report.model_copy(update=known)
@@ -58,7 +58,7 @@ def _failed(report: AuditReport, found: Sequence[Bad], known: Mapping[str, objec
         update={
             **known,
             "ok": False,
-            "first_bad": int(first.key) if first.table == "audit" else None,
+            "first_bad": int(first.key) if first.table == "audit" and first.key.isdigit() else None,
             "reason": first.reason,
             "tail": "not proven",
             "bad": tuple(f"{bad.table} {bad.key}" for bad in found[:_NAMED]),

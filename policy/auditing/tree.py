@@ -47,20 +47,41 @@ def root_of(leaves: Iterable[bytes]) -> bytes:
     return root.digest()
 
 
-def inclusion_path(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """Siblings of a leaf from the bottom up.
+class Levels:
+    """A whole tree in memory, for many paths over the same leaves.
 
-    Raises:
-        IndexError: there is no such leaf.
+    Args:
+        leaves: hashes, 32 bytes each.
     """
-    if not 0 <= index < len(leaves):
-        raise IndexError(index)
-    if len(leaves) == 1:
-        return []
-    split = _split(len(leaves))
-    if index < split:
-        return [*inclusion_path(leaves[:split], index), root_of(leaves[split:])]
-    return [*inclusion_path(leaves[split:], index - split), root_of(leaves[:split])]
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        self._levels = [list(leaves)]
+        while len(level := self._levels[-1]) > 1:
+            pairs = [_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+            self._levels.append([*pairs, level[-1]] if len(level) % 2 else pairs)
+
+    def __len__(self) -> int:
+        return len(self._levels[0])
+
+    @property
+    def root(self) -> bytes:
+        """As of ``root_of``."""
+        return self._levels[-1][0] if self._levels[0] else root_of(())
+
+    def path(self, index: int) -> list[bytes]:
+        """Siblings of a leaf from the bottom up.
+
+        Raises:
+            IndexError: there is no such leaf.
+        """
+        if not 0 <= index < len(self._levels[0]):
+            raise IndexError(index)
+        path = []
+        for level in self._levels[:-1]:
+            if (sibling := index ^ 1) < len(level):  # the last of an odd level moves up as it is
+                path.append(level[sibling])
+            index >>= 1
+        return path
 
 
 def root_from_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes | None:
