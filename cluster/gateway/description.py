@@ -60,7 +60,7 @@ def describe(operations: Mapping[str, Operation]) -> dict[str, Any]:
         described = _describe_one(operation, request_schema, answer_schema, definitions)
         paths.setdefault(_PREFIX + operation.path, {})[operation.method.lower()] = described
     for door in OTHER_DOORS:
-        paths.setdefault(door.path, {})[door.method.lower()] = door.describe(keys)
+        paths.setdefault(door.path, {})[door.method.lower()] = door.describe(lambda kind, mode: keys[(kind, mode)])
     return {
         "openapi": "3.1.0",
         "info": {"title": "Expert marketplace", "version": _version()},

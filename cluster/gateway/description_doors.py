@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from cluster.gateway.authzen_shapes import Batch, Decided, DecidedAll, Evaluation, Found, Metadata, Search
+
+Mode = Literal["validation", "serialization"]
 
 _ACCESS = "/access/v1"
 _PLAIN_REFUSALS = {
@@ -42,9 +44,9 @@ class OtherDoor:
     request: type[BaseModel] | None
     answers: tuple[type[BaseModel], ...]
 
-    def describe(self, schema_of: Mapping[tuple[type[BaseModel], str], Mapping[str, Any]]) -> dict[str, Any]:
+    def describe(self, schema_of: Callable[[type[BaseModel], Mode], dict[str, Any]]) -> dict[str, Any]:
         """The operation object; ``schema_of`` finds a model's reference by model and mode."""
-        found = [dict(schema_of[(kind, "serialization")]) for kind in self.answers]
+        found = [schema_of(kind, "serialization") for kind in self.answers]
         schema = found[0] if len(found) == 1 else {"anyOf": found}
         good = {"description": "Done.", "content": {"application/json": {"schema": schema}}}
         problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
@@ -60,7 +62,7 @@ class OtherDoor:
             "responses": responses,
         }
         if self.request is not None:
-            body = {"schema": dict(schema_of[(self.request, "validation")])}
+            body = {"schema": schema_of(self.request, "validation")}
             described["requestBody"] = {"required": True, "content": {"application/json": body}}
         return described
 
