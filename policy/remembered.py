@@ -16,7 +16,8 @@ from operator import is_
 from typing import NamedTuple
 
 from policy.composition import Composition, compose
-from policy.decision import Decision, decide
+from policy.decision import Decision, decide_heard
+from policy.hearing import Hearing
 from policy.questions import Asked, Question, resolve
 from policy.snapshot import ConsentFact, ExpertFact, Fact, GrantFact, Snapshot
 from policy.terms import ANY
@@ -46,6 +47,7 @@ class Remembered:
         self._numbers: dict[Fact, int] = {}
         self._next = itertools.count()
         self._snapshot: Snapshot | None = None
+        self._hearing: Hearing | None = None
         self._common: _Ground = ()
         self._experts: dict[str, tuple[_Ground, tuple[ConsentFact | GrantFact, ...]]] = {}
         self._composed: dict[tuple[str, bool], tuple[_Ground, tuple[Decision, ...], Composition]] = {}
@@ -99,7 +101,10 @@ class Remembered:
         made = self._made.get(key)
         if made is not None and made.ground == ground and made.holds_at(asked.at_us):
             return made.decision
-        decision = decide(snapshot, asked, expert)
+        hearing = self._hearing
+        if hearing is None or hearing.asked is not asked or hearing.snapshot is not snapshot:
+            hearing = self._hearing = Hearing(snapshot, asked)
+        decision = decide_heard(hearing, expert)
         moments = [moment for one in words for moment in (one.valid_from_us, one.valid_until_us)]
         until_us = min((one for one in moments if one is not None and one > asked.at_us), default=None)
         self._made[key] = _Made(ground, asked.at_us, until_us, decision)
