@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from cluster.gateway.description_doors import OTHER_DOORS
+from cluster.gateway.description_doors import OTHER_DOORS, Mode
 from cluster.operations.table import Operation
 from cluster.problems import PROBLEM_MEDIA_TYPE
 
 _PREFIX = "/api/v1"
+_REPEAT_KEY = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]([ -~]*[!-~])?$"}
 _REFUSALS = {
     "400": "The body is malformed.",
     "401": "No key, or one that opens nothing.",
@@ -59,8 +60,12 @@ def describe(operations: Mapping[str, Operation]) -> dict[str, Any]:
         answer_schema = keys[(operation.response, "serialization")]
         described = _describe_one(operation, request_schema, answer_schema, definitions)
         paths.setdefault(_PREFIX + operation.path, {})[operation.method.lower()] = described
+
+    def schema_of(kind: type[BaseModel], mode: Mode) -> dict[str, Any]:
+        return keys[(kind, mode)]
+
     for door in OTHER_DOORS:
-        paths.setdefault(door.path, {})[door.method.lower()] = door.describe(lambda kind, mode: keys[(kind, mode)])
+        paths.setdefault(door.path, {})[door.method.lower()] = door.describe(schema_of)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Expert marketplace", "version": _version()},
@@ -105,7 +110,7 @@ def _describe_one(
         binary = {"schema": {"type": "string", "format": "binary"}}
         described["requestBody"] = {"required": True, "content": {operation.upload.media_type: binary}}
     if not operation.only_reads and operation.upload is None:
-        parameters.append(_parameter("header", "Idempotency-Key", {"type": "string", "maxLength": 200}))
+        parameters.append(_parameter("header", "Idempotency-Key", _REPEAT_KEY))
     if parameters:
         described["parameters"] = parameters
     return described
