@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-import spec
+import oracle_spec as spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import LICENSES, license_fact
