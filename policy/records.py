@@ -179,6 +179,24 @@ class RollbackRecord(Record):
     change: ChangeRecord | None
 
 
+class EvaluationRecord(Record):
+    """What leaving one expert out costs, as somebody measured it, with the digest of the evidence.
+
+    ``value_micro`` is how much worse the metric gets without the expert, in millionths of its unit;
+    ``deployment`` says where it was measured, ``*`` outside any.
+    """
+
+    id: str
+    expert_id: str
+    tenant: str
+    deployment: str
+    metric: str
+    value_micro: int
+    evidence_digest: str
+    principal_id: str
+    at_us: int
+
+
 class DeploymentRecord(DeploymentFact):
     """A deployment with what it runs at this moment, and why."""
 

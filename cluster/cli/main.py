@@ -41,6 +41,7 @@ _NOUNS = {
     "rule": "rules",
     "change": "changes",
     "stop": "stops",
+    "evaluation": "evaluations",
     "epoch": "epochs",
     "deployment": "deployments",
     "composition": "compositions",

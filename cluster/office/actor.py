@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.errors import UnknownOperation
 from cluster.home import Home
-from cluster.office.calendar import keep_calendar
+from cluster.office.calendar import keep_calendar, keep_weighing
 from cluster.office.checkpoints import keep_checkpoints
 from cluster.office.counter import Office
 from cluster.office.desk import now_us
@@ -64,6 +64,7 @@ class OfficeActor:
         self._sweeper: asyncio.Task[None] | None = None
         self._checkpoints: asyncio.Task[None] | None = None
         self._calendar: asyncio.Task[None] | None = None
+        self._weighing: asyncio.Task[None] | None = None
 
     async def ask(self, question: str, arguments: tuple[Any, ...]) -> Reply:
         """Answers one question of ``OfficeProtocol``; keyword-only arguments come last, in order."""
@@ -98,6 +99,7 @@ class OfficeActor:
                 self._checkpoints = asyncio.create_task(keep_checkpoints(self._office, folder))
                 self._sweeper = asyncio.create_task(self._sweep(self._office, life_us))
                 self._calendar = asyncio.create_task(keep_calendar(self._office))
+                self._weighing = asyncio.create_task(keep_weighing(self._office))
             return self._office
 
     async def _sweep(self, office: Office, life_us: int) -> None:

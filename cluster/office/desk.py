@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from policy.audit import Audit
     from policy.drafts import Drafts
     from policy.metering import Metering
+    from policy.preview.previews import Previews
+    from policy.preview.worth import Worth
     from policy.register import Register
     from policy.rollback import Rollback
     from policy.schedule import Schedule
@@ -123,6 +125,20 @@ class Desk:
         from policy.rollback import Rollback
 
         return Rollback(self.session, self.now_us)
+
+    @cached_property
+    def previews(self) -> Previews:
+        """Impact reports of changes and publications."""
+        from policy.preview.previews import Previews
+
+        return Previews(self.session, self.now_us)
+
+    @cached_property
+    def worth(self) -> Worth:
+        """What experts were measured to be worth."""
+        from policy.preview.worth import Worth
+
+        return Worth(self.session, self.now_us)
 
     @cached_property
     def metering(self) -> Metering:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from cluster.bootstrap import open_office
-from cluster.office.calendar import publish_due
+from cluster.office.calendar import publish_due, weigh_next
 
 
 def edits(town: Any) -> list[dict[str, Any]]:
@@ -155,3 +155,40 @@ def test_a_change_is_rolled_back_over_http(town: Any) -> None:
     assert (undone["change"], len(undone["publications"])) == (None, 1)
     assert town.ask("ada", "POST", f"/changes/{change['id']}/rollback").status_code == 422
     assert town.ask("sue", "POST", f"/changes/{change['id']}/rollback").status_code == 404
+
+
+def test_reports_follow_in_the_background(town: Any) -> None:
+    """The office weighs an open change, then what narrowed at once; each viewer sees their own part."""
+    change = town.post("ada", "/changes", title="now", items=edits(town))
+    path = f"/changes/{change['id']}/impact"
+    assert town.get("ada", path) == {"state": "pending", "digest": None, "report": None}
+    epoch = town.post("ada", f"/consents/{town.ids['consent']}/withdraw")["epoch"]
+    for _ in range(3):
+        town.wait(weigh_next(town.office))
+    shown = town.get("carol", path)
+    assert (shown["state"], shown["report"]["change_digest"]) == ("current", change["digest"])
+    narrowed = town.get("carol", f"/epochs/{epoch}/impact")["report"]
+    assert [row["expert_id"] for row in narrowed["experts"]] == [town.ids["expert"]]
+    assert narrowed["deployments"][0]["effect"] == "shrinks"
+    own = town.get("ada", f"/epochs/{epoch}/impact")
+    assert own["report"]["deployments"][0]["lost"] == [town.ids["expert"]]
+    assert own["report"]["decisions"] == 0
+    stranger = town.get("eve", f"/epochs/{epoch}/impact")["report"]
+    assert (stranger["deployments"], stranger["experts"], stranger["consumers"]) == ([], [], [])
+    assert town.ask("sue", "GET", path).status_code == 404
+
+
+def test_measurements_are_recorded_by_who_does_not_own_the_expert(town: Any) -> None:
+    """An owner cannot state what its own expert is worth; who measured is seen by the owner and by staff."""
+    body = {
+        "expert_id": town.ids["expert"],
+        "metric": "bits_per_byte",
+        "value_micro": 12_000,
+        "evidence_digest": "sha256:" + "1" * 64,
+    }
+    assert town.ask("ada", "POST", "/evaluations", json=body).status_code == 403
+    made = town.post("operator", "/evaluations", **body)
+    assert [row["id"] for row in town.get("ada", "/evaluations")["items"]] == [made["id"]]
+    assert town.get("eve", "/evaluations")["items"] == []
+    wrong = town.ask("operator", "POST", "/evaluations", json=body | {"evidence_digest": "nothing"})
+    assert wrong.status_code == 422
