@@ -170,6 +170,8 @@ CATALOGUE: Mapping[str, Row] = {
     "not_allowed": _row(403, "Not allowed"),
     "self_approval": _row(403, "Somebody else has to approve"),
     "already_signed": _row(409, "The stop is signed"),
+    "stale_version": _row(409, "It was edited meanwhile"),
+    "overlaps": _row(409, "Another permission says the same"),
     "stale_draft": _row(409, "The draft was edited meanwhile"),
     "change_not_yet_due": _row(409, "The change's moment has not come"),
     "authority_lapsed": _row(409, "Its author or approver may no longer act"),

@@ -98,3 +98,40 @@ def _no_truncate(table: str, message: str) -> None:
     op.execute(
         f"CREATE TRIGGER {trigger} BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {trigger}()"
     )
+
+
+def no_overlap(table: str, key: Sequence[str], live: str) -> None:
+    """Refuses a row while a live one of the same key holds for some of the same time (half-open intervals).
+
+    On PostgreSQL writers of one key wait for each other, so that neither misses what the other is about to
+    commit; the lock's number may be shared by two keys, which costs a moment and nothing else. SQLite has one
+    writer.
+
+    Args:
+        table: guarded table with ``state``, ``valid_from_us`` and ``valid_until_us`` (NULL: no end).
+        key: the columns that say which rows speak of the same.
+        live: condition over a row's columns, each prefixed with ``{row}``, on which it counts.
+    """
+    same = " AND ".join(f"other.{column} IS NOT DISTINCT FROM NEW.{column}" for column in key)
+    meets = (
+        "other.valid_from_us < COALESCE(NEW.valid_until_us, 9223372036854775807) "
+        "AND NEW.valid_from_us < COALESCE(other.valid_until_us, 9223372036854775807)"
+    )
+    found = (
+        f"EXISTS (SELECT 1 FROM {table} AS other WHERE {same} "  # noqa: S608 - words of the migration itself
+        f"AND {live.format(row='other.')} AND {meets})"
+    )
+    condition = f"{live.format(row='NEW.')} AND {found}"
+    message = f"{table} overlap"
+    if op.get_bind().dialect.name == "sqlite":
+        refuse(table, "overlap", "INSERT", condition.replace("IS NOT DISTINCT FROM", "IS"), message)
+        return
+    words = ", ".join(f"NEW.{column}" for column in key)
+    trigger = f"guard_{table}_overlap"
+    op.execute(
+        f"CREATE FUNCTION {trigger}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"PERFORM pg_advisory_xact_lock(hashtextextended(jsonb_build_array('{table}', {words})::text, 0)); "
+        f"IF {condition} THEN RAISE EXCEPTION '{message}' USING ERRCODE = 'integrity_constraint_violation'; "
+        f"END IF; RETURN NEW; END $$"
+    )
+    op.execute(f"CREATE TRIGGER {trigger} BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {trigger}()")

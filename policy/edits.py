@@ -29,6 +29,7 @@ from policy.items import (
     TenantResume,
 )
 from policy.licenses import check_expression
+from policy.overlaps import write_alone
 from policy.publication import read_licenses
 from policy.snapshot import DeploymentFact
 from policy.tables import (
@@ -43,6 +44,7 @@ from policy.tables import (
     RuleRow,
 )
 from policy.terms import ANY
+from policy.versions import check_version
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.tables import TenantRow
 
@@ -163,8 +165,7 @@ class Edits:
             state="given",
             at_us=self._now_us,
         )
-        self._session.add(row)
-        self._session.flush()
+        write_alone(self._session, row)
         if principal_id is not None:
             self._session.add(
                 ConsentEventRow(
@@ -190,17 +191,16 @@ class Edits:
 
     def _add_grant(self, item: GrantGive) -> None:
         values = item.model_dump(exclude={"kind", "valid_from_us", "commercial"})
-        self._session.add(
-            GrantRow(
-                **values,
-                commercial=int(item.commercial),
-                id=new_id("grt"),
-                tenant=self._expert(item.expert_id).tenant,
-                valid_from_us=self._now_us if item.valid_from_us is None else item.valid_from_us,
-                state="given",
-                at_us=self._now_us,
-            )
+        row = GrantRow(
+            **values,
+            commercial=int(item.commercial),
+            id=new_id("grt"),
+            tenant=self._expert(item.expert_id).tenant,
+            valid_from_us=self._now_us if item.valid_from_us is None else item.valid_from_us,
+            state="given",
+            at_us=self._now_us,
         )
+        write_alone(self._session, row)
 
     def _put_listing(self, item: ListingPut, epoch: int) -> None:
         row = self._expert(item.expert_id)
@@ -218,14 +218,14 @@ class Edits:
         row.state = "listed"
 
     def _put_deployment(self, item: DeploymentPut) -> None:
-        fact = DeploymentFact.model_validate(item.model_dump(exclude={"kind"}))
+        fact = DeploymentFact.model_validate(item.model_dump(exclude={"kind", "expected_version"}))
         document = canonical_bytes(fact.model_dump(mode="json", exclude={"members"})).decode()
         row = self._session.get(DeploymentRow, item.name)
         if row is None:
-            row = DeploymentRow(name=item.name)
+            row = DeploymentRow(name=item.name, version=0)
             self._session.add(row)
         row.tenant, row.base_digest, row.document = item.tenant, item.base_digest, document
-        row.state, row.at_us = "live", self._now_us
+        row.state, row.at_us, row.version = "live", self._now_us, row.version + 1
 
     def _put_license(self, item: LicensePut) -> None:
         known = read_licenses(self._session).get(item.fact.key.lower())
@@ -243,6 +243,7 @@ class Edits:
         if row is not None and row.tenant != item.tenant:
             # Names are global, since they are the model names of one API; that one is taken is no secret.
             raise InvalidChange(f"The name {item.name} is taken; choose another.", name=item.name)
+        check_version(0 if row is None else row.version, item.expected_version, item.name)
 
     def _check_times(self, start_us: int | None, end_us: int | None) -> None:
         if end_us is not None and end_us <= max(self._now_us, start_us or 0):

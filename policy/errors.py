@@ -19,6 +19,8 @@ Tree::
         ├── DigestChanged            an approval names another content than the change has
         ├── ChangeClosed             the change was approved or rejected before
         ├── AlreadySigned            an emergency stop has its second signature
+        ├── StaleVersion             an edit of another version of a document than the present one
+        ├── Overlaps                 a permission that says the same as another for some of its time
         ├── StaleDraft               an edit of another version of a draft than the present one
         ├── NotYetDue                the change's moment of publication has not come
         ├── AuthorityLapsed          an author or approver may no longer do what they once might
@@ -128,6 +130,18 @@ class AlreadySigned(PolicyError):
     """An emergency stop has its second signature."""
 
     code = "already_signed"
+
+
+class StaleVersion(PolicyError):
+    """An edit of another version of a document than the present one."""
+
+    code = "stale_version"
+
+
+class Overlaps(PolicyError):
+    """A permission that says the same as another one for some of the same time."""
+
+    code = "overlaps"
 
 
 class StaleDraft(PolicyError):

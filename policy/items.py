@@ -117,6 +117,7 @@ class DeploymentPut(_Item):
     on_conflict: OnConflict = "strict"
     priority: tuple[str, ...] = ()
     when_cut_off: WhenCutOff = "hold"
+    expected_version: Count | None = None  # of the deployment that it changes, 0 for none; None: whichever
 
 
 class RuleLift(_Item):

@@ -26,6 +26,7 @@ from policy.tables import (
     PublicationRow,
     RuleRow,
 )
+from policy.versions import check_version
 from tenants.accounts.accounts import Accounts
 from tenants.roles import Principal, Role
 
@@ -152,12 +153,20 @@ class Narrowing:
         row.state = "removed"
         return self._narrowed("rule.remove", rule_id, principal)
 
-    def remove_deployment(self, name: str, principal: Principal) -> Publication:
+    def remove_deployment(
+        self, name: str, principal: Principal, expected_version: int | None = None
+    ) -> Publication:
         """Ends an endpoint. Removing again returns the publication that did it.
+
+        Args:
+            name: which endpoint.
+            principal: who ends it.
+            expected_version: the version that was read; None ends whichever there is.
 
         Raises:
             NotFound: no such deployment, or another tenant's.
             NotAllowed: the principal is no developer of the tenant.
+            StaleVersion: the endpoint was put anew since it was read.
         """
         self._publisher.lock()
         row = self._session.get(DeploymentRow, name)
@@ -166,6 +175,7 @@ class Narrowing:
         check_narrower(principal, "deployment", name, row.tenant, Role.DEVELOPER)
         if row.state == "removed":
             return self._published_by("deployment.remove", name)
+        check_version(row.version, expected_version, name)
         row.state = "removed"
         return self._narrowed("deployment.remove", name, principal)
 

@@ -198,9 +198,10 @@ class EvaluationRecord(Record):
 
 
 class DeploymentRecord(DeploymentFact):
-    """A deployment with what it runs at this moment, and why."""
+    """A deployment with what it runs at this moment, and why; ``version`` counts its published forms."""
 
     composition: Composition
+    version: int = 0
 
 
 class AcknowledgementRecord(Record):

@@ -44,6 +44,7 @@ from policy.snapshot import GrantFact, LicenseFact, RuleFact, Snapshot
 from policy.tables import (
     ConsentEventRow,
     ConsentRow,
+    DeploymentRow,
     GrantRow,
     RuleRow,
 )
@@ -126,9 +127,11 @@ class Register:
         """Takes back a permitting rule; see ``Narrowing.remove_permit_rule``."""
         return self._narrowing.remove_permit_rule(rule_id, principal)
 
-    def remove_deployment(self, name: str, principal: Principal) -> Publication:
+    def remove_deployment(
+        self, name: str, principal: Principal, expected_version: int | None = None
+    ) -> Publication:
         """Ends an endpoint; see ``Narrowing.remove_deployment``."""
-        return self._narrowing.remove_deployment(name, principal)
+        return self._narrowing.remove_deployment(name, principal, expected_version)
 
     def suspend_tenant(self, slug: str, principal: Principal) -> Publication:
         """Stops a tenant; see ``Narrowing.suspend_tenant``."""
@@ -231,7 +234,9 @@ class Register:
         if fact is None:
             raise unknown("deployment", name)
         composition = compose(snapshot, Question(at_us=self._now_us, deployment=name))
-        return DeploymentRecord(**fact.model_dump(), composition=composition)
+        row = self._session.get(DeploymentRow, name)
+        version = 0 if row is None else row.version
+        return DeploymentRecord(**fact.model_dump(), composition=composition, version=version)
 
     # -- epochs, servers, decisions ----------------------------------------------------------------------
 

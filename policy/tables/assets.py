@@ -102,3 +102,4 @@ class DeploymentRow(Base):
     document: Mapped[str]
     state: Mapped[str]
     at_us: Mapped[int]
+    version: Mapped[int] = mapped_column(server_default="1")  # counts the forms that were put

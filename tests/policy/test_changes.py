@@ -136,7 +136,7 @@ def test_approval_is_bound_to_the_digest(town: Town) -> None:
 def test_a_decided_change_stays_decided(town: Town) -> None:
     """Approved and rejected changes can be neither approved nor rejected again."""
     expert = town.expert()
-    for decide in ("approve", "reject"):
+    for decide in ("reject", "approve"):
         change = town.propose(town.ada, consent(expert))
         with town.register() as register:
             if decide == "approve":

@@ -191,8 +191,8 @@ def test_consent_ends_by_itself(town: Town) -> None:
     town.open_all(expert)
     given = town.act(lambda register: register.consents("acme"))[0]
     end = town.now + 3_600_000_000
-    town.widen(town.ada, town.alan, consent(expert, valid_until_us=end))
     town.act(lambda register: register.withdraw_consent(given.id, town.ada))
+    town.widen(town.ada, town.alan, consent(expert, valid_until_us=end))
     with town.register() as register:
         snapshot = register.snapshot()
         permitted = [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from town import Town, consent, deployment
 
 from model_core.packing.canonical import canonical_bytes
 from policy.composition import compose
+from policy.errors import Overlaps
 from policy.items import ExpertResume, ForbidRule, ForbidUse, GrantGive, ListingPut, RulePermit
 from policy.publication import Publisher
 from policy.questions import Question
@@ -70,9 +72,11 @@ def carry_out(town: Town, experts: list[Any], act: str, which: int, word: int) -
     match act:
         case "consent":
             end = town.now + 10_000_000 * (word + 1)
-            town.widen(owner, colleague, consent(expert, purpose=purpose, valid_until_us=end))
+            with suppress(Overlaps):
+                town.widen(owner, colleague, consent(expert, purpose=purpose, valid_until_us=end))
         case "grant":
-            town.widen(owner, colleague, GrantGive(expert_id=expert.expert_id, consumer_tenant="shop"))
+            with suppress(Overlaps):
+                town.widen(owner, colleague, GrantGive(expert_id=expert.expert_id, consumer_tenant="shop"))
         case "list":
             with town.register() as register:
                 suspended = register.expert(expert.expert_id).state == "suspended"
