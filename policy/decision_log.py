@@ -7,8 +7,9 @@ Equal questions with equal answers within an epoch are one row: the moment of as
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,6 +26,9 @@ from policy.records import DecisionRecord, ReplayResult, VerdictRecord
 from policy.remembered import remembered
 from policy.tables import DecisionRow, DecisionVerdictRow, DeploymentRow
 from tenants.accounts.database import lock_for_writing
+
+# More names than this are not worth naming in a query.
+_FEW: Final = 500
 
 
 class DecisionLog:
@@ -77,19 +81,26 @@ class DecisionLog:
     def record_standing(self, epoch: int) -> None:
         """Logs what an epoch decides for every deployment whose answer it changed."""
         snapshot = self._publisher.known(epoch)
+        touched = self._publisher.touched(epoch)
         at_us = snapshot.published_at_us
-        newest = self._newest()
-        for fact in snapshot.deployments:
-            # What is remembered says the same, but names the asking it is of; what is logged has to be this
-            # one's own.
-            verdicts = _verdicts(remembered().compose(snapshot, fact.name, at_us))
+        affected = [fact for fact in snapshot.deployments if touched.affects(fact)]
+        newest = self._newest([fact.name for fact in affected])
+        for fact in affected:
+            question = Question(at_us=at_us, deployment=fact.name)
+            composed = None
+            if touched.everything:
+                # What is remembered says the same, but names the asking it is of; what is logged has to be
+                # this one's own.
+                verdicts = _verdicts(remembered().compose(snapshot, fact.name, at_us))
+            else:
+                composed = compose(snapshot, question)
+                verdicts = _verdicts(composed)
             if fact.name not in newest or self._said(newest[fact.name]) != verdicts:
-                question = Question(at_us=at_us, deployment=fact.name)
-                logged = self.record(compose(snapshot, question), question)
+                logged = self.record(composed or compose(snapshot, question), question)
                 place_of_verdicts(logged).append(verdicts)
 
-    def _newest(self) -> dict[str, str]:
-        """Id of the last logged answer by deployment."""
+    def _newest(self, names: Sequence[str]) -> dict[str, str]:
+        """Id of the last logged answer, by those of these deployments that have one."""
         row = DecisionRow
         last = (
             select(row.id)
@@ -98,7 +109,10 @@ class DecisionLog:
             .limit(1)
             .scalar_subquery()
         )
-        found = self._session.execute(select(DeploymentRow.name, last))
+        query = select(DeploymentRow.name, last)
+        if len(names) <= _FEW:
+            query = query.where(DeploymentRow.name.in_(names))
+        found = self._session.execute(query)
         return {name: decision_id for name, decision_id in found if decision_id is not None}
 
     def _said(self, decision_id: str) -> Any:

@@ -2,60 +2,69 @@
 """Publishes epochs: freezes the facts of the register into a snapshot, once and for ever.
 
 A publication that only narrows keeps, for every deployment, the last published members that are still
-permitted and adds none; one that follows a reviewed change composes anew. Knows nothing of who may publish.
+permitted and adds none; one that follows a reviewed change composes anew. An epoch is made out of the last
+one and of what was written since, and equals one that is read anew (``rebuilt``). Knows nothing of who may
+publish.
 """
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
-from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from policy import vocabulary
+from policy import archive, vocabulary
 from policy.audit import Audit
-from policy.errors import MalformedSnapshot, NotFound
-from policy.licenses import shipped_licenses
+from policy.errors import NotFound
+from policy.facts import Fact
+from policy.reading import (
+    Reader,
+    card_license,
+    columns_for,
+    latest_listings,
+    read_licenses,
+    to_fact,
+)
 from policy.records import Publication
 from policy.remembered import remembered
-from policy.snapshot import (
-    BaseFact,
-    ConsentFact,
-    DatasetFact,
-    DeploymentFact,
-    ExpertFact,
-    GrantFact,
-    LicenseFact,
-    RuleFact,
-    Snapshot,
-    TenantFact,
-)
+from policy.snapshot import FORMAT, Edits, Snapshot
 from policy.standing import Standing, place_of
-from policy.tables import (
-    BaseRow,
-    ConsentRow,
-    DeploymentRow,
-    ExpertDatasetRow,
-    ExpertRow,
-    GrantRow,
-    LicenseRow,
-    ListingRow,
-    PublicationRow,
-    RuleRow,
-    SnapshotRow,
-)
+from policy.tables import PublicationRow
+from policy.terms import ENGINE_VERSION
+from policy.touched import Touched, narrowed, touched_by
 from tenants.accounts.database import lock_for_writing
-from tenants.accounts.schema import Base
-from tenants.accounts.tables import DatasetRow, TenantRow
+
+__all__ = [
+    "PLATFORM_ACTOR",
+    "Publisher",
+    "card_license",
+    "columns_for",
+    "latest_listings",
+    "read_licenses",
+    "to_fact",
+]
 
 PLATFORM_ACTOR: Final = "platform"
 
-_Fact = TypeVar("_Fact", bound=BaseModel)
+Members = Mapping[str, tuple[str, ...] | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Draft:
+    """An epoch that could be published.
+
+    Attributes:
+        snapshot: its facts.
+        edits: how they differ from the last epoch's; None where there is none to compare with.
+        touched: what of the last epoch's decisions may be otherwise.
+    """
+
+    snapshot: Snapshot
+    edits: Edits | None
+    touched: Touched
 
 
 class Publisher:
@@ -103,9 +112,8 @@ class Publisher:
         """
         number = self.current_epoch() if epoch is None else epoch
         if number == 0 and epoch is None:
-            return self._read_facts(0, self._now_us, {})
-        stored = self._session.get(SnapshotRow, number)
-        return _parsed(self.publication(number).snapshot_digest, b"" if stored is None else stored.document)
+            return self._read_anew(self._head(0, self._now_us), {})
+        return archive.read(self._session, number, self.publication(number).snapshot_digest)
 
     def standing(self) -> Standing:
         """The current epoch with what its deployments run; read once by this process, then kept.
@@ -136,15 +144,14 @@ class Publisher:
 
     def draft(self, *, widens: bool) -> Snapshot:
         """The snapshot that would be published now from the facts as they are in this unit of work."""
-        epoch, at_us = self.current_epoch() + 1, self._now_us
-        last: dict[str, tuple[str, ...] | None] = {}
-        if epoch > 1:
-            before = self.known(epoch - 1)
-            # A clock that was set back must never hinder a withdrawal; the published time just stands still.
-            at_us = max(at_us, before.published_at_us)
-            if not widens:
-                last = {fact.name: fact.members or () for fact in before.deployments}
-        return _with_members(self._read_facts(epoch, at_us, last), last, widens=widens)
+        self._session.flush()
+        return self._drafted(archive.notes(self._session), widens=widens).snapshot
+
+    def rebuilt(self, *, widens: bool) -> Snapshot:
+        """What ``draft`` says, read from every row of the register anew."""
+        head, before = self._next()
+        last = _last_members(before, widens=widens)
+        return _with_members(self._read_anew(head, last), last, widens=widens)
 
     def publish(
         self,
@@ -156,7 +163,9 @@ class Publisher:
         widens: bool = False,
     ) -> Publication:
         """Publishes the facts as they are in this unit of work as the next epoch, and chains the act."""
-        snapshot = self.draft(widens=widens)
+        self._session.flush()
+        drafted = self._drafted(archive.take_notes(self._session), widens=widens)
+        snapshot = drafted.snapshot
         place_of(snapshot.digest).append(Standing(snapshot))
         row = PublicationRow(
             epoch=snapshot.epoch,
@@ -169,8 +178,8 @@ class Publisher:
         )
         self._session.add(row)
         self._session.flush()
-        self._session.add(SnapshotRow(epoch=snapshot.epoch, document=zlib.compress(snapshot.to_json(), 6)))
-        self._session.flush()
+        archive.write(self._session, snapshot, drafted.edits)
+        self._session.info[Touched] = (snapshot.epoch, drafted.touched)
         Audit(self._session, self._now_us).append(
             principal_id or PLATFORM_ACTOR,
             "epoch.publish",
@@ -184,108 +193,67 @@ class Publisher:
         )
         return to_fact(Publication, row)
 
-    def _read_facts(self, epoch: int, at_us: int, members: Mapping[str, Any]) -> Snapshot:
-        live_deployments = select(DeploymentRow).where(DeploymentRow.state == "live")
-        live_rules = select(RuleRow).where(RuleRow.state == "live")
-        rows = self._session.scalars
-        return Snapshot(
-            epoch=epoch,
-            published_at_us=at_us,
-            vocabulary_version=vocabulary.CURRENT_VERSION,
-            tenants=tuple(to_fact(TenantFact, row) for row in rows(select(TenantRow))),
-            bases=tuple(to_fact(BaseFact, row) for row in rows(select(BaseRow))),
-            licenses=tuple(read_licenses(self._session).values()),
-            experts=self._experts(),
-            consents=self._words(ConsentFact, ConsentRow),
-            grants=self._words(GrantFact, GrantRow),
-            rules=tuple(to_fact(RuleFact, row) for row in rows(live_rules)),
-            deployments=tuple(_deployment(row, members.get(row.name)) for row in rows(live_deployments)),
-        )
+    def touched(self, epoch: int) -> Touched:
+        """Whose decisions an epoch turned; everybody's where this unit of work did not publish it."""
+        published, touched = self._session.info.get(Touched, (None, None))
+        return touched if published == epoch and touched is not None else Touched(everything=True)
 
-    def _words(self, kind: type[_Fact], table: type[Base]) -> tuple[_Fact, ...]:
-        """Consents or grants: the facts that only ever become more."""
-        names = tuple(name for name in kind.model_fields if name in table.__table__.columns)
-        query = select(*(table.__table__.columns[name] for name in names))
-        return tuple(_word(kind, names, tuple(row)) for row in self._session.execute(query))
+    def _drafted(self, notes: Iterable[tuple[str, str]], *, widens: bool) -> _Draft:
+        head, before = self._next()
+        last = _last_members(before, widens=widens)
+        if before is None or before.format != FORMAT:
+            snapshot = _with_members(self._read_anew(head, last), last, widens=widens)
+            return _Draft(snapshot=snapshot, edits=None, touched=Touched(everything=True))
+        edits = Reader(self._session).some(before, notes, last)
+        if widens:
+            # Until they are composed anew, deployments are as if they had never been reviewed.
+            edits |= {
+                ("deployments", fact.name): fact.model_copy(update={"members": None})
+                for fact in before.deployments
+                if fact.members is not None and ("deployments", fact.name) not in edits
+            }
+        snapshot = before.changed(head, edits)
+        touched = touched_by(before, snapshot, edits)
+        if widens or touched.everything:
+            whole = _composed(snapshot, last, widens=widens)
+        else:
+            whole = narrowed(snapshot, touched)
+        settled = {key: fact for key, fact in whole.items() if snapshot.fact(*key) != fact}
+        edits = {key: fact for key, fact in {**edits, **settled}.items() if before.fact(*key) != fact}
+        return _Draft(snapshot=snapshot.changed({}, settled), edits=edits, touched=touched)
 
-    def _experts(self) -> tuple[ExpertFact, ...]:
-        lineage: dict[str, list[tuple[str, str, str]]] = {}
-        query = select(ExpertDatasetRow.expert_id, DatasetRow.id, DatasetRow.tenant, DatasetRow.license)
-        joined = query.join(DatasetRow, DatasetRow.id == ExpertDatasetRow.dataset_id)
-        for expert_id, dataset_id, tenant, license_ in self._session.execute(joined):
-            lineage.setdefault(expert_id, []).append((dataset_id, tenant, license_))
-        listings = latest_listings(self._session)
-        facts = []
-        for row in self._session.scalars(select(ExpertRow)):
-            listing = listings.get(row.expert_id)
-            facts.append(
-                ExpertFact(
-                    bundle_digest=row.bundle_digest,
-                    expert_id=row.expert_id,
-                    name=row.name,
-                    tenant=row.tenant,
-                    base_digest=row.base_digest,
-                    license=listing.license if listing else card_license(row),
-                    datasets=tuple(
-                        DatasetFact(
-                            id=dataset_id,
-                            tenant=tenant,
-                            license=license_,
-                            consent="with_expert" if tenant == row.tenant else "separate",
-                        )
-                        for dataset_id, tenant, license_ in lineage.get(row.expert_id, [])
-                    ),
-                    state=row.state,
-                    price_micro_per_1k_tokens=listing.price_micro_per_1k_tokens if listing else 0,
-                )
-            )
-        return tuple(facts)
+    def _next(self) -> tuple[dict[str, Any], Snapshot | None]:
+        """The head of the epoch that comes next, and the one before it; None before the first."""
+        epoch, at_us = self.current_epoch() + 1, self._now_us
+        before = self.known(epoch - 1) if epoch > 1 else None
+        if before is not None:
+            # A clock that was set back must never hinder a withdrawal; the published time just stands still.
+            at_us = max(at_us, before.published_at_us)
+        return self._head(epoch, at_us), before
+
+    def _head(self, epoch: int, at_us: int) -> dict[str, Any]:
+        return {
+            "epoch": epoch,
+            "published_at_us": at_us,
+            "vocabulary_version": vocabulary.CURRENT_VERSION,
+            "engine_version": ENGINE_VERSION,
+            "format": FORMAT,
+        }
+
+    def _read_anew(self, head: Mapping[str, Any], members: Members) -> Snapshot:
+        return Snapshot.of_facts(head, Reader(self._session).all(members))
 
 
-@lru_cache(maxsize=16384)
-def _word(kind: type[_Fact], names: tuple[str, ...], values: tuple[Any, ...]) -> _Fact:
-    return kind.model_validate(dict(zip(names, values, strict=True)))
+def _last_members(before: Snapshot | None, *, widens: bool) -> Members:
+    if before is None or widens:
+        return {}
+    return {fact.name: fact.members or () for fact in before.deployments}
 
 
-def to_fact(kind: type[_Fact], row: Any) -> _Fact:
-    """Copies the columns of a row that a document has fields for."""
-    return kind.model_validate(columns_for(kind, row))
-
-
-def columns_for(kind: type[BaseModel], row: Any) -> dict[str, Any]:
-    """The columns of a row that a document has fields for."""
-    return {name: getattr(row, name) for name in kind.model_fields if name in row.__table__.columns}
-
-
-def latest_listings(session: Session) -> dict[str, ListingRow]:
-    """The listing that counts now, by expert id."""
-    # Later epochs overwrite earlier ones.
-    return {row.expert_id: row for row in session.scalars(select(ListingRow).order_by(ListingRow.epoch))}
-
-
-def read_licenses(session: Session) -> dict[str, LicenseFact]:
-    """Reviewed licenses by lower-case key: the shipped table, overridden by the register's own versions."""
-    facts = {fact.key.lower(): fact for fact in shipped_licenses()}
-    for row in session.scalars(select(LicenseRow).order_by(LicenseRow.version)):
-        facts[row.key.lower()] = LicenseFact.model_validate_json(row.facets)
-    return facts
-
-
-def card_license(row: ExpertRow) -> str:
-    """The license of an expert's data card, which stands until a listing names another."""
-    return str(json.loads(row.manifest)["data_card"]["license"])
-
-
-def _deployment(row: DeploymentRow, members: tuple[str, ...] | None) -> DeploymentFact:
-    return DeploymentFact.model_validate({**json.loads(row.document), "members": members})
-
-
-def _with_members(
-    snapshot: Snapshot, last: Mapping[str, tuple[str, ...] | None], *, widens: bool
-) -> Snapshot:
-    """Composes every deployment and writes its members into the facts."""
+def _composed(snapshot: Snapshot, last: Members, *, widens: bool) -> dict[tuple[str, str], Fact | None]:
+    """Every deployment with its members, composed."""
     at_us = snapshot.published_at_us
-    facts = []
+    facts: dict[tuple[str, str], Fact | None] = {}
     for fact in snapshot.deployments:
         composed = remembered().compose(snapshot, fact.name, at_us)
         members = {member.bundle_digest for member in composed.members}
@@ -293,17 +261,9 @@ def _with_members(
             # compose() promises this too; here it is the register's own word (an epoch that only narrows
             # may remove members of a live composition, never add).
             members &= set(last.get(fact.name) or ())
-        facts.append(fact.model_copy(update={"members": tuple(sorted(members))}))
-    return snapshot.model_copy(update={"deployments": tuple(facts)})
+        facts["deployments", fact.name] = fact.model_copy(update={"members": tuple(sorted(members))})
+    return facts
 
 
-@lru_cache(maxsize=32)
-def _parsed(digest: str, document: bytes) -> Snapshot:
-    # Reading is the costly part and snapshots never change; the digest is checked with the first reading.
-    try:
-        data = zlib.decompress(document)
-    except zlib.error as error:
-        raise MalformedSnapshot(
-            "The stored snapshot can not be unpacked; restore the database from a backup.", expected=digest
-        ) from error
-    return Snapshot.from_json(data, expect_digest=digest)
+def _with_members(snapshot: Snapshot, last: Members, *, widens: bool) -> Snapshot:
+    return snapshot.changed({}, _composed(snapshot, last, widens=widens))

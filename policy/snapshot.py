@@ -6,16 +6,20 @@ duplicates are lost on construction, so equal sets of facts have equal bytes and
 that the vocabulary does not know are kept (a decision denies because of them); what is not even of the
 right shape is refused by ``from_json``. It does not know how facts come about or whether a decision was
 made with them.
+
+Two forms of digest exist. ``format`` 1 is the tree of RFC 6962 over the list of all facts; snapshots of
+earlier releases keep it for ever. ``format`` 2 is the trie of ``policy.trie`` over the set of facts, below
+the head: an epoch that changes one fact costs one path of it, and ``changed`` makes such an epoch out of the
+last one without touching the other facts.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
-from typing import Any, Final, Literal, Self, TypeVar
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from model_core.errors import ProductError
 from model_core.packing.canonical import (
@@ -25,199 +29,69 @@ from model_core.packing.canonical import (
     parse_canonical,
     prove_inclusion,
 )
+from policy import trie
 from policy.errors import MalformedSnapshot, SnapshotMismatch
-from policy.terms import (
-    ANY,
-    ENGINE_VERSION,
-    AtUs,
-    ConsentState,
-    Count,
-    Effect,
-    ExpertState,
-    GrantState,
-    Micro,
-    OnConflict,
-    Ppm,
-    Standing,
-    TopK,
-    WhenCutOff,
+from policy.facts import (
+    KINDS,
+    BaseFact,
+    ConsentFact,
+    DatasetFact,
+    DeploymentFact,
+    ExpertFact,
+    Fact,
+    GrantFact,
+    LicenseFact,
+    RuleFact,
+    TenantFact,
+    as_set,
 )
+from policy.indexes import GroupOf, amended_groups, amended_set, found, grouped, named
+from policy.leaves import fact_bytes, leaf_bytes, leaf_name
+from policy.terms import ENGINE_VERSION, AtUs, Count
+from policy.turns import WORDS, Turn, amended_turns, later_turns, turns_of
 
+__all__ = [
+    "FORMAT",
+    "BaseFact",
+    "ConsentFact",
+    "DatasetFact",
+    "DeploymentFact",
+    "Edits",
+    "ExpertFact",
+    "Fact",
+    "GrantFact",
+    "LicenseFact",
+    "RuleFact",
+    "Snapshot",
+    "SnapshotFormat",
+    "TenantFact",
+]
 
-class Fact(BaseModel):
-    """A frozen document that crosses processes; fields are only ever added."""
+SnapshotFormat = Literal[1, 2]
+FORMAT: Final[SnapshotFormat] = 2
+"""The form of digest that is published now."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+Edits = Mapping[tuple[str, str], Fact | None]
+"""By kind and identity: the fact as it is from now on, None where it is gone."""
 
+GROUPS: Final[dict[str, tuple[str, GroupOf]]] = {
+    "consents_by_expert": ("consents", lambda fact: fact.expert_id if fact.dataset_id is None else None),
+    "consents_by_dataset": ("consents", lambda fact: fact.dataset_id),
+    "grants_by_expert": ("grants", lambda fact: fact.expert_id),
+    "experts_by_id": ("experts", lambda fact: fact.expert_id),
+    "experts_by_tenant": ("experts", lambda fact: fact.tenant),
+}
+"""Groups that a snapshot keeps: of which kind, and the group of a fact."""
 
-class TenantFact(Fact):
-    """A tenant and whether it may act at all."""
-
-    slug: str
-    status: Standing
-
-
-class BaseFact(Fact):
-    """A frozen public model and the SPDX expression of its license."""
-
-    base_digest: str
-    name: str
-    license: str
-    status: Standing = "active"
-
-
-class DatasetFact(Fact):
-    """One dataset of an expert's lineage.
-
-    ``consent`` says whose word counts: ``with_expert`` means that the dataset belongs to the expert's own
-    tenant and the consent for the expert speaks for it; ``separate`` means that it needs consents of its
-    own (``ConsentFact.dataset_id``); ``withdrawn`` denies every use of experts trained on it.
-    """
-
-    id: str
-    tenant: str
-    license: str
-    consent: Literal["with_expert", "separate", "withdrawn"] = "with_expert"
-
-
-class ExpertFact(Fact):
-    """One version of an expert with its whole lineage."""
-
-    bundle_digest: str
-    expert_id: str
-    name: str
-    tenant: str
-    base_digest: str
-    license: str
-    datasets: tuple[DatasetFact, ...]
-    state: ExpertState
-    price_micro_per_1k_tokens: Micro
-
-    @model_validator(mode="after")
-    def _canonical(self) -> Self:
-        # A frozen model is put into its one form before anyone sees it; hence the direct __dict__ write.
-        self.__dict__["datasets"] = _as_set(self.datasets, lambda dataset: dataset.id, "dataset")
-        return self
-
-
-class ConsentFact(Fact):
-    """An owner's dated, withdrawable word about the use of an expert, or of one dataset.
-
-    A permit covers its purpose and region and everything below them; a forbid also hits requests that
-    contain its purpose or region. ``commercial``: a permit with it covers both kinds of use, without it
-    only non-commercial use; a forbid hits both whatever it says (who refuses commercial use permits
-    without it). A consent is live in [valid_from_us, valid_until_us). ``tenant`` must be the owner (of
-    the dataset, where ``dataset_id`` is set): nobody else's word counts. ``expert_id`` may be ``*``: all
-    experts of that owner, or all experts trained on that dataset.
-    """
-
-    id: str
-    expert_id: str
-    tenant: str
-    effect: Effect
-    action: str
-    purpose: str
-    region: str
-    recipient: str = ANY
-    commercial: bool
-    valid_from_us: AtUs
-    valid_until_us: AtUs | None = None
-    state: ConsentState = "given"
-    dataset_id: str | None = None
-
-
-class GrantFact(Fact):
-    """One consumer's access to an expert under terms; ``tenant`` is the owner who gave it."""
-
-    id: str
-    expert_id: str
-    tenant: str
-    consumer_tenant: str
-    action: str = ANY
-    purpose: str = ANY
-    region: str = ANY
-    commercial: bool = True
-    valid_from_us: AtUs
-    valid_until_us: AtUs | None = None
-    state: GrantState = "given"
-
-
-class RuleFact(Fact):
-    """What compliance staff write: permit or forbid. Every field may be ``*``; ``text`` says why."""
-
-    id: str
-    effect: Effect
-    action: str = ANY
-    purpose: str = ANY
-    region: str = ANY
-    expert_id: str = ANY
-    consumer_tenant: str = ANY
-    text: str = ""
-
-
-class LicenseFact(Fact):
-    """Machine-readable terms of one license, versioned and reviewed by a named person.
-
-    A facet that is None is unknown, and unknown denies where the question depends on it. ``key`` is an
-    SPDX id, an ``id WITH exception`` pair or a ``LicenseRef-``.
-    """
-
-    key: str
-    version: Count = 1
-    title: str = ""
-    url: str = ""
-    hosted_use: bool | None
-    use_commercial: bool | None
-    derivatives: bool | None
-    distribution_weights: bool | None
-    attribution: bool | None
-    notice: bool = False
-    share_alike_group: str | None = None
-    prohibited_purposes: tuple[str, ...] = ()
-    flow_down: tuple[str, ...] = ()
-    user_cap: Count | None = None
-    royalty_ppm: Ppm = 0
-    reviewed_by: str = ""
-
-
-class DeploymentFact(Fact):
-    """A named endpoint: who asks, for what, and which experts are candidates.
-
-    ``members`` are the bundle digests that the last review let in (None: never reviewed, every permitted
-    candidate enters); between reviews a composition may only lose members. ``priority`` lists expert ids
-    that ``drop_by_rule`` keeps first. ``when_cut_off`` is what a host does with open answers that the
-    register no longer vouches for: ``hold`` them for a while, or ``refuse`` to go on at once.
-    """
-
-    name: str
-    tenant: str
-    base_digest: str
-    purpose: str
-    region: str
-    commercial: bool
-    action: str = "infer"
-    candidates: Literal["*"] | tuple[str, ...] = ANY
-    top_k: TopK = 2
-    on_conflict: OnConflict = "strict"
-    members: tuple[str, ...] | None = None
-    priority: tuple[str, ...] = ()
-    # Left out where it says what it always said, so that snapshots of earlier releases keep their digests.
-    when_cut_off: WhenCutOff = Field(default="hold", exclude_if=lambda said: said == "hold")
-
-
-AnyFact = TypeVar("AnyFact", bound=Fact)
-
-# Which field tells facts of one kind apart; also the order in which they are written.
-_KINDS: Final[tuple[tuple[str, Callable[[Any], str]], ...]] = (
-    ("tenants", lambda fact: fact.slug),
-    ("bases", lambda fact: fact.base_digest),
-    ("licenses", lambda fact: fact.key.lower()),
-    ("experts", lambda fact: fact.bundle_digest),
-    ("consents", lambda fact: fact.id),
-    ("grants", lambda fact: fact.id),
-    ("rules", lambda fact: fact.id),
-    ("deployments", lambda fact: fact.name),
-)
+# Properties that stay as they are while the facts of their kind do.
+_KEPT: Final = {
+    "tenants_by_slug": "tenants",
+    "bases_by_digest": "bases",
+    "licenses_by_key": "licenses",
+    "deployments_by_name": "deployments",
+    "experts_by_dataset": "experts",
+    **{name: kind for name, (kind, _) in GROUPS.items()},
+}
 
 
 class Snapshot(Fact):
@@ -227,6 +101,8 @@ class Snapshot(Fact):
     published_at_us: AtUs
     vocabulary_version: str
     engine_version: str = ENGINE_VERSION
+    # Left out where it is the first, so that snapshots of earlier releases keep their bytes and digests.
+    format: SnapshotFormat = Field(default=1, exclude_if=lambda form: form == 1)
     tenants: tuple[TenantFact, ...] = ()
     bases: tuple[BaseFact, ...] = ()
     licenses: tuple[LicenseFact, ...] = ()
@@ -238,8 +114,8 @@ class Snapshot(Fact):
 
     @model_validator(mode="after")
     def _canonical(self) -> Self:
-        for kind, identity in _KINDS:
-            self.__dict__[kind] = _as_set(getattr(self, kind), identity, kind)
+        for kind, (_, identity) in KINDS.items():
+            self.__dict__[kind] = as_set(getattr(self, kind), identity, kind)
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002 - frozen all the way down
@@ -250,12 +126,58 @@ class Snapshot(Fact):
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate({**fields, **(update or {})})
 
+    @classmethod
+    def of_facts(cls, head: Mapping[str, Any], kinds: Mapping[str, tuple[Fact, ...]]) -> Snapshot:
+        """A snapshot of facts that were each checked before and are in canonical order.
+
+        Args:
+            head: the other fields; ``engine_version`` and ``format`` may be left out.
+            kinds: facts by kind; a kind that is left out has none.
+        """
+        none: dict[str, tuple[Fact, ...]] = dict.fromkeys(KINDS, ())
+        return cls.model_construct(**{"engine_version": ENGINE_VERSION, "format": 1, **head, **none, **kinds})
+
+    def changed(self, head: Mapping[str, Any], edits: Edits) -> Snapshot:
+        """The snapshot that differs from this one in its head and in these facts; all else is shared.
+
+        What was computed of this one (tree, groups) is carried over and amended, not computed anew.
+
+        Args:
+            head: fields of the head that are otherwise.
+            edits: facts that come, go or are otherwise; their values were checked before.
+        """
+        kinds: dict[str, tuple[Fact, ...]] = {kind: getattr(self, kind) for kind in KINDS}
+        of_kind = {kind: named(edits, kind) for kind in {kind for kind, _ in edits}}
+        for kind, some in of_kind.items():
+            kinds[kind] = amended_set(kinds[kind], KINDS[kind][1], some)
+        new = type(self).of_facts({**self.head(), "format": self.format, **head}, kinds)
+        known = self.__dict__
+        if "tree" in known:
+            new.__dict__["tree"] = _amended_tree(self.tree, edits)
+        for name, (kind, group_of) in GROUPS.items():
+            if name in known and kind in of_kind:
+                identity = KINDS[kind][1]
+                before = getattr(self, kind)
+                groups = amended_groups(known[name], before, identity, group_of, of_kind[kind])
+                new.__dict__[name] = groups
+        for name, kind in _KEPT.items():
+            if name in known and kind not in of_kind:
+                new.__dict__[name] = known[name]
+        if "upcoming" in known:
+            turns = {kind: amended_turns(kind, getattr(self, kind), of_kind.get(kind, {})) for kind in WORDS}
+            new.__dict__["upcoming"] = later_turns(self.upcoming, turns.values(), new.published_at_us)
+        return new
+
+    def fact(self, kind: str, identity: str) -> Fact | None:
+        """The fact of a kind that is called so, or None."""
+        facts: tuple[Fact, ...] = getattr(self, kind)
+        return found(facts, KINDS[kind][1], identity)
+
     def to_json(self) -> bytes:
         """The canonical bytes (RFC 8785) of the whole snapshot."""
-        kinds = {kind for kind, _ in _KINDS}
-        parts = {name: canonical_bytes(one) for name, one in self._head().items()}
-        for kind in kinds:
-            parts[kind] = b"[" + b",".join(map(_fact_bytes, getattr(self, kind))) + b"]"
+        parts = {name: canonical_bytes(one) for name, one in self.head().items()}
+        for kind in KINDS:
+            parts[kind] = b"[" + b",".join(map(fact_bytes, getattr(self, kind))) + b"]"
         written = (b'"%b":%b' % (name.encode(), parts[name]) for name in sorted(parts))
         return b"{" + b",".join(written) + b"}"
 
@@ -278,47 +200,65 @@ class Snapshot(Fact):
                 # Either not canonical, which is refused here, or with fields that a later release added.
                 parse_canonical(data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(str(step) for step in first["loc"]) or "document"
-            raise MalformedSnapshot(
-                f"The snapshot is malformed at {place}: {first['msg']}. Ask the register for it again.",
-                place=place,
-            ) from error
+            raise malformed(error) from error
         except ProductError as error:
             raise MalformedSnapshot(
                 "The snapshot is not canonical JSON. Ask the register for it again.", reason=error.code
             ) from error
-        if expect_digest is not None and snapshot.digest != expect_digest:
+        return snapshot if expect_digest is None else snapshot.checked(expect_digest)
+
+    def checked(self, expect_digest: str) -> Self:
+        """This snapshot, if it is the published one.
+
+        Raises:
+            SnapshotMismatch: its digest is another.
+        """
+        if self.digest != expect_digest:
             raise SnapshotMismatch(
                 "The snapshot is not the published one. Do not serve from it; ask the register for it again.",
                 expected=expect_digest,
-                actual=snapshot.digest,
-                epoch=snapshot.epoch,
+                actual=self.digest,
+                epoch=self.epoch,
             )
-        return snapshot
+        return self
 
     @cached_property
     def leaves(self) -> tuple[bytes, ...]:
         """The Merkle leaves: the head of the snapshot, then one per fact, in canonical order."""
-        facts = [
-            b'{"fact":%b,"kind":"%b"}' % (_fact_bytes(fact), kind.encode())
-            for kind, _ in _KINDS
-            for fact in getattr(self, kind)
-        ]
-        return (canonical_bytes({"kind": "snapshot", **self._head()}), *facts)
+        facts = [leaf_bytes(kind, fact_bytes(fact)) for kind in KINDS for fact in getattr(self, kind)]
+        return (self._head_leaf(), *facts)
 
-    def _head(self) -> dict[str, Any]:
-        return {
+    def head(self) -> dict[str, Any]:
+        """What a snapshot says beside its facts."""
+        head = {
             "epoch": self.epoch,
             "published_at_us": self.published_at_us,
             "vocabulary_version": self.vocabulary_version,
             "engine_version": self.engine_version,
         }
+        return head if self.format == 1 else {**head, "format": self.format}
+
+    def _head_leaf(self) -> bytes:
+        return canonical_bytes({"kind": "snapshot", **self.head()})
+
+    @cached_property
+    def tree(self) -> trie.Node | None:
+        """The trie over the facts, which the digest of ``format`` 2 rests on; None without facts."""
+        entries = {
+            trie.key_of(leaf_name(kind, identity(fact))): trie.leaf_digest(leaf_bytes(kind, fact_bytes(fact)))
+            for kind, (_, identity) in KINDS.items()
+            for fact in getattr(self, kind)
+        }
+        return trie.grown(entries)
 
     @cached_property
     def digest(self) -> str:
-        """The root of the Merkle tree over ``leaves``."""
-        return merkle_root(self.leaves)
+        """The root over head and facts, in the form that ``format`` names."""
+        if self.format == 1:
+            return merkle_root(self.leaves)
+        head = trie.leaf_digest(self._head_leaf())
+        root = head if self.tree is None else trie.node_digest(head, self.tree.digest)
+        return "sha256:" + root.hex()
 
     def prove(self, kind: str, identity: str) -> tuple[bytes, InclusionProof]:
         """Shows that one fact is part of this snapshot: its leaf and the proof up to ``digest``.
@@ -326,13 +266,15 @@ class Snapshot(Fact):
         Raises:
             MalformedSnapshot: there is no such fact.
         """
-        place = 1
-        for name, identify in _KINDS:
-            for fact in getattr(self, name):
-                if name == kind and identify(fact) == identity:
-                    return self.leaves[place], prove_inclusion(self.leaves, place)
-                place += 1
-        raise MalformedSnapshot("The snapshot holds no such fact.", kind=kind, identity=identity)
+        fact = self.fact(kind, identity) if kind in KINDS else None
+        if fact is None:
+            raise MalformedSnapshot("The snapshot holds no such fact.", kind=kind, identity=identity)
+        leaf = leaf_bytes(kind, fact_bytes(fact))
+        if self.format == 1:
+            return leaf, prove_inclusion(self.leaves, self.leaves.index(leaf))
+        steps = trie.steps_to(self.tree, trie.key_of(leaf_name(kind, identity))) or []
+        head = trie.leaf_digest(self._head_leaf())
+        return leaf, trie.as_inclusion([*steps, (head, True)])
 
     @cached_property
     def tenants_by_slug(self) -> dict[str, TenantFact]:
@@ -357,37 +299,58 @@ class Snapshot(Fact):
     @cached_property
     def consents_by_expert(self) -> dict[str, tuple[ConsentFact, ...]]:
         """Consents about experts (not datasets) by expert id; those for ``*`` under ``*``."""
-        return _grouped((c for c in self.consents if c.dataset_id is None), lambda c: c.expert_id)
+        return grouped(self.consents, GROUPS["consents_by_expert"][1])
 
     @cached_property
     def consents_by_dataset(self) -> dict[str, tuple[ConsentFact, ...]]:
         """Consents about datasets by dataset id."""
-        return _grouped((c for c in self.consents if c.dataset_id is not None), lambda c: str(c.dataset_id))
+        return grouped(self.consents, GROUPS["consents_by_dataset"][1])
 
     @cached_property
     def grants_by_expert(self) -> dict[str, tuple[GrantFact, ...]]:
         """Grants by expert id."""
-        return _grouped(self.grants, lambda grant: grant.expert_id)
+        return grouped(self.grants, GROUPS["grants_by_expert"][1])
+
+    @cached_property
+    def upcoming(self) -> tuple[Turn, ...]:
+        """When consents and grants that were given begin or end after the publication, soonest first."""
+        turns = [turn for kind in WORDS for word in getattr(self, kind) for turn in turns_of(kind, word)]
+        return tuple(sorted(turn for turn in turns if turn[0] > self.published_at_us))
+
+    @cached_property
+    def experts_by_id(self) -> dict[str, tuple[ExpertFact, ...]]:
+        """Expert versions by expert id."""
+        return grouped(self.experts, GROUPS["experts_by_id"][1])
+
+    @cached_property
+    def experts_by_tenant(self) -> dict[str, tuple[ExpertFact, ...]]:
+        """Expert versions by owner."""
+        return grouped(self.experts, GROUPS["experts_by_tenant"][1])
+
+    @cached_property
+    def experts_by_dataset(self) -> dict[str, tuple[ExpertFact, ...]]:
+        """Expert versions by each dataset that they were trained on."""
+        pairs = [(dataset.id, expert) for expert in self.experts for dataset in expert.datasets]
+        groups: dict[str, list[ExpertFact]] = {}
+        for dataset_id, expert in pairs:
+            groups.setdefault(dataset_id, []).append(expert)
+        return {name: tuple(group) for name, group in groups.items()}
 
 
-@lru_cache(maxsize=16384)
-def _fact_bytes(fact: Fact) -> bytes:
-    """A fact's canonical bytes; kept, for from one epoch to the next most facts stay as they are."""
-    return canonical_bytes(fact.model_dump(mode="json"))
+def malformed(error: ValidationError) -> MalformedSnapshot:
+    """The refusal of what is not even of the right shape, with the place where it is wrong."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(step) for step in first["loc"]) or "document"
+    return MalformedSnapshot(
+        f"The snapshot is malformed at {place}: {first['msg']}. Ask the register for it again.", place=place
+    )
 
 
-def _as_set(facts: Sequence[AnyFact], identity: Callable[[AnyFact], str], kind: str) -> tuple[AnyFact, ...]:
-    """Sorts facts, drops repetitions and refuses two different facts of one identity."""
-    known: dict[str, AnyFact] = {}
-    for fact in facts:
-        if known.setdefault(identity(fact), fact) != fact:
-            # Pydantic turns this into a ValidationError that names the place.
-            raise ValueError(f"two different facts of kind {kind} are called {identity(fact)}")
-    return tuple(known[key] for key in sorted(known))
-
-
-def _grouped(facts: Iterable[AnyFact], identity: Callable[[AnyFact], str]) -> dict[str, tuple[AnyFact, ...]]:
-    groups: defaultdict[str, list[AnyFact]] = defaultdict(list)
-    for fact in facts:
-        groups[identity(fact)].append(fact)
-    return {key: tuple(group) for key, group in groups.items()}
+def _amended_tree(tree: trie.Node | None, edits: Edits) -> trie.Node | None:
+    for (kind, identity), fact in edits.items():
+        key = trie.key_of(leaf_name(kind, identity))
+        if fact is None:
+            tree = trie.without(tree, key)
+        else:
+            tree = trie.put(tree, key, trie.leaf_digest(leaf_bytes(kind, fact_bytes(fact))))
+    return tree

@@ -12,7 +12,6 @@ platform.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -20,8 +19,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from model_core.errors import ProductError
+from policy import archive
 from policy.auditing.verifying import Bad
-from policy.snapshot import Snapshot
 from policy.tables import (
     AuditRow,
     BudgetRow,
@@ -29,7 +28,6 @@ from policy.tables import (
     DeploymentRow,
     PublicationRow,
     ReservationRow,
-    SnapshotRow,
     UsageRecordRow,
     UsageShareRow,
 )
@@ -70,28 +68,19 @@ def _acts(session: Session) -> dict[str, dict[str, tuple[str, dict[str, Any]]]]:
 
 
 def _publications(session: Session, acts: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterator[Bad]:
-    query = select(PublicationRow, SnapshotRow.document).join(
-        SnapshotRow, SnapshotRow.epoch == PublicationRow.epoch, isouter=True
-    )
+    stored = dict(archive.digests(session))
     seen = set()
-    for row, document in session.execute(query.order_by(PublicationRow.epoch)):
+    for row in session.scalars(select(PublicationRow).order_by(PublicationRow.epoch)):
         seen.add(f"epoch:{row.epoch}")
         actor, facts = acts.get(f"epoch:{row.epoch}", ("", {}))
         stated = {name: getattr(row, name) for name in ("snapshot_digest", "reason", "subject", "change_id")}
         told = {name: facts.get(name) for name in stated}
         if told != stated or actor != (row.principal_id or "platform"):
             yield _bad("publications", row.epoch, "publication_unexplained")
-        elif document is None or _digest(document) != row.snapshot_digest:
+        elif stored.get(row.epoch) != row.snapshot_digest:
             yield _bad("snapshots", row.epoch, "snapshot_differs")
     for missing in sorted(acts.keys() - seen):
         yield _bad("publications", missing.removeprefix("epoch:"), "publication_unexplained")
-
-
-def _digest(document: bytes) -> str:
-    try:
-        return Snapshot.from_json(zlib.decompress(document)).digest
-    except (ProductError, zlib.error, ValueError):
-        return ""
 
 
 def _changes(session: Session, acts: Mapping[str, Any]) -> Iterator[Bad]:
@@ -111,13 +100,12 @@ def _changes(session: Session, acts: Mapping[str, Any]) -> Iterator[Bad]:
 
 
 def _deployments(session: Session) -> Iterator[Bad]:
-    newest = select(SnapshotRow.document).order_by(SnapshotRow.epoch.desc()).limit(1)
-    document = session.scalar(newest)
-    if document is None:
+    last = session.scalars(select(PublicationRow).order_by(PublicationRow.epoch.desc()).limit(1)).first()
+    if last is None:
         return
     try:
-        published = Snapshot.from_json(zlib.decompress(document)).deployments_by_name
-    except (ProductError, zlib.error, ValueError):
+        published = archive.read(session, last.epoch, last.snapshot_digest).deployments_by_name
+    except ProductError:
         return  # named as a snapshot already
     rows = {row.name: row for row in session.scalars(select(DeploymentRow).order_by(DeploymentRow.name))}
     for name, row in rows.items():

@@ -21,8 +21,9 @@ from sqlalchemy.types import Double, Integer
 #: Sums that are kept for speed: the verifier adds them up again from usage and reservations instead.
 RECOMPUTED: Final[Mapping[str, frozenset[str]]] = {"budgets": frozenset({"spent_micro", "held_micro"})}
 
-#: The seals themselves, which hold by their own chain, and what waits to become one.
-UNSEALED: Final = frozenset({"seals", "seal_drafts", "alembic_version"})
+#: The seals themselves, which hold by their own chain, what waits to become one, and the notes of triggers on
+#: which rows the next publication reads: what it publishes is compared with a reading of every row instead.
+UNSEALED: Final = frozenset({"seals", "seal_drafts", "alembic_version", "unpublished"})
 
 _LEAF: Final = b"\x00"
 _GONE: Final = b"\x02"

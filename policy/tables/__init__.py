@@ -13,6 +13,7 @@ from policy.tables.audit import AuditRow
 from policy.tables.consents import ConsentFileEventRow, ConsentFileRow, NoticeRow, VaultRow
 from policy.tables.decisions import DecisionRow, DecisionVerdictRow
 from policy.tables.erasures import ErasureEventRow, ErasureRow, HoldEventRow, NotificationRow
+from policy.tables.facts import PublishedFactRow, UnpublishedRow
 from policy.tables.ledger import (
     LedgerAccountRow,
     LedgerEntryRow,
@@ -44,9 +45,9 @@ __all__ = [
     "DecisionVerdictRow",
     "DeploymentRow",
     "DraftRow",
-    "EvaluationRow",
     "ErasureEventRow",
     "ErasureRow",
+    "EvaluationRow",
     "ExpertDatasetRow",
     "ExpertRow",
     "GrantRow",
@@ -60,6 +61,7 @@ __all__ = [
     "NoticeRow",
     "NotificationRow",
     "PublicationRow",
+    "PublishedFactRow",
     "ReservationRow",
     "RuleRow",
     "SealDraftRow",
@@ -70,6 +72,7 @@ __all__ = [
     "SnapshotRow",
     "StatementRow",
     "StopRow",
+    "UnpublishedRow",
     "UsageBatchRow",
     "UsageRecordRow",
     "UsageShareRow",
@@ -97,6 +100,7 @@ APPEND_ONLY = (
     "settled_batches",
     "statements",
     "audit",
+    "seals",
     "notices",
     "consent_records",
     "consent_record_events",
@@ -113,6 +117,7 @@ LATCHED = {
     "consents": ("state",),
     "grants": ("state",),
     "rules": ("state",),
+    "published_facts": ("until_epoch",),
     "changes": ("state", "decided_by", "decided_at_us", "comment", "epoch", "stage"),
     "change_drafts": ("title", "items", "digest", "effective_at_us", "version", "state", "edited_at_us"),
     "stops": ("signed_by", "signed_at_us"),
