@@ -52,6 +52,7 @@ def open_home(settings: Settings) -> Home:
     home.ray_token_text()
     load_or_create_key(home.admission_key)
     load_or_create_key(home.checkpoint_key)
+    load_or_create_key(home.receipt_key)
     return home
 
 

@@ -26,6 +26,9 @@ Tree::
         ├── AuthorityLapsed          an author or approver may no longer do what they once might
         ├── InvalidChange            a change that can not be made sense of
         ├── ConsentEventRefused      a consent record cannot take this event where it stands
+        ├── ReceiptInvalid           no receipt, a changed one, or one signed by nobody trusted
+        ├── LegalHold                somebody ordered that this is kept
+        ├── ErasureClosed            an erasure cannot take this step where it stands
         ├── BrokenProof              evidence that cannot be read, or that nobody trusted signed
         ├── NotANarrowing            an immediate act that would permit something
         ├── AssetConflict            the same name or digest with other facts
@@ -178,6 +181,24 @@ class BrokenProof(PolicyError):
     """Evidence that cannot be read, or that nobody trusted signed."""
 
     code = "broken_proof"
+
+
+class ReceiptInvalid(PolicyError):
+    """No receipt, a changed one, or one signed by nobody trusted."""
+
+    code = "receipt_invalid"
+
+
+class LegalHold(PolicyError):
+    """Somebody ordered that this is kept, so it is not erased."""
+
+    code = "legal_hold"
+
+
+class ErasureClosed(PolicyError):
+    """An erasure cannot take this step where it stands."""
+
+    code = "erasure_closed"
 
 
 class NotANarrowing(PolicyError):

@@ -256,6 +256,10 @@ class Register:
         """The digest of a published epoch's snapshot; see ``Publisher.publication``."""
         return self._publisher.publication(epoch).snapshot_digest
 
+    def publication(self, epoch: int) -> Publication:
+        """One epoch; see ``Publisher.publication``."""
+        return self._publisher.publication(epoch)
+
     def publications(self, after: int = 0, limit: int = 100) -> list[Publication]:
         """Epochs after a number, oldest first."""
         return self._publisher.publications(after, limit)

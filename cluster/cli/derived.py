@@ -20,6 +20,7 @@ from cluster.cli import audit
 from cluster.cli.context import Door
 from cluster.cli.export import export
 from cluster.cli.models import import_base, import_expert
+from cluster.cli.receipts import verify_receipt
 from cluster.cli.watch import watch
 from cluster.operations.catalogue import OPERATIONS
 from cluster.operations.table import Operation
@@ -30,6 +31,7 @@ _BY_HAND: dict[str, tuple[click.Command, ...]] = {
     "base": (import_base,),
     "expert": (import_expert,),
     "deployment": (export,),
+    "consent": (verify_receipt,),
     "audit": (audit.verify, audit.export),
 }
 

@@ -37,6 +37,8 @@ _NOUNS = {
     "listing": "listings",
     "license": "licenses",
     "consent": "consents",
+    "notice": "notices",
+    "receipt": "receipts",
     "grant": "grants",
     "rule": "rules",
     "change": "changes",

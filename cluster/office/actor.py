@@ -20,6 +20,7 @@ from cluster.office.checkpoints import keep_checkpoints
 from cluster.office.counter import Office
 from cluster.office.desk import now_us
 from cluster.office.protocol import OfficeProtocol, Reply
+from cluster.office.upkeep import note_expired
 from model_core.errors import ProductError
 
 log = logging.getLogger(__name__)
@@ -103,8 +104,9 @@ class OfficeActor:
             return self._office
 
     async def _sweep(self, office: Office, life_us: int) -> None:
-        """Frees the holds of requests whose end was never reported."""
+        """Frees the holds of requests whose end was never reported, and notes whose consent ran out."""
         while True:
             with contextlib.suppress(ProductError):  # logged where it was raised; the next round tries again
                 await office.do(lambda desk: desk.metering.release_expired(now_us() - life_us), wakes=False)
+                await office.do(note_expired, wakes=False)
             await asyncio.sleep(_SWEEP_S)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cluster.office.scales import Weighed
     from policy.accounts_ledger import Ledger
     from policy.audit import Audit
+    from policy.consents.book import ConsentBook
+    from policy.consents.vault import Vault
     from policy.drafts import Drafts
     from policy.metering import Metering
     from policy.preview.previews import Previews
@@ -139,6 +141,20 @@ class Desk:
         from policy.preview.worth import Worth
 
         return Worth(self.session, self.now_us)
+
+    @cached_property
+    def consents(self) -> ConsentBook:
+        """Consent records with their notices."""
+        from policy.consents.book import ConsentBook
+
+        return ConsentBook(self.session, self.now_us)
+
+    @cached_property
+    def vault(self) -> Vault:
+        """What names people."""
+        from policy.consents.vault import Vault
+
+        return Vault(self.session, self.now_us)
 
     @cached_property
     def metering(self) -> Metering:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from cluster.operations.changes import cut_change
+from cluster.operations.consent_records import write_paper
+from cluster.operations.consent_shapes import PERSONAL, Papered
 from cluster.operations.scope import cut, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
 from policy.items import ConsentGive, ForbidUse, GrantGive
@@ -33,13 +35,16 @@ class _Use(Request):
     valid_until_us: int | None = Field(default=None, ge=0, lt=MAX_US, description="without end if left out")
 
 
-class GiveConsent(_Use):
+class GiveConsent(_Use, Papered):
     """An owner's permission, to be approved by somebody else."""
 
     expert_id: str = Field(max_length=60, description="one of your experts, or * for all of them")
     recipient: str = Field(default="*", max_length=63, description="a tenant, or * for all")
     commercial: bool = Field(default=False, description="also for commercial use")
     dataset_id: str | None = Field(default=None, max_length=60, description="consent for a dataset instead")
+    record_id: str | None = Field(
+        default=None, max_length=60, description="the question that this answers (consents.request)"
+    )
 
 
 class ForbidConsent(Request):
@@ -95,8 +100,9 @@ class GrantPage(Answer):
 def give_consent(desk: Desk, principal: Principal, request: GiveConsent) -> ChangeRecord:
     """Drafts a consent."""
     title = f"Consent: {request.purpose} for {request.expert_id}"
-    drafted = desk.register.propose(principal, title, (ConsentGive(**request.model_dump()),))
-    return cut_change(desk, principal, drafted)
+    use = request.model_dump(include=set(ConsentGive.model_fields))
+    item = ConsentGive(**use, paper=write_paper(desk, principal, request))
+    return cut_change(desk, principal, desk.register.propose(principal, title, (item,)))
 
 
 def forbid_consent(desk: Desk, principal: Principal, request: ForbidConsent) -> Publication:
@@ -153,6 +159,7 @@ ROWS = (
         run=give_consent,
         summary="Drafts your permission for a use; somebody else approves it.",
         example={"expert_id": _EXPERT_ID, "purpose": "research", "commercial": False},
+        unaudited=PERSONAL,
     ),
     Operation(
         name="consents.forbid",

@@ -30,6 +30,8 @@ OWNED = {
     "job_id": "job",
     "key_id": "key-bob",
     "name": "deployment",
+    "notice_digest": "notice",
+    "record_id": "record",
     "slug": "tenant",
     "tenant": "tenant",
 }
@@ -44,12 +46,16 @@ def found_victim(town: Any) -> dict[str, Any]:
     bundle = town.get("ada", f"/experts/{town.ids['expert']}")["bundle_digest"]
     town.post("ada", f"/experts/{town.ids['expert']}/suspend")
     decision = town.get("carol", "/decisions", deployment="notes-research")["items"][0]
+    notice = town.post("ada", "/notices", language="en", version="1", text="A secret wording.")
+    asked = town.post("ada", "/consents/requests", expert_id="*", purpose="education")
     return town.ids | {
         "job": job["id"],
         "change": change["id"],
         "digest": change["digest"],
         "bundle": bundle,
         "decision": decision["id"],
+        "notice": notice["id"],
+        "record": asked["record_id"],
         "tenant": "north",
     }
 

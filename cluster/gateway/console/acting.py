@@ -83,6 +83,13 @@ ACTS = (
         note="withdrawn",
     ),
     Act(
+        path="/console/consents/{consent_id}/renew",
+        operation="consents.renew",
+        to="/console/changes/{id}",
+        note="drafted",
+        converters=_DAYS,
+    ),
+    Act(
         path="/console/grants",
         operation="grants.give",
         to="/console/changes/{id}",

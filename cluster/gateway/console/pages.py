@@ -18,6 +18,7 @@ from cluster.errors import UnknownOperation
 from cluster.gateway.console.acting import ACTS, Act
 from cluster.gateway.console.forms import convert, read_form
 from cluster.gateway.console.reading import VIEWS, View
+from cluster.gateway.console.receipts import add_receipts
 from cluster.gateway.console.render import STATIC_FILES, static_content
 from cluster.gateway.console.sending import add_uploads
 from cluster.gateway.console.visit import Console
@@ -44,6 +45,7 @@ def add_console(app: FastAPI, door: Door, operations: Mapping[str, Operation]) -
             act.path, guarded(console, _actor(console, act)), methods=["POST"], include_in_schema=False
         )
     add_uploads(app, console, guarded)
+    add_receipts(app, console, guarded)
     _add_entrance(app, console)
     return console
 

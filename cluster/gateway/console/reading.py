@@ -85,8 +85,9 @@ async def job(visit: Visit) -> Values:
 
 async def consents(visit: Visit) -> Values:
     """Consents, with what is needed to give one."""
-    found, catalogue, grants = await asyncio.gather(
+    found, expiring, catalogue, grants = await asyncio.gather(
         visit.call("consents.list", limit=500, after=visit.query("after")),
+        visit.call("consents.expiring", limit=100),
         visit.call("experts.list", limit=500),
         visit.call("grants.list", limit=500),
     )
@@ -94,6 +95,7 @@ async def consents(visit: Visit) -> Values:
     own = [row for row in catalogue["items"] if row["tenant"] == visit.session.tenant]
     return {
         "consents": found["items"],
+        "expiring": expiring["items"],
         "next": found["next"],
         "grants": grants["items"],
         "names": names,
@@ -207,6 +209,7 @@ async def api(visit: Visit) -> Values:
 
 _ITEM_WORDS = {
     "consent.give": "consents to {action} of {expert_id} for {purpose} in {region}, by {recipient}",
+    "consent.renew": "lets the consent {consent_id} go on for longer",
     "grant.give": "gives {consumer_tenant} access to {expert_id} for {purpose} in {region}",
     "rule.permit": "permits {action} of {expert_id} for {purpose} in {region} by {consumer_tenant}: {text}",
     "listing.put": "offers {expert_id} under {license} at {price_micro_per_1k_tokens} credits a 1000 tokens",

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the office writes down by itself, a few times an hour: whose consent ran out.
+
+Nothing waits for it. A consent ends at its own moment, whoever writes that down and whenever.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policy.publication import PLATFORM_ACTOR
+
+if TYPE_CHECKING:
+    from cluster.office.desk import Desk
+
+
+def note_expired(desk: Desk) -> list[str]:
+    """Completes the records of consents whose time is over; answers the ids of the consents."""
+    noted = desk.consents.note_expired()
+    for consent_id in noted:
+        desk.audit.append(PLATFORM_ACTOR, "consents.expire", f"consents/{consent_id}", {})
+    return noted
