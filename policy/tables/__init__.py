@@ -106,7 +106,6 @@ APPEND_ONLY = (
     "consent_record_events",
     "legal_holds",
     "erasure_events",
-    "seals",
     "change_approvals",
     "expert_evaluations",
     "impact_reports",
