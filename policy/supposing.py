@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from policy.items import (
     ChangeItem,
     ConsentGive,
+    ConsentRenew,
     DeploymentPut,
     ExpertResume,
     ForbidRule,
@@ -99,6 +100,8 @@ def _put(
         case ConsentGive():
             owner = _owner(item.expert_id, item.dataset_id, kept, tenant)
             lists["consents"].append(_consent(item, fact_id, "permit", owner, at_us))
+        case ConsentRenew():
+            lists["consents"][:] = _renewed(lists["consents"], item, fact_id, at_us)
         case ForbidUse():
             owner = _owner(item.expert_id, item.dataset_id, kept, tenant)
             lists["consents"].append(_consent(item, fact_id, "forbid", owner, at_us))
@@ -155,6 +158,21 @@ def _consent(
     at_us: int,
 ) -> ConsentFact:
     return ConsentFact(**_from(item, at_us), id=fact_id, tenant=owner, effect=effect)
+
+
+def _renewed(facts: list[Any], item: ConsentRenew, fact_id: str, at_us: int) -> list[Any]:
+    """The consents with one that goes on for longer; without change where there is no such consent."""
+    start_us = at_us if item.valid_from_us is None else item.valid_from_us
+    found = []
+    for fact in facts:
+        if fact.id != item.consent_id:
+            found.append(fact)
+            continue
+        overlaps = fact.valid_until_us is None or start_us < fact.valid_until_us
+        found.append(fact.model_copy(update={"state": "withdrawn"} if overlaps else {}))
+        new = {"id": fact_id, "valid_from_us": start_us, "valid_until_us": item.valid_until_us}
+        found.append(fact.model_copy(update=new))
+    return found
 
 
 def _owner(expert_id: str, dataset_id: str | None, kept: dict[str, dict[str, Any]], tenant: str) -> str:

@@ -14,6 +14,7 @@ from policy.authority import unknown
 from policy.consents.book import ConsentBook
 from policy.errors import InvalidChange
 from policy.items import ConsentRenew
+from policy.overlaps import write_alone
 from policy.tables import ConsentEventRow, ConsentRow
 
 _SAME = (
@@ -72,6 +73,9 @@ def renew(session: Session, now_us: int, item: ConsentRenew, epoch: int, princip
         item: the edit, checked before.
         epoch: the epoch that it is published with.
         principal_id: the author; None in a preview, which is rolled back and leaves no events.
+
+    Raises:
+        Overlaps: another word says the same for some of the new time.
     """
     old, book = check_renewal(session, now_us, item), ConsentBook(session, now_us)
     start_us = max(now_us, item.valid_from_us or now_us)
@@ -85,8 +89,7 @@ def renew(session: Session, now_us: int, item: ConsentRenew, epoch: int, princip
         state="given",
         at_us=now_us,
     )
-    session.add(new)
-    session.flush()
+    write_alone(session, new)
     if principal_id is not None:
         session.add(
             ConsentEventRow(

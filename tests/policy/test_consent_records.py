@@ -14,13 +14,16 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 from town import Town, consent, digest
 
+from policy.composition import compose
 from policy.consents.book import ConsentBook
 from policy.consents.paper import ConsentPaper, Notice
 from policy.consents.status import EVENTS, VALID, is_valid, may_follow, status_after
 from policy.consents.vault import Vault
-from policy.errors import ConsentEventRefused, InvalidChange, NotAllowed, NotFound, NotYours
+from policy.errors import ConsentEventRefused, InvalidChange, NotAllowed, NotFound, NotYours, Overlaps
 from policy.items import ConsentRenew
+from policy.questions import Question
 from policy.records import ConsentRecord, ExpertRecord
+from policy.supposing import Supposition, suppose
 from policy.tables import ConsentRow
 from tenants.accounts.datasets import Datasets
 
@@ -178,6 +181,33 @@ def test_renewals_that_are_none_are_refused(town: Town) -> None:
     town.act(lambda register: register.withdraw_consent(word.id, town.ada))
     with pytest.raises(InvalidChange):
         town.propose(town.ada, ConsentRenew(consent_id=word.id, valid_until_us=end + DAY))
+
+
+def test_a_renewal_does_not_run_into_another_word(town: Town) -> None:
+    """A renewal that would say what another consent says at the same time is refused whole."""
+    expert = opened(town, valid_until_us=town.now + 30 * DAY)
+    old = only(town)
+    end = old.valid_until_us or 0
+    town.widen(town.ada, town.alan, consent(expert, valid_from_us=end, valid_until_us=end + DAY))
+    with pytest.raises(Overlaps):
+        town.widen(town.ada, town.alan, ConsentRenew(consent_id=old.id))
+    assert [word.state for word in town.act(lambda r: r.consents("acme"))[-2:]] == ["given", "given"]
+
+
+def test_a_supposed_renewal_is_what_a_published_one_becomes(town: Town) -> None:
+    """Simulated, a renewal keeps the expert serving after the old end, exactly as published it does."""
+    opened(town, valid_until_us=town.now + DAY)
+    word = only(town)
+    item = ConsentRenew(consent_id=word.id, valid_until_us=town.now + 9 * DAY)
+    before = town.act(lambda register: register.snapshot())
+    supposed = suppose(before, Supposition(items=(item,)), tenant="acme", at_us=town.now)
+    town.widen(town.ada, town.alan, item)
+    published = town.act(lambda register: register.snapshot())
+    question = Question(at_us=town.now + 3 * DAY, deployment="shop-ask")
+    members = [{one.expert_id for one in compose(snapshot, question).members}
+               for snapshot in (before, supposed, published)]  # fmt: skip
+    assert members[0] == set()
+    assert members[1] == members[2] != set()
 
 
 def test_a_renewal_is_approved_by_somebody_else(town: Town) -> None:
