@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
 
@@ -15,6 +17,7 @@ from cluster.gateway.console.charts import curve_chart
 from cluster.gateway.console.forms import amount, day, settings
 from cluster.gateway.console.reading import VIEWS, reads_as
 from cluster.gateway.console.render import show_credits
+from cluster.office.calendar import weigh_next
 from model_core.errors import ProductError
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -112,6 +115,7 @@ def _addresses(town: Any) -> list[str]:
         "job_id": town.post("ada", "/jobs", name="j", dataset_id=town.ids["dataset"])["id"],
         "change_id": town.get("carol", "/changes")["items"][0]["id"],
         "name": "notes-research",
+        "epoch": "2",
         "decision_id": decision[0]["id"] if decision else "none",
     }
     paths = [view.path for view in VIEWS]
@@ -312,3 +316,65 @@ def test_edits_read_as_sentences() -> None:
         "This consents to infer of north/notes v1 for research in all regions, by everyone, "
         "not for commercial use."
     )
+
+
+def test_a_draft_is_written_scheduled_and_seen_through(town: Any, browser: Browser) -> None:
+    """Without JavaScript: edit, lay before a reviewer, approve for a moment, and read what it will do."""
+    ada, bob = browser("ada"), browser("bob")
+    edits = [{"kind": "consent.give", "expert_id": town.ids["expert"], "purpose": "education"}]
+    draft = town.post("ada", "/changes", title="one", items=edits, draft=True)
+    address = f"/console/changes/{draft['id']}"
+    fields = {"version": "1", "title": "two", "items": json.dumps(edits)}
+    saved = _send(ada, address, f"{address}/edit", **fields, effective_at="2099-01-01T00:00")
+    assert saved.status_code == 422
+    soon = datetime.now(UTC) + timedelta(days=30)
+    saved = _send(ada, address, f"{address}/edit", **fields, effective_at=f"{soon:%Y-%m-%dT%H:%M}")
+    assert "Saved as the next version." in saved.text
+    assert "Approve" not in saved.text
+    _send(ada, address, f"{address}/submit", version="2")
+    page = bob.get(address).text
+    digest = re.search(r'name="digest" value="([^"]+)"', page)
+    assert digest is not None
+    approved = _send(bob, address, f"{address}/approve", digest=digest[1])
+    assert "The office publishes it at its moment." in approved.text
+    assert "The office is still counting" in approved.text
+    town.wait(weigh_next(town.office))
+    shown = bob.get(address).text
+    assert "logged decisions, compared with epoch" in shown
+    _check_page(shown, address)
+    revised = _send(ada, address, f"{address}/revise")
+    assert "opened again as a draft" in revised.text
+    assert "revised" in bob.get(address).text
+
+
+def test_a_stop_is_one_form_and_waits_for_a_signature(town: Any, browser: Browser) -> None:
+    """The stop shows as awaiting somebody else; that one signs, and sees what its epoch did."""
+    carol, dora = browser("carol"), browser("dora")
+    stopped = _send(
+        carol, "/console/stops", "/console/stops", kind="expert", subject=town.ids["expert"], reason="a leak"
+    )
+    assert "Stopped, at once." in stopped.text
+    assert ">Sign<" not in stopped.text
+    (row,) = town.get("carol", "/stops")["items"]
+    page = dora.get("/console/stops").text
+    assert f"/console/stops/{row['id']}/sign" in page
+    _check_page(page, "/console/stops")
+    assert "✓ signed" in _send(dora, "/console/stops", f"/console/stops/{row['id']}/sign").text
+    town.wait(weigh_next(town.office))
+    town.wait(weigh_next(town.office))
+    shown = dora.get(f"/console/epochs/{row['epoch']}").text
+    assert "Deployments that change." in shown
+    _check_page(shown, "epoch")
+
+
+def test_a_published_change_is_rolled_back_with_one_button(town: Any, browser: Browser) -> None:
+    """The page of a published change shows who runs it and undoes it."""
+    edits = [{"kind": "consent.give", "expert_id": town.ids["expert"], "purpose": "education"}]
+    change = town.post("ada", "/changes", title="one", items=edits)
+    town.approve("bob", change)
+    address = f"/console/changes/{change['id']}"
+    page = browser("ada").get(address).text
+    assert "Who runs it" in page
+    _check_page(page, address)
+    done = _send(browser("ada"), address, f"{address}/rollback")
+    assert "Undone where that narrows" in done.text

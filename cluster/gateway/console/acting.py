@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cluster.gateway.console.forms import Converter, amount, day, settings, words
+from cluster.gateway.console.forms import Converter, amount, day, document, moment, settings, whole, words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +120,44 @@ ACTS = (
         to="/console/changes/{change_id}",
         note="rejected",
     ),
+    Act(
+        path="/console/changes/{change_id}/edit",
+        operation="changes.edit",
+        to="/console/changes/{change_id}",
+        note="saved",
+        converters={
+            "version": ("version", whole),
+            "items": ("items", document),
+            "effective_at": ("effective_at_us", moment),
+        },
+    ),
+    Act(
+        path="/console/changes/{change_id}/submit",
+        operation="changes.submit",
+        to="/console/changes/{change_id}",
+        note="drafted",
+        converters={"version": ("version", whole)},
+    ),
+    Act(
+        path="/console/changes/{change_id}/withdraw",
+        operation="changes.withdraw",
+        to="/console/changes/{change_id}",
+        note="rejected",
+    ),
+    Act(
+        path="/console/changes/{change_id}/revise",
+        operation="changes.revise",
+        to="/console/changes/{id}",
+        note="revised",
+    ),
+    Act(
+        path="/console/changes/{change_id}/rollback",
+        operation="changes.rollback",
+        to="/console/changes",
+        note="rolled_back",
+    ),
+    Act(path="/console/stops", operation="stops.create", to="/console/stops", note="stopped"),
+    Act(path="/console/stops/{stop_id}/sign", operation="stops.sign", to="/console/stops", note="signed"),
     Act(
         path="/console/deployments",
         operation="deployments.put",

@@ -90,6 +90,43 @@ def day(text: str) -> int:
     return int(moment.timestamp()) * 1_000_000
 
 
+def moment(text: str) -> int:
+    """A moment in UTC, in microseconds.
+
+    Raises:
+        InvalidRequest: not a moment.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidRequest(f"{text[:40]!r} is not a moment such as 2026-03-31T06:00.", fields=[]) from None
+    at_utc = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return int(at_utc.timestamp()) * 1_000_000
+
+
+def whole(text: str) -> int:
+    """A whole number.
+
+    Raises:
+        InvalidRequest: not one.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise InvalidRequest(f"{text[:40]!r} is not a whole number.", fields=[])
+    return int(text)
+
+
+def document(text: str) -> Any:
+    """A JSON document.
+
+    Raises:
+        InvalidRequest: not one.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The edits are not JSON; correct them and save again.", fields=[]) from None
+
+
 def settings(text: str) -> dict[str, Any]:
     """Lines of ``name = value`` as a recipe; values are numbers, true, false or texts.
 

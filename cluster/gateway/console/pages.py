@@ -79,7 +79,10 @@ def _actor(console: Console, act: Act) -> Handler:
         check_form(request, visit.session, form.get("form_token"))
         fields = convert(form, act.converters, act.checkboxes) | dict(request.path_params)
         answer = await visit.call(act.operation, **fields)
-        note = {"note": act.note} | ({"epoch": str(answer["epoch"])} if answer.get("snapshot_digest") else {})
+        waits = act.note == "approved" and answer.get("state") == "scheduled"
+        note = {"note": "scheduled" if waits else act.note}
+        if answer.get("snapshot_digest"):
+            note["epoch"] = str(answer["epoch"])
         address = act.to.format(
             **{name: answer.get(name, "") for name in ("id", "name")}, **request.path_params
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.gateway.console.render import show_credits
+from cluster.gateway.console.reviewing import STATES, around, epoch, stops
 from cluster.gateway.console.visit import Visit
 
 Values = dict[str, Any]
@@ -115,7 +116,7 @@ async def changes(visit: Visit) -> Values:
     """Changes."""
     state = visit.query("state")
     found = await visit.call("changes.list", state=state, limit=100, after=visit.query("after"))
-    return {"changes": found["items"], "next": found["next"], "state": state}
+    return {"changes": found["items"], "next": found["next"], "state": state, "states": STATES}
 
 
 async def change(visit: Visit) -> Values:
@@ -126,7 +127,7 @@ async def change(visit: Visit) -> Values:
         visit.call("me.show"),
     )
     names = {row["id"]: f"{row['tenant']}/{row['name']} v{row['version']}" for row in catalogue["items"]}
-    return {
+    return await around(visit, found) | {
         "change": found,
         "names": names,
         "own": found["author_id"] == me["principal_id"],
@@ -211,6 +212,7 @@ _ITEM_WORDS = {
     "consent.give": "consents to {action} of {expert_id} for {purpose} in {region}, by {recipient}",
     "consent.renew": "lets the consent {consent_id} go on for longer",
     "grant.give": "gives {consumer_tenant} access to {expert_id} for {purpose} in {region}",
+    "rule.lift": "takes back the prohibition {rule_id}",
     "rule.permit": "permits {action} of {expert_id} for {purpose} in {region} by {consumer_tenant}: {text}",
     "listing.put": "offers {expert_id} under {license} at {price_micro_per_1k_tokens} credits a 1000 tokens",
     "expert.resume": "lets the expert {expert_id} run again",
@@ -258,6 +260,8 @@ VIEWS = (
     View(path="/console/rules", template="rules.html", nav="rules", fetch=rules),
     View(path="/console/changes", template="changes.html", nav="changes", fetch=changes),
     View(path="/console/changes/{change_id}", template="change.html", nav="changes", fetch=change),
+    View(path="/console/stops", template="stops.html", nav="changes", fetch=stops),
+    View(path="/console/epochs/{epoch}", template="epoch.html", nav="changes", fetch=epoch),
     View(path="/console/deployments", template="deployments.html", nav="deployments", fetch=deployments),
     View(path="/console/deployments/{name}", template="deployment.html", nav="deployments", fetch=deployment),
     View(path="/console/decisions", template="decisions.html", nav="decisions", fetch=decisions),
