@@ -30,8 +30,9 @@ from model_core.packing.store import ArtifactStore, DirectoryStore
 from policy.auditing.adopting import adopt
 from policy.auditing.sealing import seal_database
 from tenants.accounts.database import Database
+from tenants.accounts.role_check import check_role
 from tenants.accounts.scope import PLATFORM
-from tenants.errors import DatabaseInUse, ExpiredKey, RevokedKey, UnknownKey
+from tenants.errors import DatabaseInUse, ExpiredKey, RevokedKey, SchemaBehind, UnknownKey
 from tenants.roles import PLATFORM_TENANT, Role
 
 log = logging.getLogger(__name__)
@@ -87,10 +88,12 @@ def trusted_keys(home: Home, *tenants: str) -> TrustedKeys:
 
 
 def open_database(settings: Settings, *, patience_s: float = _LOCK_PATIENCE_S) -> Database:
-    """Opens and upgrades the database, waiting a little for a predecessor that is still dying.
+    """Opens the database, waiting a little for a predecessor that is still dying; upgrades the embedded one.
 
     Raises:
         DatabaseInUse: another process keeps the embedded database open.
+        SchemaBehind: PostgreSQL's schema is another release's.
+        UnsafeDatabaseRole: PostgreSQL's role could get around the guards.
     """
     deadline = time.monotonic() + patience_s
     while True:
@@ -101,12 +104,57 @@ def open_database(settings: Settings, *, patience_s: float = _LOCK_PATIENCE_S) -
                 raise
             time.sleep(0.05)
         else:
-            earlier = migrations.current(database.engine)
-            migrations.upgrade(database.engine)
             seal_database(database)
-            if earlier not in {None, migrations.head()}:
-                _adopt(database)
+            if database.is_sqlite:
+                _upgrade(database, database)
+            else:
+                _check_ready(database)
             return database
+
+
+def upgrade_database(settings: Settings) -> None:
+    """Has PostgreSQL's owner bring the schema to this release, and looks whether the office may work with it.
+
+    The embedded database is upgraded by the office, the only one that opens it.
+
+    Raises:
+        SchemaBehind: no owner is named, and the schema is another release's.
+        UnsafeDatabaseRole: the office's role could get around the guards.
+    """
+    if settings.embedded_database:
+        return
+    database = Database(settings.database_url, scope=PLATFORM)
+    owner = Database(settings.migrator_database_url) if settings.migrator_database_url else None
+    try:
+        check_role(database.engine)
+        if owner is not None:
+            seal_database(database)
+            _upgrade(owner, database)
+        _check_ready(database)
+    finally:
+        database.close()
+        if owner is not None:
+            owner.close()
+
+
+def _upgrade(owner: Database, database: Database) -> None:
+    """Upgrades as the tables' owner, and seals what that changed as the office."""
+    earlier = migrations.current(owner.engine)
+    migrations.upgrade(owner.engine)
+    if earlier not in {None, migrations.head()}:
+        _adopt(database)
+
+
+def _check_ready(database: Database) -> None:
+    check_role(database.engine)
+    present = migrations.current(database.engine)
+    if present != migrations.head():
+        raise SchemaBehind(
+            "The database is not at the revision of this release. Set MARKETPLACE_MIGRATOR_DATABASE_URL to "
+            "its owner's URL and run marketplace database upgrade.",
+            present=present,
+            needed=migrations.head(),
+        )
 
 
 def _adopt(database: Database) -> None:

@@ -146,6 +146,8 @@ CATALOGUE: Mapping[str, Row] = {
     "rank_lost": _row(503, "A process of a model host is gone"),
     # accounts and jobs
     "database_in_use": _row(503, "The database is in use"),
+    "database_role_unsafe": _row(500, "The database role is not safe"),
+    "database_schema_behind": _row(500, "The database is of another release"),
     "database_unsupported": _row(500, "The database is not supported"),
     "not_authenticated": _row(401, "Not authenticated"),
     "key_unknown": _row(401, "The key is not known"),

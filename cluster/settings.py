@@ -26,7 +26,10 @@ class Settings(BaseSettings):
 
     Attributes:
         home: folder of this installation: database, artifacts, keys, logs, run file.
-        database_url: SQLAlchemy URL; empty means SQLite in the home folder.
+        database_url: SQLAlchemy URL; empty means SQLite in the home folder. On PostgreSQL its role is one of
+            ``marketplace_application`` and owns no table.
+        migrator_database_url: URL of the tables' owner, with which ``up`` upgrades PostgreSQL's schema; it
+            stays in the process that reads it. Empty where somebody runs ``marketplace database upgrade``.
         artifacts: folder of the artifact store or ``s3://bucket/prefix``; empty means the home folder.
         s3_endpoint: endpoint of an S3-compatible store; empty means AWS.
         checkpoints: folder of signed checkpoints of the audit, best on a disk that whoever has the database
@@ -73,6 +76,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=lambda: Path.home() / ".marketplace")
     database_url: str = ""
+    migrator_database_url: str = Field(default="", exclude=True)  # no other process ever gets it
     artifacts: str = ""
     s3_endpoint: str = ""
     checkpoints: Path | None = None

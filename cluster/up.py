@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.bootstrap import open_home
+from cluster.bootstrap import open_home, upgrade_database
 from cluster.errors import AlreadyRunning, OfficeUnavailable, SecondNodeRefused, StartFailed
 from cluster.home import Home
 from cluster.office.desk import now_us
@@ -58,11 +58,14 @@ def bring_up(settings: Settings, say: Say = lambda _line: None) -> RunningMarket
 
     Raises:
         HomeRefused: the home folder is not safe.
+        UnsafeDatabaseRole: the role of the database URL could get around the guards.
+        SchemaBehind: the database is another release's, and no owner is named who could upgrade it.
         AlreadyRunning: somebody else is starting or stopping it right now.
         StartFailed: a part did not come up in time.
     """
     home = open_home(settings)
     with _only_one(home):
+        upgrade_database(settings)
         run, fresh = _ensure_ray(home, settings, say)
         try:
             return _bring_up_parts(home, settings, run, fresh, say)

@@ -7,6 +7,8 @@ Tree::
     └── TenantsError
         ├── DatabaseInUse          another process has this SQLite file open
         ├── UnsupportedDatabase    the URL names neither SQLite nor PostgreSQL
+        ├── UnsafeDatabaseRole     the database role could get around the guards
+        ├── SchemaBehind           the database is not at this release's revision
         ├── NotAuthenticated       the credential opens nothing
         │   ├── UnknownKey
         │   ├── RevokedKey
@@ -41,6 +43,18 @@ class UnsupportedDatabase(TenantsError):
     """The URL names a database that the product does not run on."""
 
     code = "database_unsupported"
+
+
+class UnsafeDatabaseRole(TenantsError):
+    """The role of the database URL could get around the guards."""
+
+    code = "database_role_unsafe"
+
+
+class SchemaBehind(TenantsError):
+    """The database is not at the revision of this release, and this role may not bring it there."""
+
+    code = "database_schema_behind"
 
 
 class NotAuthenticated(TenantsError):

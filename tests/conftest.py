@@ -247,6 +247,16 @@ class PostgresServer:
         self._run(f"CREATE DATABASE fresh_{self._count} OWNER marketplace_migrator")
         return self.url(f"fresh_{self._count}", "marketplace_migrator")
 
+    def login(self, name: str, group: str, powers: str = "") -> str:
+        """Makes a login role of a group, unless there is one; answers its name."""
+        with self._admin.connect() as connection:
+            known = connection.scalar(
+                self._text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": name}
+            )
+            if known is None:
+                connection.execute(self._text(f"CREATE ROLE {name} LOGIN {powers} IN ROLE {group}"))
+        return name
+
     def lets_guards_sleep(self, engine: Engine) -> None:
         """Has an engine of the office's become the superuser whenever a test switches the triggers off.
 

@@ -25,6 +25,7 @@ _OWN_COMMANDS = {
     "status": "cluster.cli.house:status",
     "doctor": "cluster.cli.house:doctor",
     "ask": "cluster.cli.ask:ask",
+    "database": "cluster.cli.database:database",
 }
 
 _NOUNS = {
@@ -59,6 +60,7 @@ _HELP = {
     "status": "Say what runs and how it is.",
     "doctor": "Check that this machine can run the marketplace.",
     "ask": "Ask a deployment and stream its answer.",
+    "database": "Make PostgreSQL's roles and upgrade its schema.",
 }
 
 
