@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test explore fuzz check format lint types imports dead docs storm memory soak chaos protocol oracles bench bench-training bench-composition bench-serving bench-serving-full bench-peers lm-eval base lock clean
+.PHONY: help setup demo test explore fuzz check format lint types imports dead docs storm memory soak chaos protocol oracles mutants bench bench-training bench-composition bench-serving bench-serving-full bench-peers lm-eval base lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ protocol: $(VENV)/.dev ## every state of the recomposition protocol within large
 
 oracles: $(VENV)/.dev ## a million random worlds, and all small ones, decided alike by four evaluators (ORACLES="--worlds N --seed S")
 	@PYTHONPATH=.:tests/oracles:tests/policy $(BIN)/python tests/oracles/oracle_run.py $(ORACLES)
+
+mutants: $(VENV)/.dev ## 450 small wrongs in the deciding code, one at a time: who notices (MUTANTS="--mutants N")
+	@PYTHONPATH=.:tests/oracles:tests/oracles/mutants:tests/policy $(BIN)/python tests/oracles/mutants/mutant_run.py $(MUTANTS)
 
 bench: bench-training bench-composition bench-serving ## every benchmark against its peers; rows in build/bench-NAME.json
 

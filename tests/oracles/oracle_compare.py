@@ -68,7 +68,7 @@ def compare(asked: Sequence[Asked], sql: SqlOracle, *, explain_every: int = 1) -
         what_runs = (composed["digest"], composed["top_k"])
         pairs: list[tuple[str, Any, Any]] = [
             ("sql", from_sql, specified),
-            ("compiled", served, _served(judged, specified)),
+            ("compiled", served, served_by(judged, specified)),
             ("compiled", (bare.digest, bare.top_k), what_runs),
             ("cedar", oracle_cedar.answer(case), _gates(judged, case.world)),
         ]
@@ -104,7 +104,7 @@ def _gates(judged: oracle_spec.Judged, world: Json) -> tuple[Gates, ...]:
     )
 
 
-def _served(judged: oracle_spec.Judged, specified: Answer) -> Served:
+def served_by(judged: oracle_spec.Judged, specified: Answer) -> Served:
     """What a server has to say, who knows no reasons."""
     return Served(
         permitted=frozenset(bundle for bundle, (denials, _) in judged.items() if not denials),

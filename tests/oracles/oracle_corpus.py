@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import oracle_product
 import oracle_spec
 from oracle_answers import Answer, Case, Json
 from oracle_compare import Asked
@@ -30,7 +31,7 @@ def frozen(folder: Path = CORPUS) -> Iterator[tuple[Asked, Json]]:
         for entry in json.loads(path.read_text(encoding="utf-8")):
             snapshot = Snapshot.model_validate(entry["world"])
             name = f"{path.stem}: {entry['name']}"
-            yield Asked(name, snapshot, Question(deployment="lab", at_us=entry["at_us"])), entry["answer"]
+            yield Asked(name, snapshot, Question(deployment="lab", at_us=entry["at_us"])), entry
 
 
 def freeze(path: Path, asked: list[Asked]) -> None:
@@ -46,6 +47,7 @@ def _entry(asked: Asked) -> Json:
         "at_us": case.at_us,
         "world": _plain(asked.snapshot),
         "answer": written(specified(case)),
+        "because": oracle_product.because(compose(asked.snapshot, asked.question)),
     }
 
 

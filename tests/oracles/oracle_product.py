@@ -7,6 +7,8 @@ Knows the product's answers, and no other evaluator.
 
 from __future__ import annotations
 
+from typing import Any
+
 from oracle_answers import Answer, Said, Served
 
 from policy.compiled import Composed, compile_snapshot
@@ -51,3 +53,14 @@ def served(snapshot: Snapshot, question: Question) -> tuple[Served, Composed]:
         ends_us=said.valid_until_us,
     )
     return answer, said
+
+
+def because(said: Composition) -> list[Any]:
+    """Codes, cited facts, nearest misses and obligations of a composition: what programs read of it."""
+    found: list[Any] = [[one.code, *one.fact_ids] for one in said.reasons]
+    for one in said.decisions:
+        found.append([[reason.code, *reason.fact_ids] for reason in one.reasons])
+        found.append([[miss.gate, miss.ask, miss.fact_id, *miss.differs] for miss in one.nearest_miss])
+        found.append([[choice.subject, *choice.chosen] for choice in one.licenses])
+    found.append([[duty.kind, duty.license_key, duty.subject, duty.text] for duty in said.obligations])
+    return found

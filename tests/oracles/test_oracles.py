@@ -16,6 +16,7 @@ import pytest
 from oracle_answers import Case
 from oracle_compare import Asked, Seen, compare
 from oracle_corpus import frozen, specified, written
+from oracle_product import because
 from oracle_sql import SqlOracle
 from worlds import NOW_US, ask, consent, expert, grant, random_world, rule, world
 
@@ -62,9 +63,10 @@ def test_frozen_worlds_have_the_answers_that_were_written_down(sql: SqlOracle) -
     found = list(frozen())
     assert len(found) >= 80
     agreed(compare([asked for asked, _ in found], sql))
-    for asked, answer in found:
+    for asked, entry in found:
         case = Case(asked.snapshot.model_dump(mode="json"), asked.question.at_us)
-        assert written(specified(case)) == answer, asked.name
+        assert written(specified(case)) == entry["answer"], asked.name
+        assert because(compose(asked.snapshot, asked.question)) == entry["because"], asked.name
 
 
 def test_the_set_queries_say_the_same_on_postgresql(request: pytest.FixtureRequest) -> None:
