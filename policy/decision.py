@@ -12,6 +12,7 @@ whose words are unreadable denies. It does not know which other experts are aske
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
@@ -19,7 +20,7 @@ from policy.gates import examine
 from policy.hearing import Hearing
 from policy.matching import FOREVER_US
 from policy.questions import Asked, LicenseChoice, Question, Value, resolve
-from policy.reasons import NearestMiss, Obligation, Reason, in_order, outcome_of, permits, reason
+from policy.reasons import NearestMiss, Obligation, Reason, in_order, outcome_of, reason
 from policy.snapshot import ExpertFact, Snapshot
 from policy.terms import ENGINE_VERSION, GATES, AtUs, Count, Outcome, Verdict
 from policy.values import built
@@ -82,7 +83,8 @@ def decide_heard(hearing: Hearing, expert: ExpertFact) -> Decision:
     """What ``decide`` says of one expert, where the same question is asked about many."""
     findings = examine(hearing, expert)
     reasons = in_order(findings.reasons)
-    permitted = permits(reasons)
+    outcome = outcome_of(reasons)
+    permitted = outcome == "permit"
     ends_us = findings.ends_us if findings.ends_us < FOREVER_US else None
     return _decision(
         hearing,
@@ -92,7 +94,7 @@ def decide_heard(hearing: Hearing, expert: ExpertFact) -> Decision:
         name=expert.name,
         tenant=expert.tenant,
         verdict="permit" if permitted else "deny",
-        outcome="permit" if permitted else outcome_of(reasons),
+        outcome=outcome,
         reasons=reasons,
         nearest_miss=() if permitted else tuple(sorted(findings.misses, key=_miss_order)),
         obligations=obligations_in_order(findings.obligations) if permitted else (),
@@ -143,8 +145,14 @@ def _decision(hearing: Hearing, named: str, **said: Any) -> Decision:
     said["epoch"] = hearing.snapshot.epoch
     said["engine_version"] = ENGINE_VERSION
     said["snapshot_digest"] = hearing.snapshot.digest
-    said["input_digest"] = digest_bytes(b'{"expert":' + canonical_bytes(named) + hearing.input_tail)
+    said["input_digest"] = digest_bytes(_begun(named) + hearing.input_tail)
     return built(Decision, said)
+
+
+@lru_cache(maxsize=8_192)
+def _begun(named: str) -> bytes:
+    """How the canonical bytes begin that name an expert and a use."""
+    return b'{"expert":' + canonical_bytes(named)
 
 
 def _miss_order(miss: NearestMiss) -> tuple[int, str, str]:

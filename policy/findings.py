@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from policy.licenses import Said, Subject, Terms
+from policy.licenses import Owed, Said, Subject, Terms
 from policy.matching import FOREVER_US
 from policy.questions import LicenseChoice
 from policy.reasons import NearestMiss, Obligation, Reason, obligation, reason
@@ -53,10 +53,10 @@ class Findings:
 
     def license(self, said: Said, subject: Subject, expression: str) -> None:
         """Adds what a license asks for that permits the use."""
-        name, chosen = subject.name, said.chosen
-        self.say(reason("license_permits", subject.id, *chosen, subject=name, chosen=" AND ".join(chosen)))
-        self.choices.append(_choice(subject.id, expression, chosen))
-        self.obligations += [obligation(kind, key, subject.id, text) for kind, key, text in said.owed]
+        permitted, choice, obligations = _permitted(*subject, expression, said.chosen, said.owed)
+        self.reasons.append(permitted)
+        self.choices.append(choice)
+        self.obligations += obligations
         if said.can_clash:
             self.burdens.append(said.terms(subject.id))
 
@@ -71,9 +71,14 @@ class Findings:
         self.until(others.ends_us)
 
 
-@lru_cache(maxsize=8_192)
-def _choice(subject: str, expression: str, chosen: tuple[str, ...]) -> LicenseChoice:
-    return built(LicenseChoice, {"subject": subject, "expression": expression, "chosen": chosen})
+@lru_cache(maxsize=16_384)
+def _permitted(
+    subject: str, name: str, expression: str, chosen: tuple[str, ...], owed: tuple[Owed, ...]
+) -> tuple[Reason, LicenseChoice, tuple[Obligation, ...]]:
+    """What a license that permits leaves behind for one thing; the same from one question to the next."""
+    permits = reason("license_permits", subject, *chosen, subject=name, chosen=" AND ".join(chosen))
+    choice = built(LicenseChoice, {"subject": subject, "expression": expression, "chosen": chosen})
+    return permits, choice, tuple(obligation(kind, key, subject, text) for kind, key, text in owed)
 
 
 def miss(gate: Gate, ask: str, sentence: str, fact_id: str | None = None, *differs: str) -> NearestMiss:

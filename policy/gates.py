@@ -167,21 +167,19 @@ def _permission(
 ) -> None:
     """Looks for permits that cover the use now, and says until when, or how the nearest one misses."""
     (codes, owner, dataset), asked = sought, hearing.asked
-    shortfalls = hearing.shortfalls
-    links, ends_us = chain(shortfalls.covering(permits), asked.at_us)
+    links, ends_us = chain(hearing.reach.covering(permits), asked.at_us)
     words = {"tenant": owner, "consumer": asked.tenant, "dataset": dataset}
     always = () if dataset is None else (dataset,)
     if links:
         findings.say(reason(codes.yes, *[link.id for link in links], *always, **words))
         findings.until(ends_us)
         return
-    near = nearest(permits, shortfalls)
-    misses = shortfalls.of(near) if near else frozenset[str]()
+    near, misses = nearest(permits, hearing.reach)
     how = lapse(misses) if near else None
     cited = (near.id, *always) if near and how else always
     findings.say(reason(codes.no[how], *cited, **words))
     need = codes.need.format(owner=owner, dataset=dataset, use=hearing.use, consumer=asked.tenant)
-    findings.miss(miss(codes.gate, owner, need, near.id if near else None, *sorted(misses)))
+    findings.miss(miss(codes.gate, owner, need, near.id if near else None, *misses))
 
 
 def _grant(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:

@@ -17,7 +17,7 @@ from model_core.packing.canonical import canonical_bytes
 from policy.errors import UnknownVocabulary
 from policy.findings import Findings, miss
 from policy.licenses import Said, Subject, Use, ask
-from policy.matching import Shortfalls, covers, hits, hits_part_only
+from policy.matching import Reach, covers, hits, hits_part_only
 from policy.questions import Asked
 from policy.reasons import NearestMiss, Reason, reason
 from policy.snapshot import ConsentFact, ExpertFact, GrantFact, RuleFact, Snapshot
@@ -82,9 +82,9 @@ class Hearing:
             self.ground.join(self.base_license)
 
     @cached_property
-    def shortfalls(self) -> Shortfalls:
-        """How far each permit reaches."""
-        return Shortfalls(self.snapshot, self.asked, self._words)
+    def reach(self) -> Reach:
+        """What a permit has to say."""
+        return Reach(self.asked, self._words)
 
     def consents_of(self, expert: ExpertFact) -> Consents:
         """What an owner says about one expert, and about all of its experts."""

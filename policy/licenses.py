@@ -114,6 +114,10 @@ class Answer:
         return not self.denials
 
 
+Owed = tuple[ObligationKind, str, str]
+"""Kind, license key and text of an obligation, whatever is licensed."""
+
+
 class Denial(NamedTuple):
     """Why an expression does not permit a use, whatever it is the license of.
 
@@ -144,7 +148,7 @@ class Said:
     denials: tuple[Denial, ...] = ()
     licenses: tuple[LicenseFact, ...] = ()
     chosen: tuple[str, ...] = ()
-    owed: tuple[tuple[ObligationKind, str, str], ...] = ()
+    owed: tuple[Owed, ...] = ()
     commercial: bool = False
     can_clash: bool = False
 

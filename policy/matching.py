@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from policy.questions import Asked
-from policy.snapshot import ConsentFact, GrantFact, RuleFact, Snapshot
+from policy.snapshot import ConsentFact, GrantFact, RuleFact
 from policy.terms import ANY
 from policy.vocabulary import Vocabulary, action_forbids, action_permits
 
@@ -19,7 +19,6 @@ FOREVER_US: Final = 2**53
 
 Lapse = Literal["state", "expired", "not_yet"]
 _LAPSES: Final[tuple[Lapse, ...]] = ("state", "expired", "not_yet")
-_TIMES: Final = frozenset({"expired", "not_yet"})
 
 Scoped = ConsentFact | GrantFact | RuleFact
 
@@ -49,77 +48,74 @@ def hits_part_only(fact: Scoped, asked: Asked, words: Vocabulary) -> bool:
     )
 
 
-class Shortfalls:
-    """In which fields permits fall short of one question; each permit is looked at once.
+class Reach:
+    """What a permit has to say to cover one question.
 
     Args:
-        snapshot: whose facts they are.
         asked: the question.
         words: the vocabulary that it is understood with.
     """
 
-    def __init__(self, snapshot: Snapshot, asked: Asked, words: Vocabulary) -> None:
+    def __init__(self, asked: Asked, words: Vocabulary) -> None:
         self._asked = asked
         self._words = words
-        # By object, which the snapshot keeps: a consent and a grant may have the same id.
-        self._of_fact: dict[int, frozenset[str]] = {}
-        self._of_words: dict[tuple[str, str, str], frozenset[str]] = {}
-        self._snapshot = snapshot
+        stated = asked.action, ANY
+        self._actions = frozenset(one for one in stated if action_permits(one, asked.action))
+        self._purposes = words.purposes.permitting(asked.purpose)
+        self._regions = words.regions.permitting(asked.region)
         self._recipients = ANY, asked.tenant
-
-    def of(self, fact: ConsentFact | GrantFact) -> frozenset[str]:
-        """The fields in which a permit falls short of the question; none for one that covers it now."""
-        known = self._of_fact.get(id(fact))
-        return self._compared(fact) if known is None else known
 
     def covering(self, facts: Iterable[ConsentFact | GrantFact]) -> list[ConsentFact | GrantFact]:
         """Those that cover the question at some time, if not now."""
-        found = []
-        for fact in facts:
-            misses = self._of_fact.get(id(fact))
-            if misses is None:
-                misses = self._compared(fact)
-            if not misses or misses <= _TIMES:
-                found.append(fact)
-        return found
+        actions, purposes, regions = self._actions, self._purposes, self._regions
+        commercial, recipients = self._asked.commercial, self._recipients
+        return [
+            fact
+            for fact in facts
+            if fact.purpose in purposes
+            and fact.region in regions
+            and fact.action in actions
+            and _recipient(fact) in recipients
+            and fact.state == "given"
+            and (fact.commercial or not commercial)
+        ]
 
-    def _compared(self, fact: ConsentFact | GrantFact) -> frozenset[str]:
-        stated = fact.action, fact.purpose, fact.region
-        misses = self._of_words.get(stated)
-        if misses is None:
-            misses = self._of_words[stated] = self._compared_words(*stated)
-        recipient = fact.recipient if isinstance(fact, ConsentFact) else fact.consumer_tenant
-        at_us, from_us, until_us = self._asked.at_us, fact.valid_from_us, end_us(fact)
-        more = []
-        if fact.state != "given":
-            more.append("state")
-        if recipient not in self._recipients:
-            more.append("recipient")
+    def shortfall(self, fact: ConsentFact | GrantFact) -> list[str]:
+        """The fields in which a permit falls short of the question, sorted; none if it covers it now."""
+        at_us, action, purpose, region = self._asked.at_us, fact.action, fact.purpose, fact.region
+        from_us, until_us = fact.valid_from_us, end_us(fact)
+        misses, covered = [], True
+        if action not in self._actions:
+            covered = False
+            misses.append("action")
         if not fact.commercial and self._asked.commercial:
-            more.append("commercial")
-        if from_us > at_us:
-            more.append("not_yet")
+            misses.append("commercial")
         if at_us >= until_us or from_us >= until_us:  # an empty interval is over from the start
-            more.append("expired")
-        if more:
-            misses = misses.union(more)
-        self._of_fact[id(fact)] = misses
+            misses.append("expired")
+        if from_us > at_us:
+            misses.append("not_yet")
+        if purpose not in self._purposes:
+            covered = False
+            misses.append("purpose")
+        if _recipient(fact) not in self._recipients:
+            misses.append("recipient")
+        if region not in self._regions:
+            covered = False
+            misses.append("region")
+        if fact.state != "given":
+            misses.append("state")
+        if not covered and self._words.unknown_word(action, purpose, region) is not None:
+            misses.append("words")
         return misses
 
-    def _compared_words(self, action: str, purpose: str, region: str) -> frozenset[str]:
-        asked, words = self._asked, self._words
-        checks = {
-            "action": action_permits(action, asked.action),
-            "purpose": words.purposes.permits(purpose, asked.purpose),
-            "region": words.regions.permits(region, asked.region),
-            "words": words.unknown_word(action, purpose, region) is None,
-        }
-        return frozenset(name for name, holds in checks.items() if not holds)
+
+def _recipient(fact: ConsentFact | GrantFact) -> str:
+    return fact.recipient if type(fact) is ConsentFact else fact.consumer_tenant  # type: ignore[union-attr]
 
 
-def lapse(misses: frozenset[str]) -> Lapse | None:
+def lapse(misses: Sequence[str]) -> Lapse | None:
     """How a permit that covers the use in substance lapsed; None if it never covered it."""
-    if misses - set(_LAPSES):
+    if set(misses) - set(_LAPSES):
         return None
     return next((word for word in _LAPSES if word in misses), None)
 
@@ -135,11 +131,14 @@ def end_us(fact: ConsentFact | GrantFact) -> int:
 
 
 def nearest(
-    facts: Iterable[ConsentFact | GrantFact], shortfalls: Shortfalls
-) -> ConsentFact | GrantFact | None:
-    """The fact with the fewest shortfalls; ties by the shortfalls' names, then by id."""
-    near = [(len(misses := shortfalls.of(one)), sorted(misses), one.id, one) for one in facts]
-    return min(near, key=lambda one: one[:3])[3] if near else None
+    facts: Iterable[ConsentFact | GrantFact], reach: Reach
+) -> tuple[ConsentFact | GrantFact | None, list[str]]:
+    """The permit with the fewest shortfalls, and these; ties by the shortfalls' names, then by id."""
+    near = [(len(misses := reach.shortfall(one)), misses, one.id, one) for one in facts]
+    if not near:
+        return None, []
+    _, misses, _, fact = min(near, key=lambda one: one[:3])
+    return fact, misses
 
 
 def chain(facts: Sequence[ConsentFact | GrantFact], at_us: int) -> tuple[list[ConsentFact | GrantFact], int]:
@@ -147,17 +146,18 @@ def chain(facts: Sequence[ConsentFact | GrantFact], at_us: int) -> tuple[list[Co
 
     Half-open intervals: one that ends at a moment and one that begins there leave no gap.
     """
-    if len(facts) == 1:  # most owners say it once
-        (alone,) = facts
-        stands = alone.valid_from_us <= at_us < end_us(alone)
-        return ([alone], end_us(alone)) if stands else ([], at_us)
     links: list[ConsentFact | GrantFact] = []
     ends_us = at_us
     while ends_us < FOREVER_US:
-        live = [f for f in facts if f.valid_from_us <= ends_us < end_us(f)]
-        if not live:
+        longest, longest_us = None, ends_us
+        for fact in facts:
+            until_us = end_us(fact)
+            if fact.valid_from_us <= ends_us < until_us and (
+                longest is None or until_us > longest_us or (until_us == longest_us and fact.id < longest.id)
+            ):
+                longest, longest_us = fact, until_us
+        if longest is None:
             break
-        longest = min(live, key=lambda f: (-end_us(f), f.id))
         links.append(longest)
-        ends_us = end_us(longest)
+        ends_us = longest_us
     return links, ends_us

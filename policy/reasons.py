@@ -201,8 +201,17 @@ def obligation(kind: ObligationKind, license_key: str, subject: str, text: str) 
 
 def in_order(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
     """Reasons by gate, then code, facts and sentence, without repetitions."""
-    distinct = {(_PLACE_OF_CODE[r.code], r.fact_ids, r.sentence): r for r in reasons}
-    return tuple([distinct[key] for key in sorted(distinct)])
+    by_place: dict[int, list[Reason]] = {}
+    for one in reasons:
+        by_place.setdefault(_PLACE_OF_CODE[one.code], []).append(one)
+    found: list[Reason] = []
+    for place in sorted(by_place):
+        alike = by_place[place]
+        if len(alike) > 1:
+            distinct = {(one.fact_ids, one.sentence): one for one in alike}
+            alike = [distinct[key] for key in sorted(distinct)]
+        found += alike
+    return tuple(found)
 
 
 def is_denial(one: Reason) -> bool:
@@ -210,18 +219,17 @@ def is_denial(one: Reason) -> bool:
     return one.code not in _PERMITTING
 
 
-def permits(reasons: Iterable[Reason]) -> bool:
-    """Whether none of these denies."""
-    return _PERMITTING.issuperset([one.code for one in reasons])
-
-
 def outcome_of(reasons: Iterable[Reason]) -> Outcome:
     """The class of a verdict: the first that any reason wears, in the order of ``OUTCOMES``."""
-    worn = {CODES[one.code].outcome for one in reasons}
-    return next((outcome for outcome in OUTCOMES if outcome in worn), "permit")
+    first = min([_OUTCOME_OF_CODE[one.code] for one in reasons], default=len(OUTCOMES))
+    return "permit" if first == len(OUTCOMES) else OUTCOMES[first]
 
 
 _PERMITTING: Final = frozenset(code for code, said in CODES.items() if said.outcome == "permit")
+_OUTCOME_OF_CODE: Final = {
+    code: len(OUTCOMES) if said.outcome == "permit" else OUTCOMES.index(said.outcome)
+    for code, said in CODES.items()
+}
 _PLACE_OF_CODE: Final = {
     code: place
     for place, code in enumerate(sorted(CODES, key=lambda code: (GATES.index(CODES[code].gate), code)))

@@ -59,6 +59,10 @@ class Hierarchy:
         """
         return asked in self.terms and (stated == ANY or stated in self.above[asked])
 
+    def permitting(self, asked: str) -> frozenset[str]:
+        """All words in which a permit covers a request for ``asked``."""
+        return self.above[asked] | {ANY} if asked in self.terms else frozenset()
+
     def forbids(self, stated: str, asked: str) -> bool:
         """Whether a forbid for ``stated`` hits a request for ``asked``.
 
