@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from cluster.cli import audit
 from cluster.cli.context import Door
+from cluster.cli.evidence import make as make_evidence
 from cluster.cli.export import export
 from cluster.cli.models import import_base, import_expert
 from cluster.cli.receipts import verify_receipt
@@ -30,7 +31,7 @@ _BY_HAND: dict[str, tuple[click.Command, ...]] = {
     "job": (watch,),
     "base": (import_base,),
     "expert": (import_expert,),
-    "deployment": (export,),
+    "deployment": (export, make_evidence),
     "consent": (verify_receipt,),
     "audit": (audit.verify, audit.export),
 }

@@ -25,6 +25,7 @@ _OWN_COMMANDS = {
     "status": "cluster.cli.house:status",
     "doctor": "cluster.cli.house:doctor",
     "ask": "cluster.cli.ask:ask",
+    "evidence": "cluster.cli.evidence:evidence",
     "database": "cluster.cli.database:database",
 }
 
@@ -60,6 +61,7 @@ _HELP = {
     "status": "Say what runs and how it is.",
     "doctor": "Check that this machine can run the marketplace.",
     "ask": "Ask a deployment and stream its answer.",
+    "evidence": "Verify and compare evidence packs.",
     "database": "Make PostgreSQL's roles and upgrade its schema.",
 }
 

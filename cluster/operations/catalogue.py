@@ -18,6 +18,7 @@ from cluster.operations import (
     deployments,
     drafting,
     epochs,
+    evidence,
     experts,
     exports,
     impact,
@@ -49,6 +50,7 @@ _ROOMS = (
     exports,
     money,
     oversight,
+    evidence,
 )
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(

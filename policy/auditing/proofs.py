@@ -22,6 +22,8 @@ from policy.auditing.tree import Levels, consistency_path, is_consistent, root_f
 from policy.auditing.verifying import sealed_tables, stored_leaves, stored_seals
 from policy.errors import NotFound
 
+_FAR = 2**63 - 1
+
 
 class SealHead(BaseModel):
     """A seal without its list."""
@@ -196,8 +198,13 @@ def _row(session: Session, name: str, key: str) -> dict[str, Any] | None:
     if table is None:
         return None
     columns = list(table.primary_key.columns)
-    values = [key] if len(columns) == 1 else json.loads(key)
-    typed = [column.type.python_type(value) for column, value in zip(columns, values, strict=True)]
+    try:
+        values = [key] if len(columns) == 1 else json.loads(key)
+        typed = [column.type.python_type(value) for column, value in zip(columns, values, strict=True)]
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if any(not -_FAR <= value <= _FAR if isinstance(value, int) else "\x00" in value for value in typed):
+        return None
     same = [column == value for column, value in zip(columns, typed, strict=True)]
     row = session.connection().execute(table.select().where(*same)).mappings().first()
     return None if row is None else row_document(table, dict(row))

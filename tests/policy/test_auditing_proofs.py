@@ -270,3 +270,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> A
         return folder / "bundle", export(database, folder / "bundle")
     finally:
         database.close()
+
+
+@pytest.mark.parametrize(
+    "key", ["", "x", "9" * 30, "\x00", "[", "[1]", '["a","b"]', "[" * 3000, "null", "1.5"]
+)
+def test_keys_that_can_not_be_one_are_not_found(database: Database, key: str) -> None:
+    """Whatever stands for a key, of one part or two, is refused in words."""
+    busy(database)
+    with database.reading() as session:
+        for table in ("audit", "consents", "consent_events", "no_table"):
+            with pytest.raises(NotFound):
+                prove_rows(session, [(table, key)])

@@ -353,12 +353,15 @@ def test_what_was_written_by_the_product_itself_must_follow_from_the_acts(databa
         (row.BudgetRow, "spent_micro", lambda spent: spent + 1, "budget_differs"),
     ]
     for kind, column, change, reason in changes:
+        before: Any = None
         for back in (False, True):
             with database.unit_of_work() as session:
                 if not database.is_sqlite:
                     session.execute(text("SET LOCAL session_replication_role = replica"))
-                found = session.scalars(select(kind).order_by(*kind.__table__.primary_key.columns)).first()
-                before = before if back else getattr(found, column)  # noqa: F821
+                found: Any = session.scalars(
+                    select(kind).order_by(*kind.__table__.primary_key.columns)
+                ).first()
+                before = before if back else getattr(found, column)
                 setattr(found, column, before if back else change(before))
             with database.reading() as session:
                 report = Audit(session, START).verify()
