@@ -20,6 +20,7 @@ from policy import archive, vocabulary
 from policy.audit import Audit
 from policy.errors import NotFound
 from policy.facts import Fact
+from policy.outbox import Outbox
 from policy.reading import (
     Reader,
     card_license,
@@ -191,7 +192,9 @@ class Publisher:
                 "change_id": change_id,
             },
         )
-        return to_fact(Publication, row)
+        publication = to_fact(Publication, row)
+        Outbox(self._session, self._now_us).put(publication)
+        return publication
 
     def touched(self, epoch: int) -> Touched:
         """Whose decisions an epoch turned; everybody's where this unit of work did not publish it."""

@@ -63,6 +63,15 @@ class Publication(Record):
     change_id: str | None
 
 
+class Announcement(Record):
+    """What is told of an epoch to whoever listens: that it came, why, and the digest of what it froze."""
+
+    epoch: int
+    snapshot_digest: str
+    reason: str
+    at_us: int
+
+
 class ConsentEvent(Record):
     """Something that happened to a consent."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.errors import UnknownOperation
 from cluster.home import Home
+from cluster.office.announcer import keep_announcing
 from cluster.office.calendar import keep_calendar, keep_weighing
 from cluster.office.checkpoints import keep_checkpoints
 from cluster.office.counter import Office
@@ -63,9 +64,10 @@ class OfficeActor:
         self._opening = asyncio.Lock()
         self._office: Office | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._checkpoints: asyncio.Task[None] | None = None
         self._calendar: asyncio.Task[None] | None = None
         self._weighing: asyncio.Task[None] | None = None
+        self._announcing: asyncio.Task[None] | None = None
+        self._checkpoints: asyncio.Task[None] | None = None
 
     async def ask(self, question: str, arguments: tuple[Any, ...]) -> Reply:
         """Answers one question of ``OfficeProtocol``; keyword-only arguments come last, in order."""
@@ -96,11 +98,12 @@ class OfficeActor:
                 self._office = await asyncio.to_thread(open_office, self._settings)
                 settings = read_settings(self._settings)
                 life_us = reservation_life_us(settings.request_s)
-                folder = settings.checkpoints or Home(settings.home).checkpoints
-                self._checkpoints = asyncio.create_task(keep_checkpoints(self._office, folder))
                 self._sweeper = asyncio.create_task(self._sweep(self._office, life_us))
                 self._calendar = asyncio.create_task(keep_calendar(self._office))
                 self._weighing = asyncio.create_task(keep_weighing(self._office))
+                self._announcing = asyncio.create_task(keep_announcing(self._office))
+                folder = settings.checkpoints or Home(settings.home).checkpoints
+                self._checkpoints = asyncio.create_task(keep_checkpoints(self._office, folder))
             return self._office
 
     async def _sweep(self, office: Office, life_us: int) -> None:

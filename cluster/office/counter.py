@@ -30,6 +30,7 @@ from cluster.office.jobs import (
 from cluster.office.protocol import (
     Admission,
     Caller,
+    EpochEvent,
     EpochNews,
     JobClaim,
     JobDirection,
@@ -196,11 +197,39 @@ class Office:
                 if news.stopped:
                     self._told[server_id] = frozenset(news.stopped)
                 return news
-            try:
-                async with asyncio.timeout(left_s), self._changed:
-                    await self._changed.wait_for(lambda: self._generation != generation)  # noqa: B023
-            except TimeoutError:
+            if not await self.changed(generation, left_s):
                 return news
+
+    async def epochs_after(self, epoch: int, limit: int = 100, timeout_s: float = 20.0) -> list[EpochEvent]:
+        """Long-polls for the epochs above one, lowest first."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+
+        def above(desk: Desk) -> list[EpochEvent]:
+            rows = desk.register.publications(epoch, limit)
+            return [
+                EpochEvent(**{name: getattr(row, name) for name in EpochEvent.model_fields}) for row in rows
+            ]
+
+        while True:
+            generation = self._generation
+            events = await self._read(above)
+            left_s = deadline - asyncio.get_running_loop().time()
+            if events or left_s <= 0 or not await self.changed(generation, left_s):
+                return events
+
+    @property
+    def generation(self) -> int:
+        """Grows with every unit of work that may have published."""
+        return self._generation
+
+    async def changed(self, generation: int, timeout_s: float) -> bool:
+        """Waits until something may have been published since a generation; False if that took too long."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._generation != generation)
+        except TimeoutError:
+            return False
+        return True
 
     async def acknowledge(
         self, server_id: str, epoch: int, snapshot_digest: str, compositions: dict[str, str]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from policy.consents.vault import Vault
     from policy.drafts import Drafts
     from policy.metering import Metering
+    from policy.outbox import Outbox
     from policy.preview.previews import Previews
     from policy.preview.worth import Worth
     from policy.register import Register
@@ -155,6 +156,13 @@ class Desk:
         from policy.consents.vault import Vault
 
         return Vault(self.session, self.now_us)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Epochs that are still to be told."""
+        from policy.outbox import Outbox
+
+        return Outbox(self.session, self.now_us)
 
     @cached_property
     def metering(self) -> Metering:

@@ -127,6 +127,22 @@ class EpochNews(Message):
     stopped: dict[str, str] = Field(default_factory=dict)
 
 
+class EpochEvent(Message):
+    """That an epoch was published.
+
+    Attributes:
+        epoch: its number.
+        snapshot_digest: of what it froze.
+        reason: the kind of act that it carries, as ``consent.withdraw`` or ``change``.
+        at_us: when it was published, microseconds since the Unix epoch.
+    """
+
+    epoch: int
+    snapshot_digest: str
+    reason: str
+    at_us: int
+
+
 class MetricReading(Message):
     """One point of a training curve."""
 
@@ -278,6 +294,13 @@ class OfficeProtocol(Protocol):
 
     async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
         """Long-polls for an epoch above ``seen_epoch`` (-1 asks for the newest at once). Repeatable."""
+        ...
+
+    async def epochs_after(self, epoch: int, limit: int = 100, timeout_s: float = 20.0) -> list[EpochEvent]:
+        """Long-polls for the epochs above one, lowest first and without a gap. Repeatable.
+
+        Answers as soon as there is one, and with none when the time is up.
+        """
         ...
 
     async def acknowledge(

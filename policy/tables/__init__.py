@@ -23,6 +23,7 @@ from policy.tables.ledger import (
     StatementRow,
 )
 from policy.tables.metering import BudgetRow, ReservationRow, UsageBatchRow, UsageRecordRow, UsageShareRow
+from policy.tables.outbox import OutboxRow
 from policy.tables.publication import AcknowledgementRow, ChangeRow, PublicationRow, ServerRow, SnapshotRow
 from policy.tables.seals import SealDraftRow, SealRow
 from policy.tables.words import ConsentEventRow, ConsentRow, GrantRow, RuleRow
@@ -60,6 +61,7 @@ __all__ = [
     "ListingRow",
     "NoticeRow",
     "NotificationRow",
+    "OutboxRow",
     "PublicationRow",
     "PublishedFactRow",
     "ReservationRow",
@@ -117,6 +119,7 @@ LATCHED = {
     "grants": ("state",),
     "rules": ("state",),
     "published_facts": ("until_epoch",),
+    "outbox": ("delivered_at_us",),
     "changes": ("state", "decided_by", "decided_at_us", "comment", "epoch", "stage"),
     "change_drafts": ("title", "items", "digest", "effective_at_us", "version", "state", "edited_at_us"),
     "stops": ("signed_by", "signed_at_us"),
