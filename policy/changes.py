@@ -31,23 +31,19 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from model_core.packing.ids import check_name, new_id
+from policy.approving import Approving
 from policy.authority import Authority
 from policy.contents import change_digest, check_form, read_items, write_items
 from policy.decision_log import DecisionLog
 from policy.edits import Edits
 from policy.errors import (
-    AuthorityLapsed,
     ChangeClosed,
-    DigestChanged,
     InvalidChange,
     NotFound,
     NotYetDue,
     NotYours,
-    PolicyError,
-    SelfApproval,
 )
 from policy.items import ChangeItem, DeploymentPut
-from policy.people import principal_now
 from policy.preview.glance import compare
 from policy.publication import Publisher
 from policy.records import ApprovalRecord, ChangeRecord, Preview, Publication
@@ -65,6 +61,7 @@ class Changes:
         self._publisher = Publisher(session, now_us)
         self._authority = Authority(session)
         self._edits = Edits(session, now_us)
+        self._approving = Approving(session, now_us)
 
     def propose(
         self,
@@ -223,13 +220,7 @@ class Changes:
             raise ChangeClosed("The change is not scheduled.", change_id=change_id)
         if row.effective_at_us is None or self.time_us() < row.effective_at_us:
             raise NotYetDue("The change's moment has not come.", change_id=change_id)
-        approver = principal_now(self._session, approval.principal_id, self._now_us)
-        if approver is None:
-            raise AuthorityLapsed(
-                f"{approval.principal_name} approved the change and holds no live key now; propose it anew.",
-                change_id=change_id,
-            )
-        self._check_approval(row, approval.digest, approver)
+        self._approving.check_earlier(row, approval)
         return self._publish(row, approval.principal_id, approval.at_us)
 
     def reject(self, change_id: str, principal: Principal, comment: str) -> ChangeRecord:
@@ -311,38 +302,8 @@ class Changes:
         row = self._open_row(change_id, principal)
         if row.stage:
             raise ChangeClosed(f"The change was {row.stage} before.", change_id=change_id, state=row.stage)
-        self._check_approval(row, digest, principal)
+        self._approving.check(row, digest, principal)
         return row
-
-    def _check_approval(self, row: ChangeRow, digest: str, principal: Principal) -> None:
-        if principal.id == row.author_id:
-            raise SelfApproval("You proposed this change; somebody else has to approve it.", change_id=row.id)
-        items = read_items(row.items)
-        for item in items:
-            self._authority.check_approver(principal, item, row.tenant)
-        # Computed anew: a row that somebody edited in the database no longer has the digest it shows.
-        actual = change_digest(row.id, row.title, row.author_id, row.items.encode(), row.effective_at_us)
-        if digest != row.digest or digest != actual:
-            raise DigestChanged(
-                "The digest is not that of the change; read the change again before approving it.",
-                change_id=row.id,
-                digest=actual,
-            )
-        self._check_author_still(row, items)
-
-    def _check_author_still(self, row: ChangeRow, items: Sequence[ChangeItem]) -> None:
-        author = principal_now(self._session, row.author_id, self._now_us)
-        try:
-            if author is not None:
-                for item in items:
-                    self._authority.check_author(author, item)
-                return
-        except PolicyError:
-            pass
-        raise AuthorityLapsed(
-            f"{row.author_name} may no longer propose these edits; have somebody who may propose them anew.",
-            change_id=row.id,
-        )
 
     def _publish(self, row: ChangeRow, approver_id: str, approved_at_us: int) -> Publication:
         epoch = self._publisher.current_epoch() + 1

@@ -25,6 +25,7 @@ from policy.items import (
     GrantGive,
     LicensePut,
     ListingPut,
+    RuleLift,
     RulePermit,
     TenantResume,
 )
@@ -112,6 +113,10 @@ def _put(
         case RulePermit() | ForbidRule():
             effect: Literal["permit", "forbid"] = "permit" if isinstance(item, RulePermit) else "forbid"
             lists["rules"].append(RuleFact(**item.model_dump(exclude={"kind"}), id=fact_id, effect=effect))
+        case RuleLift():
+            lists["rules"][:] = [
+                one for one in lists["rules"] if one.id != item.rule_id or one.effect != "forbid"
+            ]
         case ListingPut():
             _alter(
                 kept,

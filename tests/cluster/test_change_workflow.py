@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
+import pytest
+
 from cluster.bootstrap import open_office
+from cluster.errors import OfficeFault
+from cluster.office import calendar
 from cluster.office.calendar import publish_due, weigh_next
 
 
@@ -192,3 +197,23 @@ def test_measurements_are_recorded_by_who_does_not_own_the_expert(town: Any) -> 
     assert town.get("eve", "/evaluations")["items"] == []
     wrong = town.ask("operator", "POST", "/evaluations", json=body | {"evidence_digest": "nothing"})
     assert wrong.status_code == 422
+
+
+def test_the_office_goes_on_after_a_refusal(town: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused piece of the office's own work is tried again, and the loop lives on."""
+    asked: list[int] = []
+
+    async def act(office: Any) -> float:
+        assert office is town.office
+        asked.append(len(asked))
+        if len(asked) == 1:
+            raise OfficeFault("for once")
+        if len(asked) == 3:
+            raise asyncio.CancelledError
+        return 0.0
+
+    monkeypatch.setattr(calendar, "_LOOK_S", 0.0)
+    monkeypatch.setattr(calendar, "publish_due", act)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(calendar.keep_calendar(town.office))
+    assert asked == [0, 1, 2]

@@ -356,6 +356,7 @@ def test_a_stop_is_one_form_and_waits_for_a_signature(town: Any, browser: Browse
     assert "Stopped, at once." in stopped.text
     assert ">Sign<" not in stopped.text
     (row,) = town.get("carol", "/stops")["items"]
+    assert "Second signature under the stop of expert" in dora.get("/console/").text
     page = dora.get("/console/stops").text
     assert f"/console/stops/{row['id']}/sign" in page
     _check_page(page, "/console/stops")

@@ -228,7 +228,7 @@ def test_pages_of_the_log_change_nothing(town: Town, monkeypatch: pytest.MonkeyP
 def test_counts_agree_with_asking_one_by_one() -> None:
     """Over random worlds the counts are those of composing each logged question on both snapshots."""
     moved = 0
-    for seed in range(60):
+    for seed in range(30):
         after, _ = random_world(seed)
         dice = random.Random(seed)
         fewer = {
@@ -243,7 +243,7 @@ def test_counts_agree_with_asking_one_by_one() -> None:
         gained, lost, changed = _one_by_one(before, after, at_us, questions)
         assert (told.gained, told.lost, told.changed) == (gained, lost, changed)
         moved += changed
-    assert moved > 100
+    assert moved > 50
 
 
 def _one_by_one(

@@ -25,6 +25,7 @@ from policy.items import ChangeItem, ForbidRule, GrantGive, ListingPut, RuleLift
 from policy.records import ChangeRecord
 from policy.register import Register
 from policy.schedule import Schedule
+from policy.supposing import Supposition, suppose
 from tenants.accounts.accounts import Accounts
 from tenants.roles import Principal, Role
 
@@ -332,7 +333,12 @@ def test_lifting_a_prohibition_takes_two(town: Town) -> None:
             register.remove_permit_rule(rule, town.carl)
         with pytest.raises(NotAllowed):
             register.propose(town.ada, "lift", [RuleLift(rule_id=rule)])
+    before = town.act(lambda register: register.snapshot())
+    supposed = suppose(
+        before, Supposition(items=(RuleLift(rule_id=rule),)), tenant="platform", at_us=town.now
+    )
     town.widen(town.carl, town.olga, RuleLift(rule_id=rule))
+    assert supposed.rules == town.act(lambda register: register.snapshot()).rules != before.rules
     assert town.members() == {expert.expert_id}
     with town.register() as register, pytest.raises(NotFound):
         register.propose(town.carl, "again", [RuleLift(rule_id=rule)])

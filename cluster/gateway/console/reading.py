@@ -43,10 +43,13 @@ async def _optional(visit: Visit, operation: str, **fields: Any) -> dict[str, An
 
 async def home(visit: Visit) -> Values:
     """What is going on."""
-    status, proposed = await asyncio.gather(
-        visit.call("status.show"), visit.call("changes.list", state="proposed", limit=20)
+    status, proposed, stopped = await asyncio.gather(
+        visit.call("status.show"),
+        visit.call("changes.list", state="proposed", limit=20),
+        visit.call("stops.list", limit=20),
     )
-    return {"overview": status, "proposed": proposed["items"]}
+    unsigned = [row for row in stopped["items"] if row["state"] != "signed"]
+    return {"overview": status, "proposed": proposed["items"], "unsigned": unsigned}
 
 
 async def experts(visit: Visit) -> Values:
