@@ -30,6 +30,7 @@ FAMILIES = (
     "tenants.workshop.launch",
     "tenants.workshop.protocol",
     "policy.errors",
+    "policy.cards.errors",
     "cluster.errors",
     "cluster.gateway.errors",
     "cluster.hosting.errors",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
@@ -18,12 +18,19 @@ from cluster.operations.scope import check_visible, cut, tenant_scope
 from cluster.operations.staging import documents_path, staged_path
 from cluster.operations.table import Answer, Operation, Page, Request, Upload, several
 from model_core.packing.manifest import DataCard
+from policy import vocabulary
+from policy.cards.croissant import read_card
+from policy.cards.drafts import ImportedCard, NotImported
+from policy.cards.duo import Scope
+from policy.items import ConsentGive, ForbidUse
 from policy.license_expressions import parse
 from tenants.accounts.datasets import DatasetRecord
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
+
+DiseaseId = Annotated[str, Field(min_length=1, max_length=100)]
 
 DATE = r"\d{4}-\d{2}-\d{2}"
 
@@ -55,6 +62,50 @@ class DatasetId(Request):
     """Which dataset."""
 
     dataset_id: str = Field(max_length=60)
+
+
+class CardToImport(Request):
+    """Terms that somebody else wrote, and what drafts of them are to be about."""
+
+    document: dict[str, Any] = Field(
+        description='a Croissant card, an ODRL policy, or {"duo": [codes]}, as JSON'
+    )
+    expert_id: str = Field(
+        default="*", max_length=60, description="one of your experts, or * for all of them"
+    )
+    dataset_id: str | None = Field(default=None, max_length=60, description="draft consents for this dataset")
+    recipient: str = Field(default="*", max_length=63, description="the tenant that drafts are for")
+    region: str = Field(default="*", max_length=100, description="where it is used")
+    diseases: Annotated[tuple[DiseaseId, ...], BeforeValidator(several)] = Field(
+        default=(), max_length=20, description="MONDO ids that go with a disease-specific permission"
+    )
+    until_us: int | None = Field(
+        default=None, ge=0, lt=2**53, description="the end that goes with a time limit"
+    )
+
+
+class CardImport(Answer):
+    """What a card says, as drafts. Nothing is kept, and nothing is in force: propose what you agree with.
+
+    Attributes:
+        kind: croissant, odrl or duo.
+        card: facts about the data, for uploading it.
+        license: SPDX expression; None where the card names none that is known.
+        items: edits for ``changes.propose``.
+        forbids: prohibitions for ``consents.forbid``.
+        conditions: duties that belong into the license that compliance reviews.
+        not_imported: what no draft expresses, with the reason.
+        notes: where a draft permits less, or forbids more, than the card.
+    """
+
+    kind: str
+    card: ImportedCard
+    license: str | None
+    items: tuple[ConsentGive, ...]
+    forbids: tuple[ForbidUse, ...]
+    conditions: tuple[str, ...]
+    not_imported: tuple[NotImported, ...]
+    notes: tuple[str, ...]
 
 
 class DatasetPage(Answer):
@@ -100,6 +151,24 @@ def show(desk: Desk, principal: Principal, request: DatasetId) -> DatasetRecord:
     return record
 
 
+def import_card(desk: Desk, principal: Principal, request: CardToImport) -> CardImport:
+    """Reads terms into drafts."""
+    del desk, principal
+    vocabulary.vocabulary().check_words(region=request.region)
+    scope = Scope.model_validate(request.model_dump(exclude={"document"}))
+    found = read_card(request.document, scope)
+    return CardImport(
+        kind=found.kind,
+        card=found.card,
+        license=found.license,
+        items=found.drafts.consents,
+        forbids=found.drafts.forbids,
+        conditions=found.drafts.conditions,
+        not_imported=found.drafts.not_imported,
+        notes=found.drafts.notes,
+    )
+
+
 def _keep(staged: Path, kept: Path, desk: Desk) -> None:
     """Links the staged file under its digest: it is there whole or not at all, and never copied."""
     desk.home.make_folder(kept.parent)
@@ -128,6 +197,18 @@ ROWS = (
         upload=Upload(media_type=JSON_LINES, inspect=inspect_documents),
         unaudited=frozenset({"description"}),
         isolated=True,
+    ),
+    Operation(
+        name="datasets.import_card",
+        method="POST",
+        path="/datasets/cards",
+        roles=frozenset({Role.OWNER, Role.COMPLIANCE}),
+        request=CardToImport,
+        response=CardImport,
+        run=import_card,
+        summary="Reads Croissant, ODRL or DUO terms into drafts that you may propose; nothing is kept.",
+        reads=True,
+        example={"document": {"duo": ["GRU", "NCU"]}},
     ),
     Operation(
         name="datasets.list",

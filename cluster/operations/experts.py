@@ -136,7 +136,7 @@ def list_experts(desk: Desk, principal: Principal, request: ExpertQuery) -> Expe
 
 def show_expert(desk: Desk, principal: Principal, request: ExpertId) -> ExpertView:
     """One expert as the caller may see it."""
-    record = _visible_expert(desk, principal, request.expert_id)
+    record = visible_expert(desk, principal, request.expert_id)
     if not _sees_all_of(principal, record):
         return _view(record, full=False)
     return _view(record, full=True, admission=_figures(desk, record))
@@ -144,7 +144,7 @@ def show_expert(desk: Desk, principal: Principal, request: ExpertId) -> ExpertVi
 
 def suspend_expert(desk: Desk, principal: Principal, request: ExpertId) -> Publication:
     """Takes an expert out of every composition, at once."""
-    record = _visible_expert(desk, principal, request.expert_id)
+    record = visible_expert(desk, principal, request.expert_id)
     if not principal.has(Role.COMPLIANCE, Role.OPERATOR):
         check_own(principal, record.tenant, what="expert")
     return desk.register.suspend_expert(record.expert_id, principal)
@@ -152,13 +152,13 @@ def suspend_expert(desk: Desk, principal: Principal, request: ExpertId) -> Publi
 
 def resume_expert(desk: Desk, principal: Principal, request: ExpertId) -> ChangeRecord:
     """Drafts the return of a suspended expert."""
-    record = _visible_expert(desk, principal, request.expert_id)
+    record = visible_expert(desk, principal, request.expert_id)
     item = ExpertResume(expert_id=record.expert_id)
     drafted = desk.register.propose(principal, f"Resume {record.tenant}/{record.name}", (item,))
     return cut_change(desk, principal, drafted)
 
 
-def _visible_expert(desk: Desk, principal: Principal, expert_id: str) -> ExpertRecord:
+def visible_expert(desk: Desk, principal: Principal, expert_id: str) -> ExpertRecord:
     """An expert that the caller may know of.
 
     Raises:

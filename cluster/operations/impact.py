@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from cluster.operations.changes import ChangeId, visible_change
+from cluster.operations.experts import visible_expert
 from cluster.operations.scope import cut, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
 from policy.preview.report import DeploymentImpact, ExpertImpact, ImpactReport, QualityImpact
@@ -79,10 +80,10 @@ def of_epoch(desk: Desk, principal: Principal, request: EpochOfReport) -> Impact
 
 
 def record(desk: Desk, principal: Principal, request: NewEvaluation) -> EvaluationRecord:
-    """Takes a measurement."""
+    """Takes a measurement of an expert that the caller may know of."""
     return desk.worth.record(
         principal,
-        request.expert_id,
+        visible_expert(desk, principal, request.expert_id).expert_id,
         request.metric,
         request.value_micro,
         request.evidence_digest,

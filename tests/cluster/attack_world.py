@@ -33,10 +33,13 @@ OWNED = {
     "notice_digest": "notice",
     "record_id": "record",
     "slug": "tenant",
+    "stop_id": "stop",
     "tenant": "tenant",
 }
 #: What is common to all: bases, epochs, license keys and rules are everybody's to read.
 COMMON = {"base_digest", "epoch", "key", "rule_id"}
+#: What proofs of the audit chain are asked with; the whole chain is for the platform's staff.
+CHAIN = {"earlier", "table"}
 
 
 def found_victim(town: Any) -> dict[str, Any]:
@@ -44,7 +47,8 @@ def found_victim(town: Any) -> dict[str, Any]:
     job = town.post("ada", "/jobs", name="secret", dataset_id=town.ids["dataset"], recipe={"steps": 1})
     change = town.post("ada", "/consents", expert_id=town.ids["expert"], purpose="education")
     bundle = town.get("ada", f"/experts/{town.ids['expert']}")["bundle_digest"]
-    town.post("ada", f"/experts/{town.ids['expert']}/suspend")
+    reason = "It said too much."
+    stop = town.post("ada", "/stops", kind="expert", subject=town.ids["expert"], reason=reason)
     decision = town.get("carol", "/decisions", deployment="notes-research")["items"][0]
     notice = town.post("ada", "/notices", language="en", version="1", text="A secret wording.")
     asked = town.post("ada", "/consents/requests", expert_id="*", purpose="education")
@@ -53,6 +57,7 @@ def found_victim(town: Any) -> dict[str, Any]:
         "change": change["id"],
         "digest": change["digest"],
         "bundle": bundle,
+        "stop": stop["id"],
         "decision": decision["id"],
         "notice": notice["id"],
         "record": asked["record_id"],

@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.operations.catalogue import OPERATIONS
 from tests.cluster.attack_world import (
+    CHAIN,
     COMMON,
     OWNED,
     found_victim,
@@ -34,7 +35,23 @@ def _said(answer: Any, *ids: str) -> tuple[int, str]:
 def test_every_placeholder_is_somebodys_or_everybodys() -> None:
     """The walk below knows what each placeholder of the table holds, so that no route is left out."""
     placeholders = {name for row in OPERATIONS.values() for name in row.placeholders}
-    assert placeholders <= OWNED.keys() | COMMON
+    assert placeholders <= OWNED.keys() | COMMON | CHAIN
+
+
+def test_the_whole_chain_is_for_the_platform_alone(town: Any) -> None:
+    """No tenant's auditor proves a row of another tenant, exports the chain or reads its records."""
+    victim = found_victim(town)
+    names = intruders(town)
+    before = town.state()
+    rows = {"records", "proof", "consistency", "checkpoint", "export"}
+    for row in OPERATIONS.values():
+        if row.noun != "audit" or row.name.partition(".")[2] not in rows:
+            continue
+        for who in names:
+            for ids in ({"table": "consents", "key": victim["consent"]}, {"table": "audit", "key": "1"}):
+                answer = send(town, who, row, ids)
+                assert (answer.status_code, answer.json()["code"]) == (403, "role_required"), row.name
+    assert town.state() == before
 
 
 def test_foreign_objects_cannot_be_told_from_missing_ones(town: Any) -> None:
