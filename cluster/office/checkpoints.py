@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.office.counter import Office
-from cluster.office.desk import Desk
+from cluster.office.desk import Desk, now_us
 from model_core.errors import ProductError
 from model_core.packing.keys import load_or_create_key
-from policy.auditing.sealing import count_seals
+from policy.auditing.sealing import append_seal, count_seals
 from policy.records import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ async def keep_checkpoints(office: Office, folder: Path) -> None:
     exported, waited_s = -1, _EVERY_S
     while True:
         try:
+            await office.do(lambda desk: append_seal(desk.session, (), now_us()), wakes=False)  # what waits
             seals = await office.look(lambda desk: count_seals(desk.session))
             if seals != exported and (waited_s >= _EVERY_S or seals - exported >= _EVERY_RECORDS):
                 point = await office.look(_sign)

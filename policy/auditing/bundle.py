@@ -4,7 +4,7 @@
 ``seals.jsonl`` is the chain of seals, ``tables/<name>.jsonl`` every sealed row in its one form, the audit
 chain's records among them, ``checkpoints.txt`` signed notes, ``manifest.json`` the counts and the public key.
 Files are read line by line; only the digests of rows are kept in memory. The folder holds the whole register,
-hashes of keys included: its files are for their owner alone.
+hashes of keys included, but nobody's name from the vault: its files are for their owner alone.
 
 Nothing in the folder vouches for itself: whoever could forge the folder could forge the key in it. What
 counts is a checkpoint, or a public key, that the verifier has from before.
@@ -25,7 +25,7 @@ from model_core.packing.canonical import canonical_bytes
 from policy.audit import record_of, verify_chain
 from policy.auditing.notes import Note, read_notes
 from policy.auditing.reporting import UNPROVEN, with_rows
-from policy.auditing.rows import key_text, row_digest, row_document
+from policy.auditing.rows import WITHHELD, key_text, row_digest, row_document
 from policy.auditing.sealing import Seal
 from policy.auditing.verifying import Bad, Expected, RowsReport, sealed_tables, stored_seals
 from policy.errors import BrokenProof
@@ -132,7 +132,11 @@ def _hold(folder: Path, manifest: Mapping[str, Any], expected: Expected) -> Rows
         nonlocal rows
         for line in _lines(folder / "tables" / f"{name}.jsonl"):
             rows += 1
-            yield str(line["key"]), row_digest(name, line["row"])
+            kept_back = name in WITHHELD
+            yield (
+                str(line["key"]),
+                bytes.fromhex(line["digest"]) if kept_back else row_digest(name, line["row"]),
+            )
 
     if not bad:
         for name in sorted(manifest["tables"]):
@@ -181,7 +185,11 @@ def _rows(session: Session, table: Any) -> Iterator[dict[str, Any]]:
     query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=2000)
     for row in session.connection().execute(query).mappings():
         key = key_text(tuple(row[name] for name in names))
-        yield {"key": key, "row": row_document(table, dict(row))}
+        document = row_document(table, dict(row))
+        if table.name in WITHHELD:
+            yield {"key": key, "digest": row_digest(table.name, document).hex()}
+        else:
+            yield {"key": key, "row": document}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
-from policy.auditing.rows import row_digest, row_document
+from policy.auditing.rows import WITHHELD, row_digest, row_document
 from policy.auditing.sealing import Entry, Seal, leaf_hash
 from policy.auditing.tree import Levels, consistency_path, is_consistent, root_from_inclusion, root_of
 from policy.auditing.verifying import sealed_tables, stored_leaves, stored_seals
@@ -195,7 +195,7 @@ def _find(session: Session, asked: Iterable[tuple[str, str]]) -> dict[tuple[str,
 
 def _row(session: Session, name: str, key: str) -> dict[str, Any] | None:
     table = next((one for one in sealed_tables() if one.name == name), None)
-    if table is None:
+    if table is None or name in WITHHELD:
         return None
     columns = list(table.primary_key.columns)
     try:

@@ -25,6 +25,10 @@ RECOMPUTED: Final[Mapping[str, frozenset[str]]] = {"budgets": frozenset({"spent_
 #: which rows the next publication reads: what it publishes is compared with a reading of every row instead.
 UNSEALED: Final = frozenset({"seals", "seal_drafts", "alembic_version", "unpublished"})
 
+#: What names people stays where it can be erased: outside, such a row is its digest, and its salt keeps that
+#: from being guessed.
+WITHHELD: Final = frozenset({"personal_vault"})
+
 _LEAF: Final = b"\x00"
 _GONE: Final = b"\x02"
 

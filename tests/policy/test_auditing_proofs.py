@@ -29,6 +29,7 @@ from policy.auditing.tree import (
     root_from_inclusion,
     root_of,
 )
+from policy.consents.vault import Vault
 from policy.errors import BrokenProof, NotFound
 from tenants.accounts.database import Database
 
@@ -200,6 +201,22 @@ def test_a_bundle_verifies_offline(database: Database, tmp_path: Path) -> None:
     with pytest.raises(BrokenProof):
         verify_bundle(tmp_path)
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "bundle").rglob("*"))
+
+
+def test_bundles_name_nobody_from_the_vault(database: Database, tmp_path: Path) -> None:
+    """What stands in the vault is in a bundle as digests alone, which hold like rows, and in no proof."""
+    busy(database)
+    with database.unit_of_work() as session:
+        ref = Vault(session, START).keep("acme", "person", "Ada Lovelace")
+    with database.reading() as session, pytest.raises(NotFound):
+        prove_rows(session, [("personal_vault", ref)])
+    note = export(database, tmp_path / "bundle")
+    assert all(b"Lovelace" not in path.read_bytes() for path in (tmp_path / "bundle").rglob("*.*"))
+    assert verify_bundle(tmp_path / "bundle", [note], {KEY.public_key}).ok
+    lines = tmp_path / "bundle" / "tables" / "personal_vault.jsonl"
+    lines.write_text(json.dumps({"key": ref, "digest": "00" * 32}) + "\n")
+    report = verify_bundle(tmp_path / "bundle", [note], {KEY.public_key})
+    assert (report.reason, report.bad) == ("row_edited", (f"personal_vault {ref}",))
 
 
 def _change(line: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from model_core.packing.keys import generate_key
 from policy.audit import Audit
 from policy.auditing.adopting import adopt
 from policy.auditing.rows import RECOMPUTED, UNSEALED, key_text
-from policy.auditing.sealing import make_seal, seal_database, seal_of
+from policy.auditing.sealing import _lock_key, append_seal, make_seal, seal_database, seal_of
 from policy.auditing.verifying import sealed_tables, verify_rows
 from policy.records import AuditReport, Checkpoint
 from policy.tables.seals import SealRow
+from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database
 from tenants.accounts.schema import Base
 from tenants.accounts.scope import PLATFORM
@@ -415,5 +417,58 @@ def test_rows_of_before_there_were_seals_are_adopted_once(tmp_path: Path, sqlite
             record = audit.last_of("schema:0042", "seals.adopt")
         assert record is not None
         assert record.facts == {"rows": adopted}
+    finally:
+        database.close()
+
+
+def test_writers_that_find_the_chain_taken_leave_drafts(postgres: Any) -> None:
+    """On PostgreSQL a busy chain keeps nobody waiting: what waits is held to as well, and sealed next."""
+    database = Database(postgres.emptied(), scope=PLATFORM)
+    seal_database(database)
+    try:
+        with database.unit_of_work() as session:
+            Accounts(session, START).create_tenant("before", "Before")
+        with database.engine.connect() as other, other.begin():
+            other.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key()})
+            for number in range(3):
+                with database.unit_of_work() as session:
+                    Accounts(session, START).create_tenant(f"busy-{number}", "Busy")
+            with database.unit_of_work() as session:
+                Accounts(session, START).suspend_tenant("busy-1")
+        with database.reading() as session:
+            report = verify_rows(session)
+        assert (report.count, report.seals, report.waiting) == (0, 1, 4)
+        with database.unit_of_work() as session:
+            append_seal(session, (), START)
+        with database.reading() as session:
+            report = verify_rows(session)
+        assert (report.count, report.seals, report.waiting) == (0, 2, 0)
+        with database.reading() as session:
+            assert append_seal(session, (), START) is None
+    finally:
+        database.close()
+
+
+def test_many_writers_at_once_leave_one_chain(postgres: Any) -> None:
+    """Eight writers on PostgreSQL, some in the audit: every row is sealed, in one chain without gaps."""
+    database = Database(postgres.emptied(), scope=PLATFORM)
+    seal_database(database)
+
+    def write(number: int) -> None:
+        for turn in range(6):
+            with database.unit_of_work() as session:
+                Accounts(session, START).create_tenant(f"tenant-{number}-{turn}", "One of many")
+                if turn % 3 == number % 3:
+                    Audit(session, START).append("platform", "tenants.make", f"{number}/{turn}", {})
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(8)))
+        with database.unit_of_work() as session:
+            append_seal(session, (), START)
+        with database.reading() as session:
+            report = Audit(session, START).verify()
+        assert (report.ok, report.sentence.partition(";")[0]) == (True, "Every record holds")
+        assert report.rows == 8 * 6 + report.length
     finally:
         database.close()
