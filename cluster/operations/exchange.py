@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from cluster.operations.consents import ConsentId
 from cluster.operations.scope import tenant_scope, unknown
 from cluster.operations.table import Answer, Operation
-from policy.cards.odrl import URN, policy_of
+from policy.cards.odrl_bounds import URN
+from policy.cards.odrl_writing import policy_of
 from policy.items import ConsentGive, ForbidUse
 from tenants.roles import Principal, Role
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from policy.cards.croissant import read_card
 from policy.cards.duo import Scope, duo_terms, find_term
 from policy.cards.errors import CardError, CardRefused, CardTooLarge
-from policy.cards.odrl import drafts_of_policy, policy_of
+from policy.cards.odrl import drafts_of_policy
+from policy.cards.odrl_writing import policy_of
 from policy.cards.reading import MAX_DEPTH, MAX_TEXT
 from policy.cards.times import moment_us, text_of_moment
 from policy.items import ConsentGive, ForbidUse
