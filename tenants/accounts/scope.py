@@ -39,6 +39,7 @@ NOBODY: Final = Scope("")
 PLATFORM: Final = Scope(EVERYBODY)
 
 _SCOPE: Final = "scope"
+_TOLD: Final = "scope_told"
 _SET: Final = text(f"SELECT set_config('{SETTING}', :word, true)")
 
 
@@ -76,9 +77,11 @@ def see(session: Session, scope: Scope) -> None:
     if scope == scope_of(session):
         return
     session.flush()
+    # Connected first: what begins here begins in the old scope, to which a savepoint goes back.
+    connection = session.connection() if session.in_transaction() else None
     session.info[_SCOPE] = scope
-    if session.in_transaction():
-        _tell(session.connection(), scope)
+    if connection is not None:
+        _tell(session, connection)
 
 
 @contextmanager
@@ -101,21 +104,39 @@ def whole_register(session: Session) -> Iterator[None]:
     see(session, before)
 
 
-def _tell(connection: Connection, scope: Scope) -> None:
+def _tell(session: Session, connection: Connection) -> None:
+    """Tells the database the session's scope; where that fails, the next statement tries again."""
+    session.info[_TOLD] = None
+    scope = scope_of(session)
     if connection.dialect.name == "postgresql":
         connection.execute(_SET, {"word": scope.word})
+    session.info[_TOLD] = scope
+
+
+def _tell_again(session: Session) -> None:
+    if session.in_transaction() and session.info.get(_TOLD, NOBODY) != scope_of(session):
+        _tell(session, session.connection())
 
 
 @event.listens_for(ScopedSession, "after_begin")
 def _on_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    scope = scope_of(session)
-    if scope != NOBODY and not transaction.nested:
-        _tell(connection, scope)
+    if not transaction.nested:
+        session.info[_TOLD] = NOBODY  # what the database takes it for by itself
+        if scope_of(session) != NOBODY:
+            _tell(session, connection)
+
+
+@event.listens_for(ScopedSession, "after_soft_rollback")
+def _on_rollback(session: Session, previous: SessionTransaction) -> None:
+    # The setting goes back to what it was at the savepoint, which need not be what the session says.
+    if previous.nested:
+        session.info[_TOLD] = None
 
 
 @event.listens_for(ScopedSession, "do_orm_execute")
 def _on_execute(state: ORMExecuteState) -> None:
     scope = scope_of(state.session)
+    _tell_again(state.session)
     if scope == PLATFORM or state.session.get_bind().dialect.name != "sqlite":
         return
     if isinstance(state.statement, TextClause):
@@ -134,6 +155,7 @@ def _on_execute(state: ORMExecuteState) -> None:
 @event.listens_for(ScopedSession, "before_flush")
 def _on_flush(session: Session, _context: UOWTransaction, _objects: Any) -> None:
     scope = scope_of(session)
+    _tell_again(session)
     if scope == PLATFORM or session.get_bind().dialect.name != "sqlite":
         return
     for row in session.new:
