@@ -92,12 +92,27 @@ def drafts_of_policy(policy: Node, scope: Scope, where: str = "ODRL") -> Drafts:
     ):
         if field_of(policy, name) is not None and not _own_profile(name, field_of(policy, name)):
             drafts = _without_permits(drafts, where, name, why)
+    if len(_targets(policy)) > 1:
+        drafts = _without_permits(drafts, where, "target", "its rules are about several things")
     for name in policy:
         if last_part(name) not in _HEAD:
             drafts = _without_permits(
                 drafts, where, name[:200], "the policy has a part that is not known here"
             )
     return drafts.withheld(where, "a prohibition beside it could not be read") if unread else drafts
+
+
+def _targets(policy: Node) -> set[str | None]:
+    """What the rules are about; what is no plain reference counts as something of its own."""
+    rules = [one for name in ("permission", "prohibition") for one in listed(field_of(policy, name))]
+    holders = [policy, *(rule for rule in rules if isinstance(rule, Mapping))]
+    targets = [one for holder in holders for one in listed(field_of(holder, "target"))]
+    odd = [
+        one
+        for one in targets
+        if isinstance(one, Mapping) and set(one) - {"@id", "uid", "id", "@type", "type"}
+    ]
+    return {text_of(one) for one in targets} | ({None, ""} if odd else set())
 
 
 def _without_permits(drafts: Drafts, where: str, what: str, why: str) -> Drafts:
@@ -125,6 +140,7 @@ def _prohibition(rule: object, scope: Scope, where: str) -> tuple[Drafts, bool]:
             narrow(use, constraint, within=True)
         except Misunderstood as error:
             notes.append(f"The prohibition of {error.what} is taken without that bound: {error.why}.")
+    notes += [f"The part {name[:100]} of a prohibition is not read." for name in _strange(node)]
     if parties := listed(field_of(node, "assignee")):
         named = all(map(is_tenant, parties)) and use.recipients == [ANY]
         use.recipients = [tenant(one) for one in parties] if named else [ANY]
@@ -178,9 +194,12 @@ def _fields(scope: Scope, use: Use) -> dict[str, Any]:
 
 def _check_fields(node: Node) -> None:
     """Refuses a permission with a part that is not read: it may be a limit."""
-    for name in node:
-        if last_part(name) not in _PARTS:
-            raise Misunderstood(name[:200], "the permission has a part that is not known here")
+    for name in _strange(node):
+        raise Misunderstood(name[:200], "the permission has a part that is not known here")
+
+
+def _strange(node: Node) -> list[str]:
+    return [name for name in node if last_part(name) not in _PARTS]
 
 
 def _bound(use: Use, scope: Scope) -> None:

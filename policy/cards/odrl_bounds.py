@@ -22,7 +22,7 @@ _ONE_OF: Final = frozenset({"eq", "isAnyOf", "isPartOf", "isA"})
 
 
 class Misunderstood(Exception):
-    """A part that has no word here; never leaves this file."""
+    """A part that has no word here; the rule that holds it says what follows."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(what)

@@ -223,7 +223,16 @@ def test_a_prohibition_is_never_read_as_less() -> None:
     assert len(unread.not_imported) == 2
 
 
-@pytest.mark.parametrize("part", [{"profile": "urn:other"}, {"inheritFrom": "urn:q"}, {"assignee": "urn:z"}])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"profile": "urn:other"},
+        {"inheritFrom": "urn:q"},
+        {"assignee": "urn:z"},
+        {"target": {"@type": "AssetCollection", "refinement": []}},
+        {"target": "urn:a", "prohibition": _permit(target="urn:b", action="distribute")},
+    ],
+)
 def test_a_policy_that_says_more_than_is_read_permits_nothing(part: dict[str, Any]) -> None:
     """A profile, a parent or shared parts could narrow what stands there."""
     drafts = drafts_of_policy(_policy(permission=_permit(), **part), SCOPE)
