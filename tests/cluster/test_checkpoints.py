@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from cluster.cli.main import root
 from cluster.office.checkpoints import export_checkpoint
+from cluster.office.protocol import MetricReading, UsageRecord
 from model_core.packing.keys import generate_key
 from policy.audit import Audit
-from policy.auditing.bundle import write_bundle
+from policy.auditing.bundle import verify_bundle, write_bundle
 from policy.auditing.notes import read_notes
+from policy.auditing.proofs import Consistency, RowProof
+from policy.evidence.pack import verify_pack
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database
 
@@ -79,3 +83,52 @@ def test_folders_without_evidence_are_refused_in_words(words: list[str], tmp_pat
     said = CliRunner().invoke(root, [word.replace("{}", str(tmp_path)) for word in words])
     assert said.exit_code != 0
     assert getattr(said.exception, "code", "") == "broken_proof"
+
+
+def test_a_busy_office_is_proven_by_its_own_records(found_town: Any, tmp_path: Path) -> None:
+    """Jobs, curves, repeated calls, usage, keys and a withdrawal: sealed, explained and in evidence."""
+    town = found_town()
+    body = {"name": "notes", "dataset_id": town.ids["dataset"], "recipe": {"steps": 2}}
+    for _ in range(2):
+        town.ask("ada", "POST", "/jobs", json=body, headers={"Idempotency-Key": "once"})
+    claim = town.wait(town.office.claim_job("frm_1"))
+    points = [MetricReading(step=1, name="loss", value=2.5)]
+    for state in ("running", "running", "sealing"):
+        town.wait(town.office.job_progress(claim.job_id, claim.fence, state, points))
+    town.wait(town.office.fail_job(claim.job_id, claim.fence, "broken", "It broke.", retry=True))
+    held = town.wait(town.office.admit_request(town.keys["dev"], "notes-research", 20))
+    used = UsageRecord(
+        request_id=held.request_id,
+        deployment=held.deployment,
+        epoch=held.epoch,
+        composition_digest=held.composition_digest,
+        prompt_tokens=3,
+        completion_tokens=5,
+        experts={"public": 5_000_000},
+        at_us=START,
+        final=True,
+    )
+    town.wait(town.office.record_usage("host-1", 1, [used]))
+    made = town.post("operator", "/keys", tenant="south", principal="sam", roles=["developer"])
+    town.post("operator", f"/keys/{made['id']}/revoke")
+    pack = town.get("aud", "/deployments/notes-research/evidence")
+    point = town.post("aud", "/audit/checkpoint")
+    town.post("ada", f"/consents/{town.ids['consent']}/withdraw")
+    report = town.post("aud", "/audit/verify", checkpoints=[point])
+    assert (report["ok"], report["sentence"], report["tail"]) == (True, "Every record holds.", "proven")
+    assert report["rows"] > 100
+    assert town.post("dev", "/audit/verify")["rows"] == 0
+    proof = RowProof.model_validate(town.get("aud", f"/audit/proof/api_keys/{made['id']}"))
+    grown = town.get("aud", f"/audit/consistency/{point['seals']}")
+    assert proof.holds()
+    assert Consistency.model_validate(grown).holds()
+    assert (grown["earlier_root"], grown["root"]) == (point["seals_root"], proof.root)
+    exported = town.post("aud", "/audit/export")
+    assert verify_bundle(Path(exported["folder"]), [point["note"]], {exported["public_key"]}).ok
+    (folder := tmp_path / "evidence").mkdir()
+    for name, text in pack["files"].items():
+        (folder / name).write_text(text)
+    assert verify_pack(folder, {point["public_key"]}).ok
+    for who in ("dev", "ada"):
+        for path in ("/deployments/notes-research/evidence", "/audit/proof/audit/1", "/audit/consistency/1"):
+            assert town.ask(who, "GET", path).status_code == 403
