@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from tenants.accounts.isolation import SHARED, owned, part_of
@@ -25,6 +25,7 @@ class ConsentRow(Base):
         CheckConstraint("effect IN ('permit', 'forbid')", name="effect"),
         CheckConstraint("commercial IN (0, 1)", name="commercial"),
         CheckConstraint("state IN ('given', 'withdrawn')", name="state"),
+        Index("ix_consents_expert_id", "expert_id"),
         STRICT,
     )
 
@@ -71,6 +72,7 @@ class GrantRow(Base):
     __table_args__ = (
         CheckConstraint("commercial IN (0, 1)", name="commercial"),
         CheckConstraint("state IN ('given', 'revoked')", name="state"),
+        Index("ix_grants_expert_id", "expert_id"),
         STRICT,
     )
 
