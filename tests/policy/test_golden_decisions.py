@@ -2,12 +2,18 @@
 """The golden examples of deciding, one test a row; whatever a row does not mention holds.
 
 Every world is written into a register's rows, published and read back, on either engine, before it is asked.
+All evaluators are asked (see ``tests/oracles``); the tests say what the answer is.
 """
 
 from __future__ import annotations
 
+import sqlite3
+from functools import cache
+
 import pytest
 from inscribed import Kept, through
+from oracle_compare import Asked, compare
+from oracle_sql import SqlOracle
 from worlds import (
     LICENSES,
     NOW_US,
@@ -23,8 +29,9 @@ from worlds import (
     world,
 )
 
-from policy.composition import compose
+from policy.composition import Composition, compose
 from policy.decision import Decision, decide, redacted
+from policy.questions import Question
 from policy.reasons import is_denial
 from policy.snapshot import Snapshot
 from tenants.accounts.database import Database
@@ -43,7 +50,34 @@ def denials(decision: Decision) -> list[str]:
 
 def answer(snapshot: Snapshot, **fields: object) -> Decision:
     """The decision about exp_1."""
-    return decide(snapshot, ask(**fields), "exp_1")
+    question = ask(**fields)
+    all_agree(snapshot, question)
+    return decide(snapshot, question, "exp_1")
+
+
+def composed(snapshot: Snapshot, **fields: object) -> Composition:
+    """What the deployment runs."""
+    question = ask(**fields)
+    all_agree(snapshot, question)
+    return compose(snapshot, question)
+
+
+@cache
+def set_queries() -> SqlOracle:
+    """The SQL evaluator, in memory."""
+    return SqlOracle(sqlite3.connect(":memory:"))
+
+
+def all_agree(snapshot: Snapshot, question: Question) -> None:
+    """Puts the question to all evaluators, as that of the deployment itself."""
+    stated = question.model_dump(exclude_none=True, exclude={"deployment", "at_us"})
+    facts = tuple(fact.model_copy(update=stated) for fact in snapshot.deployments)
+    asked = Asked(
+        "golden",
+        snapshot.model_copy(update={"deployments": facts}),
+        Question(deployment="lab", at_us=question.at_us),
+    )
+    assert compare([asked], set_queries()).disagreements == []
 
 
 def test_1_without_a_permitting_rule_nothing_is_permitted(kept: Kept) -> None:
@@ -114,7 +148,7 @@ def test_7_share_alike_conflicts_only_where_weights_leave(action: str, kept: Kep
             deployments=(deployment(action=action),),
         )
     )
-    composition = compose(snapshot, ask())
+    composition = composed(snapshot)
     if action == "infer":
         assert len(composition.members) == 2
         return
@@ -175,14 +209,14 @@ def test_12_royalties_above_the_whole_conflict(kept: Kept) -> None:
             )
         )
 
-    strict = compose(settled("strict"), ask())
+    strict = composed(settled("strict"))
     assert (strict.verdict, strict.members, strict.reasons[0].code) == ("deny", (), "conflict_royalty")
     assert strict.reasons[0].fact_ids == (bundle(1), bundle(2))
     assert denials(strict.decisions[2]) == ["conflict_elsewhere"]
-    dropped = compose(settled("drop_by_rule"), ask())
+    dropped = composed(settled("drop_by_rule"))
     assert [member.expert_id for member in dropped.members] == ["exp_2", "exp_3"]
     assert dropped.dropped == (bundle(1),)
-    assert compose(settled("strict"), ask(commercial=False)).verdict == "permit"
+    assert composed(settled("strict"), commercial=False).verdict == "permit"
 
 
 def test_13_restricted_uses_deny_or_flow_down(kept: Kept) -> None:
