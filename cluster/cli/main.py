@@ -50,6 +50,8 @@ _NOUNS = {
     "deployment": "deployments",
     "composition": "compositions",
     "decision": "decisions",
+    "correction": "corrections",
+    "register": "register",
     "usage": "usage",
     "ledger": "ledger",
     "audit": "audit",

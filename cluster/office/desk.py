@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from policy.consents.book import ConsentBook
     from policy.consents.vault import Vault
     from policy.drafts import Drafts
+    from policy.history import History
     from policy.metering import Metering
     from policy.outbox import Outbox
     from policy.preview.previews import Previews
@@ -156,6 +157,13 @@ class Desk:
         from policy.consents.vault import Vault
 
         return Vault(self.session, self.now_us)
+
+    @cached_property
+    def history(self) -> History:
+        """What was known when."""
+        from policy.history import History
+
+        return History(self.session, self.now_us)
 
     @cached_property
     def outbox(self) -> Outbox:
