@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test explore fuzz check format lint types imports dead docs storm memory soak chaos protocol oracles mutants bench bench-training bench-composition bench-serving bench-serving-full bench-peers lm-eval base lock clean
+.PHONY: help setup demo test explore fuzz check format lint types imports dead docs storm memory soak chaos protocol oracles mutants bench bench-training bench-composition bench-policy bench-serving bench-serving-full bench-peers lm-eval base lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -84,13 +84,16 @@ oracles: $(VENV)/.dev ## a million random worlds, and all small ones, decided al
 mutants: $(VENV)/.dev ## 450 small wrongs in the deciding code, one at a time: who notices (MUTANTS="--mutants N")
 	@PYTHONPATH=.:tests/oracles:tests/oracles/mutants:tests/policy $(BIN)/python tests/oracles/mutants/mutant_run.py $(MUTANTS)
 
-bench: bench-training bench-composition bench-serving ## every benchmark against its peers; rows in build/bench-NAME.json
+bench: bench-training bench-composition bench-policy bench-serving ## every benchmark against its peers; rows in build/bench-NAME.json
 
 bench-training: $(VENV)/.dev ## tokens per second of expert training against Hugging Face Trainer
 	@$(BIN)/python -m benchmarks.training $(BENCH)
 
 bench-composition: $(VENV)/.dev ## what merging costs each owner, under rows, tuned router and gates (DATA=folder of texts)
 	@$(BIN)/python -m benchmarks.composition --data "$(DATA)" $(BENCH)
+
+bench-policy: $(VENV)/.dev ## deciding, explaining, publishing and replaying, against Cedar and their bounds, a few minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.policy $(BENCH)
 
 bench-serving: bench-peers ## tokens per second of serving against Hugging Face and llama.cpp, a quarter of an hour
 	@$(BIN)/python -m benchmarks.serving $(BENCH)
