@@ -2,9 +2,9 @@
 """What the office does by itself: publishes changes whose moment has come, and weighs what changes do.
 
 It looks at the register and not at a list of its own, so a restart forgets nothing. For the calendar it
-sleeps no longer than until the next moment. Weighing reads the whole decision log; it gets a small part of
-the time and nobody waits for it. What is published, and whether it still may be, is decided by
-``policy.schedule``; what is weighed by ``policy.preview``.
+sleeps no longer than until the next moment. Weighing reads the whole decision log, page by page and each in
+a unit of work of its own; it gets a small part of the time and nobody waits for it. What is published, and
+whether it still may be, is decided by ``policy.schedule``; what is weighed by ``policy.preview``.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from cluster.office.counter import Office
-from cluster.office.desk import now_us
+from cluster.office.desk import Desk, now_us
 from model_core.errors import ProductError
+from policy.preview.asking import Asking
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
-# Weighing takes at most a tenth of the time, and shows what an epoch made stale after a minute.
-_REST_FACTOR = 9.0
+# Weighing takes a fifth of the time, and shows what an epoch made stale after a minute.
+_REST_FACTOR = 4.0
 _PATIENCE_US = 60_000_000
 
 
@@ -69,7 +71,6 @@ async def weigh_next(office: Office) -> float:
     Args:
         office: open.
     """
-    began_s = time.monotonic()
     change_id = await office.look(lambda desk: desk.previews.next_change(_PATIENCE_US))
     if change_id is not None:
         plan = await office.do(lambda desk: desk.previews.plan_change(change_id), wakes=False)
@@ -78,6 +79,16 @@ async def weigh_next(office: Office) -> float:
         if epoch is None:
             return _LOOK_S
         plan = await office.look(lambda desk: desk.previews.plan_publication(epoch))
-    report = await office.look(lambda desk: desk.previews.weigh(plan))
+    asking = await office.look(lambda desk: desk.previews.begin(plan))
+    last: str | None = ""
+    while last is not None:
+        began_s = time.monotonic()
+        last = await office.look(partial(_ask_page, asking, last))
+        await asyncio.sleep((time.monotonic() - began_s) * _REST_FACTOR)
+    report = await office.look(lambda desk: desk.previews.finish(plan, asking))
     await office.do(lambda desk: desk.previews.store(report), wakes=False)
-    return max(_LOOK_S, (time.monotonic() - began_s) * _REST_FACTOR)
+    return _LOOK_S
+
+
+def _ask_page(asking: Asking, last: str, desk: Desk) -> str | None:
+    return desk.previews.ask_page(asking, last)

@@ -9,7 +9,7 @@ the log. Knows neither SQL nor money.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from policy.compiled.composer import Composed, compile_snapshot
@@ -42,7 +42,7 @@ class Asking:
 
     def __init__(self, before: Snapshot, after: Snapshot, at_us: int) -> None:
         self._before, self._after = compile_snapshot(before), compile_snapshot(after)
-        self._at_us = at_us
+        self.at_us = at_us
         self._consumers: dict[str, _Consumer] = {}
         self.decisions = self.changed = self.stopped = self.begun = 0
         self.gained: Counter[str] = Counter()
@@ -51,7 +51,7 @@ class Asking:
 
     def ask(self, page: Sequence[Logged]) -> None:
         """Asks a page of logged questions and counts."""
-        questions = [question.model_copy(update={"at_us": self._at_us}) for _, question in page]
+        questions = [question.model_copy(update={"at_us": self.at_us}) for _, question in page]
         for (tenant, _), told in zip(page, replay(self._before, self._after, questions), strict=True):
             self._count(tenant, told)
 
@@ -60,7 +60,7 @@ class Asking:
         names = sorted(
             set(self._before.snapshot.deployments_by_name) | set(self._after.snapshot.deployments_by_name)
         )
-        questions = [Question(at_us=self._at_us, deployment=name) for name in names]
+        questions = [Question(at_us=self.at_us, deployment=name) for name in names]
         return [self._deployment(told) for told in replay(self._before, self._after, questions)]
 
     def consumers(self) -> tuple[ConsumerImpact, ...]:
@@ -122,14 +122,6 @@ class Asking:
             top_k_asked=asked,
             quality=(),
         )
-
-
-def ask_all(before: Snapshot, after: Snapshot, at_us: int, pages: Iterable[Sequence[Logged]]) -> Asking:
-    """Asks every page of a log; see ``Asking``."""
-    asking = Asking(before, after, at_us)
-    for page in pages:
-        asking.ask(page)
-    return asking
 
 
 def _effect(told: Replayed) -> Effect:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Impact reports: made for a draft before it is approved, and for what narrowed at once afterwards.
 
-Weighing a change reads the whole decision log in pages and may take long, so it is three steps that need not
-be one unit of work: ``plan`` carries the edits out and rolls them back, ``weigh`` reads, ``store`` keeps. A
-report is bound to the digest of the change and to the epoch that it was compared with; a later edit or epoch
-makes it stale, and says so.
+Weighing a change reads the whole decision log and may take long, so its steps need not be one unit of work:
+``plan_change`` carries the edits out and rolls them back, ``begin``, ``ask_page`` and ``finish`` read,
+``store`` keeps. A report is bound to the digest of the change and to the epoch that it was compared with; a
+later edit or epoch makes it stale, and says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from policy.changes import Changes
 from policy.items import ChangeItem
-from policy.preview.asking import Logged, ask_all
+from policy.preview.asking import Asking
 from policy.preview.report import DeploymentImpact, ExpertImpact, ImpactReport
 from policy.preview.worth import USAGE_US, Worth
 from policy.publication import Publisher
@@ -74,8 +74,26 @@ class Previews:
 
     def weigh(self, plan: Plan) -> ImpactReport:
         """Asks every logged decision and every live deployment of both snapshots; only reads."""
-        at_us = max(self._now_us, plan.after.published_at_us)
-        asking = ask_all(plan.before, plan.after, at_us, self._logged())
+        asking = self.begin(plan)
+        last: str | None = ""
+        while last is not None:
+            last = self.ask_page(asking, last)
+        return self.finish(plan, asking)
+
+    def begin(self, plan: Plan) -> Asking:
+        """Lays both snapshots side by side; pages of the log follow, each in a unit of work of its own."""
+        return Asking(plan.before, plan.after, max(self._now_us, plan.after.published_at_us))
+
+    def ask_page(self, asking: Asking, after: str) -> str | None:
+        """Asks the page of the log that follows a decision; returns its last one, or None at the end."""
+        query = select(DecisionRow.id, DecisionRow.consumer_tenant, DecisionRow.question)
+        ordered = query.where(DecisionRow.id > after).order_by(DecisionRow.id).limit(PAGE)
+        page = self._session.execute(ordered).all()
+        asking.ask([(tenant, Question.model_validate_json(asked)) for _, tenant, asked in page])
+        return str(page[-1][0]) if page else None
+
+    def finish(self, plan: Plan, asking: Asking) -> ImpactReport:
+        """The report of everything that was asked, with what deployments, quality and money say."""
         worth = Worth(self._session, self._now_us)
         deployments = worth.judged(asking.deployments())
         money, revenue, revenue_after = worth.moved(deployments, plan.before, plan.after)
@@ -97,7 +115,7 @@ class Previews:
             change_digest=plan.change_digest,
             epoch=plan.epoch,
             epoch_base=plan.before.epoch,
-            at_us=at_us,
+            at_us=asking.at_us,
             usage_since_us=max(0, self._now_us - USAGE_US),
             engine_version=ENGINE_VERSION,
             decisions=asking.decisions,
@@ -189,19 +207,6 @@ class Previews:
             .limit(1)
         )
         return self._session.scalar(query)
-
-    def _logged(self) -> Iterator[list[Logged]]:
-        """The decision log in pages, each read when the one before it is done with."""
-        last = ""
-        while True:
-            query = select(DecisionRow.id, DecisionRow.consumer_tenant, DecisionRow.question)
-            page = self._session.execute(
-                query.where(DecisionRow.id > last).order_by(DecisionRow.id).limit(PAGE)
-            ).all()
-            if not page:
-                return
-            last = page[-1][0]
-            yield [(tenant, Question.model_validate_json(asked)) for _, tenant, asked in page]
 
     def _newest(self, query: Select[ImpactReportRow]) -> ImpactReport | None:
         # By position in time, and by digest where two were made at the same moment.
