@@ -205,6 +205,7 @@ CATALOGUE: Mapping[str, Row] = {
     "malformed_body": _row(400, "Malformed body"),
     "unsupported_parameter": _row(400, "Parameter not offered"),
     "sign_in_expired": _row(403, "The form has expired"),
+    "precondition_failed": _row(412, "Not the present version"),
     "too_many_requests": _row(429, "Too many requests"),
     "generation_timed_out": _row(504, "The answer took too long"),
     "generation_failed": _row(502, "The model host gave up"),

@@ -22,6 +22,7 @@ _REFUSALS = {
     "403": "The role is missing, or the tenant is suspended.",
     "404": "There is no such object, or it is not yours.",
     "409": "It contradicts the state of things.",
+    "412": "The version named is not the present one.",
     "413": "The body is too long.",
     "415": "The body is of another kind.",
     "422": "The fields do not fit.",

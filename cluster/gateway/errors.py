@@ -10,6 +10,7 @@ Tree::
         ├── MalformedBody         not the JSON, form or file that was announced
         ├── UnsupportedParameter  an OpenAI parameter that would change the answer and is not offered
         ├── SignInExpired         a form whose session or token is gone
+        ├── PreconditionFailed    an If-Match header that is not the present version of the thing
         ├── TooManyRequests       every place for a generation is taken
         ├── GenerationTimedOut    the answer did not begin, go on or end in time
         └── GenerationFailed      the model host gave up in the middle
@@ -54,6 +55,12 @@ class SignInExpired(DoorError):
     """The form's session or its token is gone."""
 
     code = "sign_in_expired"
+
+
+class PreconditionFailed(DoorError):
+    """An ``If-Match`` header that is not the present version of the thing."""
+
+    code = "precondition_failed"
 
 
 class TooManyRequests(DoorError):

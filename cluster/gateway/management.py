@@ -18,12 +18,16 @@ from starlette.responses import JSONResponse, Response
 from cluster.errors import InvalidRequest
 from cluster.gateway.bodies import body_stream, read_json_object
 from cluster.gateway.door import Door
+from cluster.gateway.errors import PreconditionFailed
 from cluster.gateway.sessions import bearer
+from cluster.gateway.tags import entity_tag, tags_of
 from cluster.gateway.uploads import check_file_headers, staged_file
 from cluster.operations.table import Operation
+from model_core.errors import ProductError
 
 PREFIX = "/api/v1"
 _MAX_KEY = 200
+_STALE = frozenset({"stale_version", "stale_draft"})
 
 
 def add_management(app: FastAPI, door: Door, operations: Mapping[str, Operation]) -> None:
@@ -45,7 +49,8 @@ def _handler(door: Door, operation: Operation) -> Callable[[Request], Awaitable[
             answer = await _call_with_file(door, operation, credential, request)
         else:
             answer = await _call(door, operation, credential, request)
-        return JSONResponse(answer, status_code=operation.success_status)
+        headers = {"ETag": entity_tag(answer[operation.tag])} if answer.get(operation.tag) else {}
+        return JSONResponse(answer, status_code=operation.success_status, headers=headers)
 
     return handle
 
@@ -56,12 +61,18 @@ async def _call(door: Door, operation: Operation, credential: str, request: Requ
         if operation.method != "GET":
             fields = merge(fields, await read_json_object(request))
         fields = merge(fields, dict(request.path_params))
+        fields = merge(fields, _read_version(operation, request))
         key = idempotency_key(request)
     except Exception:
         # A stranger learns nothing but that a key is needed, not even that the body was malformed.
         await door.office.identify(credential)
         raise
-    return await door.office.call(operation.name, credential, fields, idempotency_key=key)
+    try:
+        return await door.office.call(operation.name, credential, fields, idempotency_key=key)
+    except ProductError as error:
+        if error.code in _STALE and "if-match" in request.headers:
+            raise PreconditionFailed(error.sentence, **error.facts) from None
+        raise
 
 
 async def _call_with_file(
@@ -118,6 +129,26 @@ def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
             fields=twice,
         )
     return first | second
+
+
+def _read_version(operation: Operation, request: Request) -> dict[str, Any]:
+    """The version that ``If-Match`` names, as a field of the request.
+
+    Raises:
+        PreconditionFailed: it names none or several, or the operation takes none.
+    """
+    header = request.headers.get("if-match")
+    if header is None or operation.only_reads:
+        return {}
+    named = tags_of(header)
+    if named is None:
+        return {}  # whatever there is
+    version = "".join(named) if len(named) == 1 else ""
+    if not operation.if_match or not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise PreconditionFailed(
+            "The If-Match header is no version of this. Send the ETag that came with it, or leave it out."
+        )
+    return {operation.if_match: int(version)}
 
 
 def _query_fields(request: Request) -> dict[str, Any]:

@@ -289,6 +289,7 @@ ROWS = (
         response=ChangeRecord,
         run=show,
         summary="Shows a change with its edits and its digest.",
+        tag="version",
         rehearses=True,
         example={"change_id": _CHANGE},
     ),

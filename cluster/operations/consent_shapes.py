@@ -44,6 +44,9 @@ class Papered(Request):
     retention: str = Field(default="", max_length=200, description="for how long the data is kept")
 
 
+PlainWords = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 class NewNotice(Request):
     """A text that is shown before consent is asked for."""
 
@@ -52,7 +55,7 @@ class NewNotice(Request):
     )
     version: str = Field(min_length=1, max_length=60, description="your name for this wording")
     text: str = Field(min_length=1, max_length=50_000)
-    purposes: dict[str, str] = Field(
+    purposes: dict[Annotated[str, Field(max_length=100)], PlainWords] = Field(
         default_factory=dict,
         max_length=100,
         description="purpose of the vocabulary to what it means, plainly",

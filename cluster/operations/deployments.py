@@ -43,6 +43,21 @@ class PutDeployment(Request):
     when_cut_off: Literal["hold", "refuse"] = Field(
         default="hold", description="open answers that lost the register: wait half a minute, or end at once"
     )
+    expected_version: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**31,
+        description="the version that you read, 0 for a new one; may be left out",
+    )
+
+
+class RemoveDeployment(Request):
+    """Which deployment, and in which form."""
+
+    name: str = Field(max_length=63)
+    expected_version: int | None = Field(
+        default=None, ge=0, lt=2**31, description="the version that you read; whichever there is if left out"
+    )
 
 
 class DeploymentName(Request):
@@ -77,6 +92,7 @@ class DeploymentView(Answer):
 
     Attributes:
         hidden_decisions: experts that are out and not for the viewer's eyes.
+        version: counts the forms that were published; an edit may name it.
     """
 
     name: str
@@ -91,6 +107,7 @@ class DeploymentView(Answer):
     on_conflict: str
     priority: tuple[str, ...]
     when_cut_off: str = "hold"
+    version: int = 0
     composition: Composition
     hidden_decisions: int
 
@@ -131,11 +148,11 @@ def show(desk: Desk, principal: Principal, request: DeploymentName) -> Deploymen
     return _seen_by(desk, principal, record)
 
 
-def remove(desk: Desk, principal: Principal, request: DeploymentName) -> Publication:
+def remove(desk: Desk, principal: Principal, request: RemoveDeployment) -> Publication:
     """Ends a deployment."""
     record = desk.register.deployment(request.name)
     check_visible(principal, record.tenant, what="deployment")
-    return desk.register.remove_deployment(record.name, principal)
+    return desk.register.remove_deployment(record.name, principal, request.expected_version)
 
 
 def _seen_by(desk: Desk, principal: Principal, record: DeploymentRecord) -> DeploymentView:
@@ -218,6 +235,7 @@ ROWS = (
         response=ChangeRecord,
         run=put,
         summary="Drafts an endpoint for a purpose; compliance approves it.",
+        if_match="expected_version",
         example={**_NAME, "purpose": "research", "region": "eu", "commercial": False},
     ),
     Operation(
@@ -239,6 +257,7 @@ ROWS = (
         response=DeploymentView,
         run=show,
         summary="Shows what a deployment runs and the reason for every included and excluded expert.",
+        tag="version",
         example=_NAME,
     ),
     Operation(
@@ -246,10 +265,11 @@ ROWS = (
         method="DELETE",
         path="/deployments/{name}",
         roles=frozenset({Role.DEVELOPER, Role.COMPLIANCE, Role.OPERATOR}),
-        request=DeploymentName,
+        request=RemoveDeployment,
         response=Publication,
         run=remove,
         summary="Ends a deployment, alone and at once.",
+        if_match="expected_version",
         example=_NAME,
     ),
 )

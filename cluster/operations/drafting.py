@@ -133,6 +133,7 @@ ROWS = (
         response=ChangeRecord,
         run=edit,
         summary="Writes the next version of one's draft; whatever was said of the version before is void.",
+        if_match="version",
         example={
             "change_id": _CHANGE,
             "version": 1,
@@ -149,6 +150,7 @@ ROWS = (
         response=ChangeRecord,
         run=submit,
         summary="Lays one's draft before a reviewer.",
+        if_match="version",
         example={"change_id": _CHANGE, "version": 1},
     ),
     Operation(

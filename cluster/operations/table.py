@@ -113,6 +113,8 @@ class Operation:
             to nothing.
         reads: a question that is too long for an address and therefore posted; it changes nothing, so it may
             be asked again and needs no idempotency key.
+        tag: field of the answer that is its entity tag (a version), for whoever edits by it.
+        if_match: field of the request that an ``If-Match`` header fills in: the version that was read.
     """
 
     name: str
@@ -132,6 +134,8 @@ class Operation:
     rehearses: bool = False
     isolated: bool = False
     reads: bool = False
+    tag: str = ""
+    if_match: str = ""
 
     @property
     def noun(self) -> str:

@@ -75,7 +75,7 @@ MANAGEMENT = [
     Bad("foreign key", "ada", "POST", "/keys/{key-dev}/revoke", 404, "object_unknown"),
     # objects that are not there
     Bad("no such job", "ada", "GET", f"/jobs/job_{NOWHERE}", 404, "object_unknown"),
-    Bad("no such change", "carol", "GET", f"/changes/chg_{NOWHERE}", 404, "not_found_in_register"),
+    Bad("no such change", "carol", "GET", f"/changes/chg_{NOWHERE}", 404, "object_unknown"),
     Bad("no such decision", "aud", "GET", f"/decisions/dec_{NOWHERE}", 404, "not_found_in_register"),
     Bad("no such epoch", "aud", "GET", "/epochs/9999/snapshot", 404, "not_found_in_register"),
     Bad("no such route", "ada", "GET", "/nothing/here", 404, "unknown_operation"),
