@@ -41,8 +41,8 @@ _FACETS = ("hosted_use", "use_commercial", "derivatives", "distribution_weights"
 ALWAYS = {
     "facts": """
 permit(principal, action == Action::"facts", resource) when {
-  context.engine == "1" && context.vocabulary == "1" && context.action.known && context.purpose.known
-  && context.region.known };
+  context.engine == "1" && context.vocabulary == "1" && context.actions.contains(context.action)
+  && context.purpose.known && context.region.known };
 """,
     "identity": """
 permit(principal, action == Action::"identity", resource) when {
@@ -84,6 +84,7 @@ def answer(case: Case) -> tuple[Gates, ...]:
     experts = _candidates(case.world, use)
     common = _common(case, use)
     versions = {"engine": case.world["engine_version"], "vocabulary": case.world["vocabulary_version"]}
+    versions["actions"] = list(_ACTIONS)
     if _verdict("facts", ALWAYS["facts"], use["tenant"], _json(common | versions)) != "holds":
         # A question that is not understood is not put to the other gates.
         facts = frozenset({"facts"})
@@ -102,7 +103,7 @@ def answer(case: Case) -> tuple[Gates, ...]:
     )
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=40_000)
 def _verdict(gate: str, policies: str, consumer: str, context: str) -> str:
     """Asks Cedar one question; worlds have many in common, and each is asked once."""
     request = {
@@ -115,7 +116,7 @@ def _verdict(gate: str, policies: str, consumer: str, context: str) -> str:
     return "holds" if holds(said) else "errs" if said.diagnostics.errors else "denies"
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8_192)
 def _parsed(policies: str) -> Any:
     return cedarpy.PolicySet.from_str(policies)
 
@@ -190,9 +191,9 @@ def _policy(effect: str, gate: str, conditions: list[str]) -> str:
 
 
 def _covers(fact: Json) -> list[str]:
-    found = ['context.action != Act::"export_weights"']
+    found = ['context.action != "export_weights"']
     if fact["action"] != "*":
-        found = [f"context.action == Act::{_text(fact['action'])}"]
+        found = [f"context.action == {_text(fact['action'])}"]
     if fact["purpose"] != "*":
         found.append(f"context.purpose in Purpose::{_text(fact['purpose'])}")
     if fact["region"] != "*":
@@ -206,7 +207,7 @@ def _known(fact: Json) -> list[str]:
 
 
 def _hits(fact: Json) -> list[str]:
-    found = [] if fact["action"] == "*" else [f"context.action == Act::{_text(fact['action'])}"]
+    found = [] if fact["action"] == "*" else [f"context.action == {_text(fact['action'])}"]
     for field, kind in (("purpose", "Purpose"), ("region", "Region")):
         if fact[field] != "*":
             stated = f"{kind}::{_text(fact[field])}"
@@ -343,7 +344,7 @@ def _keys(tree: Any) -> set[str]:
 
 def _common(case: Case, use: Json) -> Json:
     return {
-        "action": _ref("Act", use["action"]),
+        "action": use["action"],
         "purpose": _ref("Purpose", use["purpose"]),
         "region": _ref("Region", use["region"]),
         "commercial": use["commercial"],

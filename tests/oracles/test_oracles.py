@@ -110,7 +110,7 @@ def test_what_cedar_cannot_evaluate_denies() -> None:
 def ask_cedar_alone(case: Case, gate: str) -> Any:
     """What the library says by itself about the first expert."""
     context = {
-        "action": {"__entity": {"type": "Act", "id": "infer"}},
+        "action": "infer",
         "purpose": {"__entity": {"type": "Purpose", "id": "research"}},
         "region": {"__entity": {"type": "Region", "id": "eu"}},
         "commercial": False,
