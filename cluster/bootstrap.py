@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import migrations
+from cluster.artifacts import RemovingDirectoryStore
 from cluster.home import Home
 from cluster.office.counter import Office
 from cluster.office.desk import Desk, now_us
@@ -26,7 +27,7 @@ from model_core.packing.files import copy_plain_file
 from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import MANIFEST_FILE, SEAL_FILE, BaseManifest
 from model_core.packing.seal import TrustedKeys
-from model_core.packing.store import ArtifactStore, DirectoryStore
+from model_core.packing.store import ArtifactStore
 from policy.auditing.adopting import adopt
 from policy.auditing.sealing import seal_database
 from tenants.accounts.database import Database
@@ -60,7 +61,7 @@ def open_home(settings: Settings) -> Home:
 def open_store(settings: Settings, home: Home) -> ArtifactStore:
     """The artifact store that the settings name; buckets stage into the home folder."""
     if not settings.artifacts_in_s3:
-        return DirectoryStore(Path(settings.artifacts))
+        return RemovingDirectoryStore(Path(settings.artifacts))
     from cluster.s3 import S3Store
 
     bucket, _, prefix = settings.artifacts.removeprefix("s3://").partition("/")

@@ -23,6 +23,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
+from cluster.artifacts import RemovingDirectoryStore
 from model_core.errors import (
     ArtifactConflict,
     ArtifactNotFound,
@@ -37,7 +38,7 @@ from model_core.packing.canonical import check_digest, digest_bytes, is_digest
 from model_core.packing.files import copy_plain_file, open_plain_file, write_new_file
 from model_core.packing.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, SEAL_FILE, parse_manifest
 from model_core.packing.seal import MAX_SEAL_BYTES, Seal, parse_seal, verify_seal
-from model_core.packing.store import DirectoryStore, disk_errors
+from model_core.packing.store import disk_errors
 
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"409", "412", "PreconditionFailed", "ConditionalRequestConflict"}
@@ -99,7 +100,7 @@ class S3Store:
         self._client = client if client is not None else connect(endpoint_url=endpoint_url, region=region)
         self._bucket = bucket
         self._root = f"{prefix.strip('/')}/bundles/".lstrip("/")
-        self._cache = DirectoryStore(cache)
+        self._cache = RemovingDirectoryStore(cache)
         self._limits = BundleLimits()
 
     def put_bundle(self, folder: Path, expect_digest: str) -> str:
@@ -149,6 +150,21 @@ class S3Store:
                     if name == SEAL_FILE:
                         found.add(home.replace("-", ":", 1))
         return tuple(sorted(filter(is_digest, found)))
+
+    def remove_bundle(self, digest: str) -> bool:
+        """See ``RemovingStore.remove_bundle``. A bucket with versions keeps those of what is removed."""
+        prefix = self._key(digest, "")
+        cached = self._cache.remove_bundle(digest)
+        keys = []
+        with server_errors():
+            # The seal first: without it nobody sees a bundle, whatever happens next.
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(digest, SEAL_FILE))
+            lister = self._client.get_paginator("list_objects_v2")
+            for page in lister.paginate(Bucket=self._bucket, Prefix=prefix):
+                keys += [item["Key"] for item in page.get("Contents", [])]
+            for key in keys:
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+        return cached or bool(keys)
 
     def _commit(self, checked: CheckedBundle) -> None:
         """Writes the seal if there is none: the one moment at which the bundle becomes visible."""

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
         host_keeps_withdrawn: withdrawn experts stay in the host's memory, filled with NaN, as a standing
             proof that nothing multiplies them.
         admission: the largest figures of an expert that is admitted, as JSON; the defaults are measured.
+        backup_days: how long backups of database and artifacts are kept; records of erasure say so.
         max_upload_bytes: largest accepted request body.
         max_tokens: most completion tokens one request may ask for.
         start_timeout_s: how long ``up`` waits for each part before it gives up.
@@ -106,6 +107,7 @@ class Settings(BaseSettings):
     kernels_folder: Path | None = None
     host_keeps_withdrawn: bool = False
     admission: AdmissionLimits = Field(default_factory=AdmissionLimits)
+    backup_days: int = Field(default=35, ge=0, le=3650)
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024)
     max_tokens: int = Field(default=4096, ge=1)
     start_timeout_s: float = Field(default=120.0, gt=0)

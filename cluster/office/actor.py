@@ -20,6 +20,7 @@ from cluster.office.calendar import keep_calendar, keep_weighing
 from cluster.office.checkpoints import keep_checkpoints
 from cluster.office.counter import Office
 from cluster.office.desk import now_us
+from cluster.office.erasing import carry_out_all
 from cluster.office.protocol import OfficeProtocol, Reply
 from cluster.office.upkeep import note_expired
 from model_core.errors import ProductError
@@ -112,4 +113,5 @@ class OfficeActor:
             with contextlib.suppress(ProductError):  # logged where it was raised; the next round tries again
                 await office.do(lambda desk: desk.metering.release_expired(now_us() - life_us), wakes=False)
                 await office.do(note_expired, wakes=False)
+                await office.do(carry_out_all, wakes=False)
             await asyncio.sleep(_SWEEP_S)

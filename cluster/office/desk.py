@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from policy.consents.book import ConsentBook
     from policy.consents.vault import Vault
     from policy.drafts import Drafts
+    from policy.erasures.book import Erasures
+    from policy.erasures.holds import Holds
+    from policy.erasures.notifications import Notifications
     from policy.history import History
     from policy.metering import Metering
     from policy.outbox import Outbox
@@ -150,6 +153,27 @@ class Desk:
         from policy.consents.book import ConsentBook
 
         return ConsentBook(self.session, self.now_us)
+
+    @cached_property
+    def erasures(self) -> Erasures:
+        """Requests to erase, with what became of every copy."""
+        from policy.erasures.book import Erasures
+
+        return Erasures(self.session, self.now_us)
+
+    @cached_property
+    def holds(self) -> Holds:
+        """What has to be kept, whoever wants it erased."""
+        from policy.erasures.holds import Holds
+
+        return Holds(self.session, self.now_us)
+
+    @cached_property
+    def notifications(self) -> Notifications:
+        """What tenants have to know."""
+        from policy.erasures.notifications import Notifications
+
+        return Notifications(self.session, self.now_us)
 
     @cached_property
     def vault(self) -> Vault:

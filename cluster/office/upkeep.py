@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the office writes down by itself, a few times an hour: whose consent ran out.
+"""What the office does by itself every minute: notes whose consent ran out, and goes on with erasures.
 
-Nothing waits for it. A consent ends at its own moment, whoever writes that down and whenever.
+Nothing waits for it. A consent ends at its own moment, whoever writes that down and whenever; what is being
+erased serves nobody since it was approved.
 """
 
 from __future__ import annotations

@@ -25,12 +25,15 @@ OWNED = {
     "dataset_id": "dataset",
     "decision_id": "decision",
     "deployment": "deployment",
+    "erasure_id": "erasure",
     "expert_id": "expert",
     "grant_id": "grant",
+    "hold_id": "hold",
     "job_id": "job",
     "key_id": "key-bob",
     "name": "deployment",
     "notice_digest": "notice",
+    "notification_id": "notification",
     "record_id": "record",
     "slug": "tenant",
     "stop_id": "stop",
@@ -52,6 +55,9 @@ def found_victim(town: Any) -> dict[str, Any]:
     decision = town.get("carol", "/decisions", deployment="notes-research")["items"][0]
     notice = town.post("ada", "/notices", language="en", version="1", text="A secret wording.")
     asked = town.post("ada", "/consents/requests", expert_id="*", purpose="education")
+    subject = {"subject_kind": "dataset", "subject_id": town.ids["dataset"], "reason": "none"}
+    erasure, hold = town.post("ada", "/erasures", **subject), town.post("carol", "/holds", **subject)
+    letter = _letter(town)
     return town.ids | {
         "job": job["id"],
         "change": change["id"],
@@ -59,10 +65,19 @@ def found_victim(town: Any) -> dict[str, Any]:
         "bundle": bundle,
         "stop": stop["id"],
         "decision": decision["id"],
+        "erasure": erasure["id"],
+        "hold": hold["id"],
         "notice": notice["id"],
+        "notification": letter["id"],
         "record": asked["record_id"],
         "tenant": "north",
     }
+
+
+def _letter(town: Any) -> dict[str, Any]:
+    """A notification to ``north``, such as the office writes."""
+    made = town.wait(town.office.do(lambda desk: desk.notifications.tell("north", "test", "x", {})))
+    return {"id": made}
 
 
 def missing(kind: str, victim: str) -> str:
