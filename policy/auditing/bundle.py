@@ -26,7 +26,7 @@ from policy.audit import record_of, verify_chain
 from policy.auditing.notes import Note, read_notes
 from policy.auditing.reporting import UNPROVEN, with_rows
 from policy.auditing.rows import WITHHELD, key_text, row_digest, row_document
-from policy.auditing.sealing import Seal
+from policy.auditing.sealing import RowSeal
 from policy.auditing.verifying import Bad, Expected, RowsReport, sealed_tables, stored_seals
 from policy.errors import BrokenProof
 from policy.records import AuditRecord, AuditReport
@@ -167,16 +167,16 @@ def _records(folder: Path) -> Iterator[AuditRecord]:
         yield record_of(line["row"])
 
 
-def _seals(folder: Path) -> Iterator[Seal]:
+def _seals(folder: Path) -> Iterator[RowSeal]:
     for line in _lines(folder / "seals.jsonl"):
         try:
-            yield Seal(**{**line, "document": str(line["document"]).encode()})
+            yield RowSeal(**{**line, "document": str(line["document"]).encode()})
         except (TypeError, KeyError) as error:
             raise BrokenProof("A line of seals.jsonl is no seal; take the bundle anew.") from error
 
 
-def _seal_document(seal: Seal) -> dict[str, Any]:
-    fields = {name: getattr(seal, name) for name in Seal.__slots__}
+def _seal_document(seal: RowSeal) -> dict[str, Any]:
+    fields = {name: getattr(seal, name) for name in RowSeal.__slots__}
     return {**fields, "document": seal.document.decode()}
 
 

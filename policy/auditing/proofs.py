@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from policy.auditing.rows import WITHHELD, row_digest, row_document
-from policy.auditing.sealing import Entry, Seal, leaf_hash
+from policy.auditing.sealing import Entry, RowSeal, leaf_hash
 from policy.auditing.tree import Levels, consistency_path, is_consistent, root_from_inclusion, root_of
 from policy.auditing.verifying import sealed_tables, stored_leaves, stored_seals
 from policy.errors import NotFound
@@ -40,7 +40,7 @@ class SealHead(BaseModel):
     def leaf(self) -> str:
         """The digest of its leaf."""
         fields = self.model_dump()
-        return leaf_hash(Seal(**fields, document=b"", leaf_hash="").leaf_bytes())
+        return leaf_hash(RowSeal(**fields, document=b"", leaf_hash="").leaf_bytes())
 
 
 class RowProof(BaseModel):
@@ -114,7 +114,7 @@ class Consistency(BaseModel):
 class _Place:
     """Where a row was sealed last."""
 
-    seal: Seal
+    seal: RowSeal
     entries: list[Entry]
     index: int
 

@@ -55,7 +55,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seal:
+class RowSeal:
     """One seal as it is stored, its list inflated."""
 
     seq: int
@@ -94,10 +94,10 @@ def leaf_hash(leaf: bytes) -> str:
     return "sha256:" + hashlib.sha256(b"\x00" + leaf).hexdigest()
 
 
-def make_seal(seq: int, at_us: int, prev_hash: str, entries: Sequence[Entry]) -> Seal:
+def make_seal(seq: int, at_us: int, prev_hash: str, entries: Sequence[Entry]) -> RowSeal:
     """The seal that follows another."""
     document = write_document(entries)
-    draft = Seal(
+    draft = RowSeal(
         seq=seq,
         at_us=at_us,
         rows=len(entries),
@@ -107,8 +107,8 @@ def make_seal(seq: int, at_us: int, prev_hash: str, entries: Sequence[Entry]) ->
         prev_hash=prev_hash,
         leaf_hash="",
     )
-    fields = {name: getattr(draft, name) for name in Seal.__slots__}
-    return Seal(**{**fields, "leaf_hash": leaf_hash(draft.leaf_bytes())})
+    fields = {name: getattr(draft, name) for name in RowSeal.__slots__}
+    return RowSeal(**{**fields, "leaf_hash": leaf_hash(draft.leaf_bytes())})
 
 
 def write_document(entries: Sequence[Entry]) -> bytes:
@@ -169,7 +169,7 @@ def entries_of(session: Session, written: Written) -> Iterator[Entry]:
         yield Entry(table=table.name, key=key_text(key), digest=found)
 
 
-def append_seal(session: Session, entries: Sequence[Entry], at_us: int) -> Seal | None:
+def append_seal(session: Session, entries: Sequence[Entry], at_us: int) -> RowSeal | None:
     """Chains a seal over what waits and the given entries; none where there is nothing."""
     lock_for_writing(session, _LOCK)
     connection = session.connection()
@@ -187,20 +187,20 @@ def append_seal(session: Session, entries: Sequence[Entry], at_us: int) -> Seal 
     last = connection.execute(newest).first()
     seq, prev_hash = (1, ORIGIN) if last is None else (last.seq + 1, last.leaf_hash)
     seal = make_seal(seq, at_us, prev_hash, [*waiting, *entries])
-    row: dict[str, Any] = {name: getattr(seal, name) for name in Seal.__slots__}
+    row: dict[str, Any] = {name: getattr(seal, name) for name in RowSeal.__slots__}
     row["document"] = zlib.compress(seal.document, _LEVEL)
     connection.execute(insert(SealRow.__table__), row)  # type: ignore[arg-type]
     return seal
 
 
-def seal_of(row: Any) -> Seal:
+def seal_of(row: Any) -> RowSeal:
     """A stored row as a seal; a list that cannot be inflated becomes one that no digest matches."""
     try:
         document = zlib.decompress(bytes(row.document))
     except zlib.error:
         document = b""
-    fields = {name: getattr(row, name) for name in Seal.__slots__}
-    return Seal(**{**fields, "document": document})
+    fields = {name: getattr(row, name) for name in RowSeal.__slots__}
+    return RowSeal(**{**fields, "document": document})
 
 
 def count_seals(session: Session) -> int:

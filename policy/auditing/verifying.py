@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from model_core.packing.canonical import digest_bytes
 from policy.auditing.rows import UNSEALED, key_text, row_digest, row_document
-from policy.auditing.sealing import ORIGIN, Entry, Seal, leaf_hash, read_document, seal_of
+from policy.auditing.sealing import ORIGIN, Entry, RowSeal, leaf_hash, read_document, seal_of
 from policy.auditing.tree import Root, root_of
 from policy.tables.seals import SealDraftRow, SealRow
 from tenants.accounts.schema import Base
@@ -85,7 +85,7 @@ class Expected:
         """How many seals hold, from the first on."""
         return self.root.size
 
-    def read(self, seals: Iterable[Seal], asked: Iterable[int] = ()) -> None:
+    def read(self, seals: Iterable[RowSeal], asked: Iterable[int] = ()) -> None:
         """Takes seals in stored order, up to the first that does not hold.
 
         Args:
@@ -131,7 +131,7 @@ class Expected:
             if digest is not None:
                 yield Bad(seal=seq, table=table, key=key, reason="row_missing")
 
-    def _wrong(self, seal: Seal) -> str:
+    def _wrong(self, seal: RowSeal) -> str:
         if seal.seq != self.length + 1:
             return "seal_missing_or_inserted"
         if seal.prev_hash != self.head:
@@ -228,7 +228,7 @@ def sealed_tables() -> list[Any]:
     return [table for table in Base.metadata.sorted_tables if table.name not in UNSEALED]
 
 
-def stored_seals(session: Session, after: int = 0) -> Iterator[Seal]:
+def stored_seals(session: Session, after: int = 0) -> Iterator[RowSeal]:
     """Seals in order, read in pieces."""
     table: Any = SealRow.__table__
     query = select(table).where(table.c.seq > after).order_by(table.c.seq)
