@@ -15,11 +15,12 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from cluster.artifacts import RemovingDirectoryStore, RemovingStore
 from cluster.s3 import S3Store
 from model_core import errors
 from model_core.packing.bundle import check_bundle, countersign_bundle
 from model_core.packing.keys import generate_key
-from model_core.packing.store import ArtifactStore, DirectoryStore
+from model_core.packing.store import ArtifactStore
 
 _UNKNOWN = "sha256:" + "ab" * 32
 
@@ -44,7 +45,7 @@ class DirectoryUnderTest(StoreUnderTest):
 
     def open(self) -> ArtifactStore:
         """See above."""
-        return DirectoryStore(self.root)
+        return RemovingDirectoryStore(self.root)
 
     def tamper(self, digest: str, name: str, change: Callable[[bytes], bytes] | None) -> None:
         """See above."""
@@ -113,6 +114,24 @@ class ArtifactStoreContract:
             for file in checked.folder.iterdir():
                 assert (found / file.name).read_bytes() == file.read_bytes()
             check_bundle(found, expect_digest=checked.digest, trusted=bundles.trusted())
+
+    def test_what_is_erased_is_gone(self, under_test: StoreUnderTest, bundles: Any, tmp_path: Path) -> None:
+        """An erased bundle is nowhere, also after it was read; others stay, and it may be put again."""
+        store = under_test.open()
+        assert isinstance(store, RemovingStore)
+        gone, kept = (bundles.expert(tmp_path / str(seed), seed=seed) for seed in range(2))
+        for one in (gone, kept):
+            store.put_bundle(one.folder, one.digest)
+            store.get_bundle(one.digest)
+        assert store.remove_bundle(gone.digest)
+        for opened in (store, under_test.open()):
+            assert not opened.has(gone.digest)
+            assert opened.digests() == (kept.digest,)
+            with pytest.raises(errors.ArtifactNotFound):
+                opened.get_bundle(gone.digest)
+        assert not store.remove_bundle(gone.digest)
+        store.get_bundle(kept.digest)
+        assert store.put_bundle(gone.folder, gone.digest) == gone.digest
 
     def test_lists_what_it_has(self, under_test: StoreUnderTest, bundles: Any, tmp_path: Path) -> None:
         """The list grows by what was put, sorted, and has() agrees."""
