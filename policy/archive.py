@@ -8,10 +8,8 @@ does not know what the facts mean or why an epoch came.
 
 from __future__ import annotations
 
-import gc
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +24,7 @@ from policy.delta import Delta
 from policy.errors import MalformedSnapshot
 from policy.facts import KINDS, Fact
 from policy.leaves import fact_bytes, leaf_bytes, leaf_name
+from policy.pauses import no_cycles_sought
 from policy.snapshot import Edits, Snapshot, malformed
 from policy.tables import PublishedFactRow, SnapshotRow, UnpublishedRow
 
@@ -101,7 +100,7 @@ def read(session: Session, epoch: int, digest: str) -> Snapshot:
     held = select(row.kind, row.identity, row.document).where(
         row.from_epoch <= epoch, or_(row.until_epoch.is_(None), row.until_epoch > epoch)
     )
-    with _no_cycles():
+    with no_cycles_sought():
         return _assembled(head, session.execute(held).all()).checked(digest)
 
 
@@ -239,15 +238,3 @@ def _inflated(document: bytes, digest: str) -> bytes:
         raise MalformedSnapshot(
             "The stored snapshot can not be unpacked; restore the database from a backup.", expected=digest
         ) from error
-
-
-@contextmanager
-def _no_cycles() -> Iterator[None]:
-    """Keeps Python from searching for garbage while very many values come that all stay."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()

@@ -9,7 +9,7 @@ publish.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,9 +18,12 @@ from sqlalchemy.orm import Session
 
 from policy import archive, vocabulary
 from policy.audit import Audit
+from policy.composition import Composition, compose
 from policy.errors import NotFound
 from policy.facts import Fact
 from policy.outbox import Outbox
+from policy.pauses import no_cycles_sought
+from policy.questions import Question
 from policy.reading import (
     Reader,
     card_license,
@@ -152,7 +155,8 @@ class Publisher:
         """What ``draft`` says, read from every row of the register anew."""
         head, before = self._next()
         last = _last_members(before, widens=widens)
-        return _with_members(self._read_anew(head, last), last, widens=widens)
+        snapshot = self._read_anew(head, last)
+        return snapshot.changed({}, _composed(snapshot, last, _composed_anew, widens=widens))
 
     def publish(
         self,
@@ -205,7 +209,8 @@ class Publisher:
         head, before = self._next()
         last = _last_members(before, widens=widens)
         if before is None or before.format != FORMAT:
-            snapshot = _with_members(self._read_anew(head, last), last, widens=widens)
+            snapshot = self._read_anew(head, last)
+            snapshot = snapshot.changed({}, _composed(snapshot, last, _composed_anew, widens=widens))
             return _Draft(snapshot=snapshot, edits=None, touched=Touched(everything=True))
         edits = Reader(self._session).some(before, notes, last)
         if widens:
@@ -218,7 +223,7 @@ class Publisher:
         snapshot = before.changed(head, edits)
         touched = touched_by(before, snapshot, edits)
         if widens or touched.everything:
-            whole = _composed(snapshot, last, widens=widens)
+            whole = _composed(snapshot, last, remembered().compose, widens=widens)
         else:
             whole = narrowed(snapshot, touched)
         settled = {key: fact for key, fact in whole.items() if snapshot.fact(*key) != fact}
@@ -244,7 +249,8 @@ class Publisher:
         }
 
     def _read_anew(self, head: Mapping[str, Any], members: Members) -> Snapshot:
-        return Snapshot.of_facts(head, Reader(self._session).all(members))
+        with no_cycles_sought():
+            return Snapshot.of_facts(head, Reader(self._session).all(members))
 
 
 def _last_members(before: Snapshot | None, *, widens: bool) -> Members:
@@ -253,20 +259,26 @@ def _last_members(before: Snapshot | None, *, widens: bool) -> Members:
     return {fact.name: fact.members or () for fact in before.deployments}
 
 
-def _composed(snapshot: Snapshot, last: Members, *, widens: bool) -> dict[tuple[str, str], Fact | None]:
+def _composed_anew(snapshot: Snapshot, deployment: str, at_us: int) -> Composition:
+    """What a deployment runs, whatever was composed before."""
+    return compose(snapshot, Question(at_us=at_us, deployment=deployment))
+
+
+def _composed(
+    snapshot: Snapshot,
+    last: Members,
+    composer: Callable[[Snapshot, str, int], Composition],
+    *,
+    widens: bool,
+) -> dict[tuple[str, str], Fact | None]:
     """Every deployment with its members, composed."""
     at_us = snapshot.published_at_us
     facts: dict[tuple[str, str], Fact | None] = {}
     for fact in snapshot.deployments:
-        composed = remembered().compose(snapshot, fact.name, at_us)
-        members = {member.bundle_digest for member in composed.members}
+        members = {member.bundle_digest for member in composer(snapshot, fact.name, at_us).members}
         if not widens:
             # compose() promises this too; here it is the register's own word (an epoch that only narrows
             # may remove members of a live composition, never add).
             members &= set(last.get(fact.name) or ())
         facts["deployments", fact.name] = fact.model_copy(update={"members": tuple(sorted(members))})
     return facts
-
-
-def _with_members(snapshot: Snapshot, last: Members, *, widens: bool) -> Snapshot:
-    return snapshot.changed({}, _composed(snapshot, last, widens=widens))
