@@ -236,14 +236,19 @@ def test_the_database_refuses_an_early_epoch(town: Town) -> None:
         savepoint.rollback()
 
 
-@pytest.mark.parametrize("lapses", ["author_key", "approver_key", "approver_role", "author_tenant", "expert"])
+@pytest.mark.parametrize(
+    "lapses", ["author_key", "approver_key", "approver_expired", "approver_role", "author_tenant", "expert"]
+)
 def test_what_lapsed_meanwhile_fails_visibly(town: Town, lapses: str) -> None:
     """Lost keys, roles, tenants and edits that make no sense any more fail the change with a sentence."""
     expert = town.expert()
+    with Room(town) as room:
+        brief = room.accounts.create_key("acme", "albert", {Role.OWNER}, town.now + HOUR_US).principal
+    approvers = {"approver_role": town.carl, "approver_expired": brief}
     waiting = scheduled(
         town,
         town.ada,
-        town.alan if lapses != "approver_role" else town.carl,
+        approvers.get(lapses, town.alan),
         ListingPut(expert_id=expert.expert_id, price_micro_per_1k_tokens=1, license="MIT"),
     )
     with Room(town) as room:
@@ -252,6 +257,8 @@ def test_what_lapsed_meanwhile_fails_visibly(town: Town, lapses: str) -> None:
                 room.accounts.revoke_key(town.ada.key_id)
             case "approver_key":
                 room.accounts.revoke_key(town.alan.key_id)
+            case "approver_expired":
+                pass  # its time is over by then
             case "approver_role":
                 room.accounts.create_key("platform", "carl", {Role.AUDITOR})
                 room.accounts.revoke_key(town.carl.key_id)
@@ -294,6 +301,18 @@ def test_one_failure_does_not_hold_up_the_others(town: Town) -> None:
         assert [one.id for one in sorted(done, key=lambda one: one.epoch or 99)][:2] == [
             one.id for one in sorted(rules, key=lambda one: one.effective_at_us or 0)
         ]
+
+
+def test_a_failed_change_leaves_none_of_its_edits(town: Town) -> None:
+    """What was carried out before the edit that fails is undone with it."""
+    good, bad = town.expert(), town.expert(name="other")
+    listing = ListingPut(expert_id=bad.expert_id, price_micro_per_1k_tokens=1, license="MIT")
+    scheduled(town, town.ada, town.alan, consent(good), listing)
+    town.act(lambda register: register.suspend_expert(bad.expert_id, town.carl))
+    with Room(town, later_us=2 * HOUR_US) as room:
+        (failed,) = room.schedule.publish_due()
+        assert failed.state == "failed"
+    assert town.act(lambda register: register.consents("acme")) == []
 
 
 def test_an_approval_at_once_asks_what_the_author_may_now(town: Town) -> None:
