@@ -16,17 +16,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from model_core.errors import ProductError
 from model_core.packing.canonical import canonical_bytes, digest_bytes, digest_of
 from model_core.packing.keys import SigningKey, verify_signature
 from policy.audit import Audit
 from policy.auditing.notes import read_notes
 from policy.auditing.proofs import RowProof, prove_rows
+from policy.consents.reading import ConsentReader
+from policy.consents.receipts import check_receipt, consent_receipt, sign_receipt
 from policy.errors import BrokenProof, NotFound
 from policy.evidence.bom import bill_of_materials, difference
 from policy.evidence.facts import Facts, gather
 from policy.evidence.pages import attributions, readme, training_summary
 from policy.register import Register
 from policy.tables import AuditRow
+from tenants.roles import PLATFORM_TENANT
 
 _MANIFEST: Final = "manifest.json"
 _LARGEST_BYTES: Final = 256 * 2**20
@@ -91,6 +95,7 @@ def make_pack(
         "consents.json": [one.model_dump(mode="json") for one in facts.consents],
         "decisions.json": decisions,
         "licenses.json": licenses,
+        "receipts.json": _receipts(session, facts, key, now_us),
         "proofs.json": [one.model_dump(mode="json") for one in proofs],
     }
     files = {name: json.dumps(one, indent=1, sort_keys=True) + "\n" for name, one in documents.items()}
@@ -112,6 +117,16 @@ def make_pack(
     signed = {**manifest, "signature": key.sign(canonical_bytes(manifest))}
     files[_MANIFEST] = canonical_bytes(signed).decode()
     return files
+
+
+def _receipts(session: Session, facts: Facts, key: SigningKey, now_us: int) -> list[dict[str, Any]]:
+    """A receipt for where each owner's word stands, signed by itself, so that it can be handed on alone."""
+    reader = ConsentReader(session, now_us)
+    documents = (
+        consent_receipt(reader.file(word.id), None, (), platform=PLATFORM_TENANT, issued_at_us=now_us)
+        for word in facts.consents
+    )
+    return [sign_receipt(document, key).model_dump(mode="json") for document in documents]
 
 
 def verify_pack(folder: Path, trusted: Collection[str] = ()) -> EvidenceReport:
@@ -190,6 +205,7 @@ def _wrong(
     return (
         _files_changed(folder, manifest)
         or _unproven(folder, key, proofs)
+        or _no_receipt(folder, key)
         or _unfit(folder, manifest, {(proof.table, proof.key): proof.row for proof in proofs})
     )
 
@@ -205,6 +221,17 @@ def _files_changed(folder: Path, manifest: Mapping[str, Any]) -> str:
     )
     name = next(changed, "")
     return f"{name} was changed after it was signed." if name else ""
+
+
+def _no_receipt(folder: Path, key: str) -> str:
+    for receipt in json.loads(_read(folder, "receipts.json")):
+        try:
+            trusted = check_receipt(canonical_bytes(receipt), {key}).trusted
+        except ProductError:
+            trusted = False
+        if not trusted:
+            return "receipts.json holds a receipt that the pack's key did not sign."
+    return ""
 
 
 def _unproven(folder: Path, key: str, proofs: list[RowProof]) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from town import Town
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.keys import SigningKey, generate_key
+from policy.auditing.sealing import seal_database
 from policy.errors import BrokenProof, NotFound
 from policy.evidence.bom import bill_of_materials
 from policy.evidence.facts import gather
 from policy.evidence.pack import compare_packs, make_pack, verify_pack
 from tenants.accounts.database import Database
+from tenants.accounts.scope import PLATFORM
 
 KEY = generate_key()
 
@@ -29,6 +31,17 @@ def town_of(database: Database) -> Town:
     town = Town(database)
     town.open_all(town.expert(), town.expert("beta", "numbers"))
     return town
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[Town]:
+    """A town that tests only read."""
+    path = tmp_path_factory.mktemp("evidence") / "m.db"
+    path.write_bytes(sqlite_template.read_bytes())
+    database = Database(f"sqlite:///{path}", scope=PLATFORM)
+    seal_database(database)
+    yield town_of(database)
+    database.close()
 
 
 def write(town: Town, folder: Path, epoch: int | None = None, key: SigningKey = KEY) -> dict[str, str]:
@@ -54,7 +67,7 @@ def test_a_pack_holds_and_says_everything(database: Database, tmp_path: Path) ->
     bill = json.loads(files["bom.cdx.json"])
     kinds = [one["type"] for one in bill["components"]]
     assert sorted(kinds) == ["data", "data", *["machine-learning-model"] * 3]
-    assert len(json.loads(files["consents.json"])) == 2
+    assert len(json.loads(files["consents.json"])) == len(json.loads(files["receipts.json"])) == 2
     assert all(one["replayed_equal"] for one in json.loads(files["decisions.json"]))
     proven = {one["table"] for one in json.loads(files["proofs.json"])}
     assert proven == {
@@ -76,10 +89,9 @@ def test_a_pack_holds_and_says_everything(database: Database, tmp_path: Path) ->
         make_pack(session, town.now, "nobody", KEY)
 
 
-def test_the_bill_fits_the_published_schema(database: Database) -> None:
+def test_the_bill_fits_the_published_schema(town: Town) -> None:
     """The bill of materials is valid CycloneDX 1.7, strictly, and the same facts give the same bytes."""
-    town = town_of(database)
-    with database.reading() as session:
+    with town.database.reading() as session:
         bills = [bill_of_materials(gather(session, town.now, "shop-ask")) for _ in range(2)]
     assert canonical_bytes(bills[0]) == canonical_bytes(bills[1])
     error: Any = JsonStrictValidator(SchemaVersion.V1_7).validate_str(json.dumps(bills[0]))
@@ -105,9 +117,8 @@ def test_epochs_are_compared(database: Database, tmp_path: Path) -> None:
     )
 
 
-def test_every_changed_file_is_found(database: Database, tmp_path: Path) -> None:
+def test_every_changed_file_is_found(town: Town, tmp_path: Path) -> None:
     """Each file that is changed, missing or put in is named; so is a key that nobody trusts."""
-    town = town_of(database)
     folder = tmp_path / "pack"
     files = write(town, folder)
     for name, text in files.items():
@@ -131,9 +142,8 @@ def test_every_changed_file_is_found(database: Database, tmp_path: Path) -> None
     assert not verify_pack(folder, {generate_key().public_key}).ok
 
 
-def test_a_signed_lie_does_not_fit_the_proven_rows(database: Database, tmp_path: Path) -> None:
+def test_a_signed_lie_does_not_fit_the_proven_rows(town: Town, tmp_path: Path) -> None:
     """Whoever has a key of their own and signs other members or decisions cannot prove their rows."""
-    town = town_of(database)
     forger = generate_key()
     lies: list[tuple[str, Callable[[Any], None]]] = [
         ("composition.json", lambda one: one["members"][0].update(bundle_digest="sha256:" + "0" * 64)),

@@ -227,7 +227,7 @@ def _change(line: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["edit", "delete", "insert", "swap", "truncate", "cut"])
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_bundle_that_was_tampered_with_is_refused(
     kind: str, data: st.DataObject, bundle: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
