@@ -81,7 +81,7 @@ protocol: $(VENV)/.dev ## every state of the recomposition protocol within large
 oracles: $(VENV)/.dev ## a million random worlds, and all small ones, decided alike by four evaluators (ORACLES="--worlds N --seed S")
 	@PYTHONPATH=.:tests/oracles:tests/policy $(BIN)/python tests/oracles/oracle_run.py $(ORACLES)
 
-mutants: $(VENV)/.dev ## 450 small wrongs in the deciding code, one at a time: who notices (MUTANTS="--mutants N")
+mutants: $(VENV)/.dev ## 360 small wrongs in the deciding code, one at a time: who notices (MUTANTS="--mutants N")
 	@PYTHONPATH=.:tests/oracles:tests/oracles/mutants:tests/policy $(BIN)/python tests/oracles/mutants/mutant_run.py $(MUTANTS)
 
 bench: bench-training bench-composition bench-policy bench-serving ## every benchmark against its peers; rows in build/bench-NAME.json
