@@ -25,7 +25,7 @@ from cluster.gateway.description import describe
 from cluster.operations.catalogue import OPERATIONS
 
 #: Examples per operation and kind of data; ``make fuzz`` asks for more.
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "3"))
 SEED = int(os.environ.get("FUZZ_SEED", "20260000"))
 CHECKS = [
     not_a_server_error,
