@@ -155,7 +155,7 @@ class Reader:
         ]
 
     def _experts(self, ids: Names) -> list[ExpertFact]:
-        offered = latest_listings(self._session, ids)
+        prices = select(ListingRow.expert_id, ListingRow.license, ListingRow.price_micro_per_1k_tokens)
         lineage: dict[str, list[tuple[str, str, str]]] = {}
         links = select(ExpertDatasetRow.expert_id, DatasetRow.id, DatasetRow.tenant, DatasetRow.license)
         links = links.join(DatasetRow, DatasetRow.id == ExpertDatasetRow.dataset_id)
@@ -164,17 +164,23 @@ class Reader:
         cards = select(ExpertRow.expert_id, ExpertRow.manifest)
         cards = cards.where(~exists().where(ListingRow.expert_id == ExpertRow.expert_id))
         if ids is not None:
-            links = links.where(ExpertDatasetRow.expert_id.in_(ids))
+            links, prices = (
+                links.where(ExpertDatasetRow.expert_id.in_(ids)),
+                prices.where(ListingRow.expert_id.in_(ids)),
+            )
             rows, cards = rows.where(ExpertRow.expert_id.in_(ids)), cards.where(ExpertRow.expert_id.in_(ids))
         for expert_id, name, tenant, license_ in self._session.execute(links):
             lineage.setdefault(expert_id, []).append((name, tenant, license_))
         licenses = {expert_id: _license_of(manifest) for expert_id, manifest in self._session.execute(cards)}
+        # Later epochs overwrite earlier ones.
+        offered = {row[0]: row[1:] for row in self._session.execute(prices.order_by(ListingRow.epoch))}
         documents = []
         for row in self._session.execute(rows):
             expert = dict(zip(_EXPERT, row, strict=True))
-            listing = offered.get(expert["expert_id"])
-            expert["license"] = listing.license if listing else licenses[expert["expert_id"]]
-            expert["price_micro_per_1k_tokens"] = listing.price_micro_per_1k_tokens if listing else 0
+            expert["license"], expert["price_micro_per_1k_tokens"] = offered.get(expert["expert_id"]) or (
+                licenses[expert["expert_id"]],
+                0,
+            )
             expert["datasets"] = [
                 {"id": name, "tenant": tenant, "license": license_, "consent": _speaks_for(tenant, expert)}
                 for name, tenant, license_ in lineage.get(expert["expert_id"], ())

@@ -35,7 +35,9 @@ _MAX_QUESTIONS = 4
 class RegisterDesk(Protocol):
     """The part of the office that this module needs."""
 
-    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
+    async def wait_epoch(
+        self, server_id: str, seen_epoch: int, timeout_s: float = 0.5, changes: bool = False
+    ) -> EpochNews:
         """Long-polls for an epoch above ``seen_epoch``."""
         ...
 
@@ -105,6 +107,7 @@ class RegisterLink:
         self._renew_s = renew_s
         self._poll_s = poll_s
         self._snapshot: Snapshot | None = None
+        self._takes_changes = True
         self._compiled: Compiled | None = None
         self._roster = EMPTY_ROSTER
         self._hearing = asyncio.Lock()
@@ -151,7 +154,9 @@ class RegisterLink:
         seen = (self._roster.epoch, self._roster.snapshot_digest)
         try:
             async with asyncio.timeout(30):
-                news = await self._office.wait_epoch(self._server_id, seen[0], self._poll_s)
+                news = await self._office.wait_epoch(
+                    self._server_id, seen[0], self._poll_s, self._takes_changes
+                )
             async with self._hearing:
                 await self._hear(news, seen, sent_us)
             self.counts.answers += 1
@@ -167,7 +172,10 @@ class RegisterLink:
         known = self._roster
         floor = -1 if self._floor is None or known.epoch >= 0 else await asyncio.to_thread(self._floor.read)
         if is_newer(news, known.epoch, known.snapshot_digest, seen, floor):
-            snapshot = await asyncio.to_thread(read_snapshot, news)
+            # Where changes lead elsewhere, the next answers have to be whole.
+            self._takes_changes = news.changes_json is None
+            snapshot = await asyncio.to_thread(read_snapshot, news, self._snapshot)
+            self._takes_changes = True
             # The number goes to disk while compositions are made; nothing is in force before both are done.
             # Both are waited for also where one fails: the compiled snapshot is one thread's at a time.
             raising = asyncio.create_task(asyncio.to_thread(self._raise_floor, news.epoch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from cluster.hosting.errors import EpochRefused
 from cluster.office.protocol import EpochNews
+from policy.delta import Delta
 from policy.snapshot import Snapshot
 
 
@@ -54,16 +55,23 @@ def is_newer(
     return news.epoch > known_epoch
 
 
-def read_snapshot(news: EpochNews) -> Snapshot:
-    """The snapshot that an answer carries, compared with what it announces.
+def read_snapshot(news: EpochNews, known: Snapshot | None = None) -> Snapshot:
+    """The snapshot that an answer carries or leads to, compared with what it announces.
+
+    Args:
+        news: the answer.
+        known: the snapshot in force here, which changes start from.
 
     Raises:
         EpochRefused: it carries none, or one of another epoch.
         MalformedSnapshot, SnapshotMismatch: it is not the published one.
     """
-    if news.snapshot_json is None:
+    if news.changes_json is not None and known is not None:
+        snapshot = Delta.from_json(news.changes_json).applied(known, news.snapshot_digest)
+    elif news.snapshot_json is not None:
+        snapshot = Snapshot.from_json(news.snapshot_json, expect_digest=news.snapshot_digest)
+    else:
         raise EpochRefused("The register named a new epoch without its snapshot.", epoch=news.epoch)
-    snapshot = Snapshot.from_json(news.snapshot_json, expect_digest=news.snapshot_digest)
     if snapshot.epoch != news.epoch:
         raise EpochRefused("The snapshot is of another epoch than announced.", epoch=news.epoch)
     return snapshot

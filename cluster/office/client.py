@@ -103,13 +103,16 @@ class OfficeClient:
         """Stores a batch exactly once."""
         return cast("int", await self._send(True, "record_usage", server_id, sequence, batch))
 
-    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
+    async def wait_epoch(
+        self, server_id: str, seen_epoch: int, timeout_s: float = 0.5, changes: bool = False
+    ) -> EpochNews:
         """Long-polls for a newer epoch.
 
         Sent once: whoever asks measures its lease from the moment of sending, and a repetition here would
         make an answer look older than it is without need.
         """
-        return cast("EpochNews", await self._send(False, "wait_epoch", server_id, seen_epoch, timeout_s))
+        answer = await self._send(False, "wait_epoch", server_id, seen_epoch, timeout_s, changes)
+        return cast("EpochNews", answer)
 
     async def epochs_after(self, epoch: int, limit: int = 100, timeout_s: float = 20.0) -> list[EpochEvent]:
         """Long-polls for the epochs above one."""

@@ -41,6 +41,7 @@ from cluster.office.protocol import (
 )
 from cluster.office.requests import admit, answer_operation, find_to_weigh, record_batch
 from cluster.office.scales import Scales
+from cluster.office.sending import Sending
 from cluster.settings import Settings
 from model_core.errors import ProductError
 from model_core.packing.store import ArtifactStore
@@ -97,7 +98,7 @@ class Office:
         self._scales = scales
         self._generation = 0
         self._changed = asyncio.Condition()
-        self._published: tuple[Snapshot, bytes] | None = None
+        self._standing: Sending | None = None
         self._heard: dict[str, int] = {}  # when each server last asked for news; its lease runs from there
         self._told: dict[str, frozenset[str]] = {}  # which stopped requests each server was told of last
 
@@ -182,14 +183,16 @@ class Office:
 
     # -- epochs ----------------------------------------------------------------------------------------
 
-    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
+    async def wait_epoch(
+        self, server_id: str, seen_epoch: int, timeout_s: float = 0.5, changes: bool = False
+    ) -> EpochNews:
         """Long-polls for an epoch above ``seen_epoch``, or for a request that must end."""
         received_us = self._heard[server_id] = now_us()
         deadline = asyncio.get_running_loop().time() + min(timeout_s, self._settings.lease_s / 2)
         while True:
             # The generation is read before the database: a commit in between is seen by one of the two.
             generation = self._generation
-            news = await self._read(lambda desk: self._news(desk, seen_epoch, received_us))
+            news = await self._read(lambda desk: self._news(desk, seen_epoch, received_us, changes=changes))
             left_s = deadline - asyncio.get_running_loop().time()
             told = self._told.get(server_id, frozenset())
             if news.epoch > seen_epoch or left_s <= 0 or not news.stopped.keys() <= told:
@@ -342,26 +345,27 @@ class Office:
     async def _in_pool(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await _said(asyncio.get_running_loop().run_in_executor(pool, work))
 
-    def _news(self, desk: Desk, seen_epoch: int, received_us: int) -> EpochNews:
+    def _news(self, desk: Desk, seen_epoch: int, received_us: int, *, changes: bool) -> EpochNews:
         epoch = desk.register.current_epoch()
-        published = self._published
-        if published is None or published[0].epoch != epoch:
+        sending = self._standing
+        if sending is None or sending.snapshot.epoch != epoch:
             # Before the first publication there is nothing to permit, and one fixed empty snapshot says so.
             snapshot = (
                 desk.register.known(epoch)
                 if epoch
                 else Snapshot(epoch=0, published_at_us=0, vocabulary_version=CURRENT_VERSION)
             )
-            # one assignment: other threads see the old pair or the new one
-            published = self._published = (snapshot, snapshot.to_json())
-        snapshot, document = published
-        seen_digest = snapshot.digest if seen_epoch == epoch else ""
+            # one assignment: other threads see the old one or the new one
+            sending = self._standing = Sending(snapshot)
+        seen_digest = sending.snapshot.digest if seen_epoch == epoch else ""
         if 0 < seen_epoch < epoch:
             seen_digest = desk.register.digest_of(seen_epoch)
+        way = sending.changes(desk.session, seen_epoch, seen_digest) if changes and seen_digest else None
         return EpochNews(
             epoch=epoch,
-            snapshot_digest=snapshot.digest,
-            snapshot_json=document if epoch > seen_epoch else None,
+            snapshot_digest=sending.snapshot.digest,
+            snapshot_json=sending.whole if epoch > seen_epoch and way is None else None,
+            changes_json=way,
             lease_s=self._settings.lease_s,
             office_at_us=now_us(),
             received_us=received_us,

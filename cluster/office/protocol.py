@@ -107,7 +107,9 @@ class EpochNews(Message):
         epoch: newest committed epoch.
         snapshot_digest: digest of its snapshot.
         snapshot_json: canonical snapshot bytes (``policy.snapshot.Snapshot.from_json``); None if the asker
-            already has this epoch.
+            already has this epoch, or gets ``changes_json`` instead.
+        changes_json: what leads there from the epoch that the asker has seen (``policy.delta.Delta``); only
+            for askers who take changes, and None where the office cannot say.
         lease_s: length of the lease.
         office_at_us: the office's clock when it answered.
         received_us: the office's clock when it received the question; 0 if it does not say.
@@ -120,6 +122,7 @@ class EpochNews(Message):
     epoch: int
     snapshot_digest: str
     snapshot_json: bytes | None = None
+    changes_json: bytes | None = None
     lease_s: float
     office_at_us: int
     received_us: int = 0
@@ -292,8 +295,13 @@ class OfficeProtocol(Protocol):
         """
         ...
 
-    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
-        """Long-polls for an epoch above ``seen_epoch`` (-1 asks for the newest at once). Repeatable."""
+    async def wait_epoch(
+        self, server_id: str, seen_epoch: int, timeout_s: float = 0.5, changes: bool = False
+    ) -> EpochNews:
+        """Long-polls for an epoch above ``seen_epoch`` (-1 asks for the newest at once). Repeatable.
+
+        With ``changes`` the answer may hold what changed in place of the whole snapshot.
+        """
         ...
 
     async def epochs_after(self, epoch: int, limit: int = 100, timeout_s: float = 20.0) -> list[EpochEvent]:

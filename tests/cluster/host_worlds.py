@@ -61,7 +61,9 @@ class Office:
             self.snapshot = snapshot
             self._news.notify_all()
 
-    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
+    async def wait_epoch(
+        self, server_id: str, seen_epoch: int, timeout_s: float = 0.5, changes: bool = False
+    ) -> EpochNews:
         """The newest epoch, as soon as it is newer than the seen one."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._news:

@@ -79,7 +79,9 @@ def test_the_highest_epoch_stays_whatever_the_order(tmp_path: Path) -> None:
 class FalseRegister:
     """Announces an epoch far ahead and does not show it."""
 
-    async def wait_epoch(self, server_id: str, seen_epoch: int, timeout_s: float = 0.5) -> EpochNews:
+    async def wait_epoch(
+        self, server_id: str, seen_epoch: int, timeout_s: float = 0.5, changes: bool = False
+    ) -> EpochNews:
         """As the office's."""
         return news(1000)
 
