@@ -23,11 +23,15 @@ COMPOSE_P50_MS, COMPOSE_P99_MS, REASONS_MS = 0.5, 2.0, 20.0
 CEDAR_TIMES, REPLAYED_A_S = 20.0, 20_000.0
 
 
-def compile_rows(sizes: Sequence[tuple[int, int]] = ((512, 9), (10_000, 3))) -> list[Row]:
-    """How long compiling takes, which is no part of composing."""
+def compile_rows(sizes: Sequence[tuple[int, int, int]] = ((512, 3, 9), (10_000, 5, 3))) -> list[Row]:
+    """How long compiling takes, which is no part of composing.
+
+    Args:
+        sizes: experts, consents and grants of each, and how often it is timed.
+    """
     rows = []
-    for experts, rounds in sizes:
-        snapshot = World(experts=experts, grants=5).snapshot
+    for experts, words, rounds in sizes:
+        snapshot = World(experts=experts, consents=words, grants=words).snapshot
         facts = len(snapshot.consents) + len(snapshot.grants) + len(snapshot.rules)
         took_ms = [_timed_ms(partial(compile_snapshot, snapshot)) for _ in range(rounds)]
         name = f"compiling {experts:,} experts with {facts:,} consents, grants and rules"

@@ -33,7 +33,7 @@ def test_deciding_is_compared_before_it_is_timed() -> None:
     """Small registers give all rows: ours against ourselves, Cedar and the bounds."""
     rows = [
         *deciding.compose_rows(experts=12, questions=20),
-        *deciding.compile_rows(sizes=((12, 1),)),
+        *deciding.compile_rows(sizes=((12, 2, 1),)),
         *deciding.reasons_rows(experts=12, questions=3),
         *deciding.cedar_rows(experts=24, questions=6, rounds=1),
         *deciding.replay_rows(experts=12, logged=60),
