@@ -145,7 +145,11 @@ def _on_execute(state: ORMExecuteState) -> None:
         return
     statement: Any = state.statement
     criteria = _criteria(scope.word)
-    touched = [criteria[name] for name in sorted(_tables_of(statement)) if name in criteria]
+    tables = _tables_of(statement)
+    touched = [criteria[name] for name in sorted(tables) if name in criteria]
+    if state.is_update or state.is_delete:
+        # Whoever is shown a row need not be whoever may change it; both conditions then hold.
+        touched.append(_criteria(scope.word, writes=True)[statement.table.name])
     if touched and not state.is_orm_statement:
         raise OutOfScope("a statement without row classes is not held to a scope; name the classes")
     if not state.is_column_load and not state.is_relationship_load:
@@ -187,16 +191,13 @@ def _tables_of(statement: Any) -> set[str]:
 
 
 @lru_cache(maxsize=256)
-def _criteria(word: str) -> dict[str, Any]:
+def _criteria(word: str, *, writes: bool = False) -> dict[str, Any]:
     """What every statement gets that touches a table, by its name."""
-    return {
-        mapper.class_.__tablename__: with_loader_criteria(
-            mapper.class_,
-            mapper.class_.__isolation__.readable(
-                lambda name, row=mapper.class_: getattr(row, name), literal(word)
-            ),
-            include_aliases=True,
-        )
-        for mapper in Base.registry.mappers
-        if not mapper.class_.__isolation__.shared
-    }
+    found = {}
+    for mapper in Base.registry.mappers:
+        row = mapper.class_
+        condition = row.__isolation__.writable if writes else row.__isolation__.readable
+        if writes or not row.__isolation__.shared:
+            where = condition(lambda name, row=row: getattr(row, name), literal(word))
+            found[row.__tablename__] = with_loader_criteria(row, where, include_aliases=True)
+    return found
