@@ -129,8 +129,8 @@ class ApprovalRecord(Record):
 class ChangeRecord(Record):
     """A draft of edits and where it stands; ``digest`` is what an approval must name.
 
-    ``proposed`` is under review, ``scheduled`` approved for a later moment, ``approved`` published. ``failed``
-    could no longer be published when its moment came, and ``comment`` says why.
+    ``proposed`` is under review, ``scheduled`` approved for a later moment, ``approved`` published. What is
+    ``failed`` could not be published any more when its moment came, and ``comment`` says why.
     """
 
     id: str

@@ -106,11 +106,27 @@ def test_deployments_are_judged_by_what_is_left(town: Town) -> None:
     assert [(line.expert_id, line.deployments_lost) for line in narrowed.experts] == [
         (two.expert_id, ("shop-ask",))
     ]
+    unrelated = ForbidRule(text="elsewhere", purpose="sales")
+    later = town.act(lambda register: register.add_forbid_rule(unrelated, town.carl))
+    with room(town) as previews:
+        (same,) = previews.weigh(previews.plan_publication(later.epoch)).deployments
+    assert (same.effect, same.below_asked) == ("stays", False)
     town.act(lambda register: register.remove_deployment("shop-ask", town.dora))
     with room(town) as previews:
         epoch = previews._publisher.current_epoch()
         ended = previews.weigh(previews.plan_publication(epoch))
     assert [row.effect for row in ended.deployments] == ["ends"]
+
+
+def test_questions_that_are_answered_no_more_are_counted(town: Town) -> None:
+    """Also where no expert is lost: a suspended consumer's questions for the public base alone stop."""
+    town.open_all(town.expert())
+    log(town, asked(town, tenant="club"))
+    stopped = town.act(lambda register: register.suspend_tenant("club", town.olga))
+    with room(town) as previews:
+        report = previews.weigh(previews.plan_publication(stopped.epoch))
+    assert (report.decisions_changed, report.decisions_stopped, report.decisions_begun) == (1, 1, 0)
+    assert [(row.tenant, row.decisions_changed) for row in report.consumers] == [("club", 1)]
 
 
 def test_money_that_moves_is_counted_to_the_micro(town: Town) -> None:
