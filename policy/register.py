@@ -245,8 +245,8 @@ class Register:
         return self._publisher.current_epoch()
 
     def snapshot(self, epoch: int | None = None) -> Snapshot:
-        """The facts of an epoch; see ``Publisher.snapshot``."""
-        return self._publisher.snapshot(epoch)
+        """The facts of an epoch as they are stored (``Publisher.snapshot``); with None those in force."""
+        return self._publisher.standing().snapshot if epoch is None else self._publisher.snapshot(epoch)
 
     def known(self, epoch: int) -> Snapshot:
         """The facts of an epoch, not read twice by one process; see ``Publisher.known``."""

@@ -242,7 +242,7 @@ def test_snapshot_is_checked_against_its_digest(town: Town) -> None:
             )
         )
     with town.register() as register, pytest.raises((SnapshotMismatch, MalformedSnapshot)):
-        register.snapshot()
+        register.snapshot(3)
 
 
 def test_a_clock_set_back_hinders_no_withdrawal(town: Town) -> None:
