@@ -110,6 +110,7 @@ def _check_page(text: str, where: str) -> None:
 
 def _addresses(town: Any) -> list[str]:
     decision = town.get("carol", "/decisions")["items"]
+    erased = {"subject_kind": "expert", "subject_id": town.ids["expert"], "reason": "none"}
     values = {
         "expert_id": town.ids["expert"],
         "job_id": town.post("ada", "/jobs", name="j", dataset_id=town.ids["dataset"])["id"],
@@ -117,6 +118,7 @@ def _addresses(town: Any) -> list[str]:
         "name": "notes-research",
         "epoch": "2",
         "decision_id": decision[0]["id"] if decision else "none",
+        "erasure_id": town.post("ada", "/erasures", **erased)["id"],
     }
     paths = [view.path for view in VIEWS]
     return [re.sub(r"{(\w+)}", lambda slot: values[slot[1]], path) for path in paths]

@@ -90,6 +90,31 @@ ACTS = (
         converters=_DAYS,
     ),
     Act(
+        path="/console/erasures", operation="erasures.request", to="/console/erasures/{id}", note="asked"
+    ),
+    Act(
+        path="/console/erasures/{erasure_id}/approve",
+        operation="erasures.approve",
+        to="/console/erasures/{erasure_id}",
+        note="erasing",
+    ),
+    Act(
+        path="/console/erasures/{erasure_id}/reject",
+        operation="erasures.reject",
+        to="/console/erasures/{erasure_id}",
+        note="rejected",
+    ),
+    Act(path="/console/holds", operation="holds.set", to="/console/erasures", note="held"),
+    Act(
+        path="/console/holds/{hold_id}/lift", operation="holds.lift", to="/console/erasures", note="lifted"
+    ),
+    Act(
+        path="/console/notifications/{notification_id}/acknowledge",
+        operation="notifications.acknowledge",
+        to="/console/erasures",
+        note="noted",
+    ),
+    Act(
         path="/console/grants",
         operation="grants.give",
         to="/console/changes/{id}",

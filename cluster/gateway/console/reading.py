@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.gateway.console.forgetting import erasure, erasures
 from cluster.gateway.console.render import show_credits
 from cluster.gateway.console.reviewing import STATES, around, epoch, stops
 from cluster.gateway.console.visit import Visit
@@ -260,6 +261,8 @@ VIEWS = (
     View(path="/console/jobs/{job_id}", template="job.html", nav="jobs", fetch=job),
     View(path="/console/jobs/{job_id}/live", template="_job_live.html", nav="jobs", fetch=job),
     View(path="/console/consents", template="consents.html", nav="consents", fetch=consents),
+    View(path="/console/erasures", template="erasures.html", nav="consents", fetch=erasures),
+    View(path="/console/erasures/{erasure_id}", template="erasure.html", nav="consents", fetch=erasure),
     View(path="/console/rules", template="rules.html", nav="rules", fetch=rules),
     View(path="/console/changes", template="changes.html", nav="changes", fetch=changes),
     View(path="/console/changes/{change_id}", template="change.html", nav="changes", fetch=change),

@@ -15,7 +15,7 @@ from cluster.gateway.console.visit import Console
 
 
 def add_receipts(app: FastAPI, console: Console, guarded: Callable[..., Any]) -> None:
-    """Adds the route that hands out a consent's receipt as a file."""
+    """Adds the routes that hand out signed documents as files."""
 
     async def consent_receipt(request: Request) -> Response:
         visit = console.visit(request)
@@ -24,12 +24,16 @@ def add_receipts(app: FastAPI, console: Console, guarded: Callable[..., Any]) ->
         answer = await visit.call("consents.receipt", **fields, **({"event": event} if event else {}))
         return _file(answer, f"receipt-{answer['document']['receipt_id']}.json")
 
-    app.add_api_route(
-        "/console/consents/{consent_id}/receipt",
-        guarded(console, consent_receipt),
-        methods=["GET"],
-        include_in_schema=False,
-    )
+    async def erasure_record(request: Request) -> Response:
+        visit = console.visit(request)
+        answer = await visit.call("erasures.record", erasure_id=request.path_params["erasure_id"])
+        return _file(answer, f"erasure-{answer['document']['receipt_id']}.json")
+
+    for path, handler in (
+        ("/console/consents/{consent_id}/receipt", consent_receipt),
+        ("/console/erasures/{erasure_id}/record", erasure_record),
+    ):
+        app.add_api_route(path, guarded(console, handler), methods=["GET"], include_in_schema=False)
 
 
 def _file(document: dict[str, Any], name: str) -> Response:
