@@ -354,3 +354,31 @@ def test_codes_are_never_renamed() -> None:
     """Codes are API: every code that was ever released is still there, with a whole sentence."""
     assert set(CODES_OF_RELEASE_1.split()) <= set(CODES)
     assert all(code == code.lower() and CODES[code].sentence.endswith(".") for code in CODES)
+
+
+def test_an_interval_that_holds_no_moment_says_nothing_at_any() -> None:
+    """A consent that ends where it begins is over, not yet to come; such a prohibition ends no permit."""
+    later = {"valid_from_us": NOW_US + 5, "valid_until_us": NOW_US + 5}
+    decision = decide(world(consents=(consent(**later),)), ask(), "exp_1")
+    assert [one.code for one in decision.reasons if is_denial(one)] == ["consent_expired"]
+    never = consent(2, expert_id="exp_1", effect="forbid", **later)
+    assert decide(world(consents=(consent(), never)), ask(), "exp_1").valid_until_us is None
+
+
+def test_what_is_decided_says_of_which_moment_and_cannot_be_altered() -> None:
+    """Decisions carry the moment that was asked about, and neither they nor questions can be rewritten."""
+    snapshot = world(experts=(expert(1), expert(2)))
+    first, second = (compose(snapshot, ask(at_us=NOW_US + shift)) for shift in (0, 7))
+    assert {one.at_us for one in first.decisions} == {NOW_US}
+    assert {one.at_us for one in second.decisions} == {NOW_US + 7}
+    for value in (ask(), first, first.decisions[0]):
+        with pytest.raises(ValueError, match="frozen"):
+            value.at_us = 1  # type: ignore[misc]
+
+
+def test_a_rule_that_says_why_is_quoted() -> None:
+    """The sentence of a denial ends with the rule's text, and without one like any sentence."""
+    for text, sentence in (("not here", "forbids this use: not here."), ("", "forbids this use.")):
+        decision = decide(world(rules=(rule(), rule(2, effect="forbid", text=text))), ask(), "exp_1")
+        (denial,) = (one for one in decision.reasons if is_denial(one))
+        assert denial.sentence.endswith(sentence)
