@@ -10,6 +10,7 @@ of what is done with the rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import Table, and_, event, or_, select
@@ -52,9 +53,10 @@ class Written:
             row: its values by column; at least those of the primary key.
             whole: whether these are what the database holds now; otherwise it is read again.
         """
-        place = (table, tuple(row[column.name] for column in table.primary_key))
+        names, keys = _names(table)
+        place = (table, tuple(row[name] for name in keys))
         earlier = self._rows.pop(place, None)
-        known = whole and earlier is not _REREAD and len(row) == len(table.columns)
+        known = whole and earlier is not _REREAD and len(row) == len(names)
         self._rows[place] = row if known else _REREAD
 
     def note_object(self, row: Any) -> None:
@@ -70,7 +72,7 @@ class Written:
         """Every row as it stands: table, key, values by column (None: the row is gone)."""
         again: dict[Table, list[Key]] = {}
         for (table, key), what in self._rows.items():
-            if what is _REREAD or len(what.keys() & table.columns.keys()) < len(table.columns):
+            if what is _REREAD or not _names(table)[0] <= what.keys():
                 again.setdefault(table, []).append(key)
         read = {
             (table, key): row for table, keys in again.items() for key, row in _read(session, table, keys)
@@ -99,6 +101,12 @@ def written_in(session: Session) -> Written:
     """What a watched session wrote so far."""
     found: Written = session.info.setdefault(_INFO, Written())
     return found
+
+
+@lru_cache(maxsize=256)
+def _names(table: Table) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Names of all columns, and of those of the primary key in order."""
+    return frozenset(table.columns.keys()), tuple(column.name for column in table.primary_key)
 
 
 def _after_flush(session: Session, _context: Any) -> None:
