@@ -16,7 +16,7 @@ from worlds import random_world
 
 from policy.composition import compose
 from policy.errors import NotFound
-from policy.items import ForbidRule, ListingPut, RulePermit
+from policy.items import ForbidRule, ListingPut, RuleLift, RulePermit
 from policy.preview import previews as previews_module
 from policy.preview.asking import Asking
 from policy.preview.previews import Previews
@@ -156,7 +156,8 @@ def test_quality_is_summed_where_measured_and_unknown_elsewhere(town: Town) -> N
     one, two = town.expert(), town.expert("beta", "numbers")
     town.open_all(one, two)
     halt = ForbidRule(text="halt")
-    halted = town.act(lambda register: register.add_forbid_rule(halt, town.carl)).epoch
+    forbidden = town.act(lambda register: register.add_forbid_rule(halt, town.carl))
+    halted = forbidden.epoch
 
     def quality() -> Any:
         with room(town) as previews:
@@ -177,6 +178,8 @@ def test_quality_is_summed_where_measured_and_unknown_elsewhere(town: Town) -> N
     (found,) = quality()
     assert (found.metric, found.cost_micro, found.evaluations) == ("bits_per_byte", 7, (last.id,))
     assert found.unknown == (two.expert_id,)
+    back = weighed(town, town.propose(town.carl, RuleLift(rule_id=forbidden.subject)).id)
+    assert back.deployments[0].quality[0].cost_micro == -7
 
 
 def test_a_report_is_bound_to_its_change_and_epoch(town: Town) -> None:
