@@ -23,7 +23,7 @@ from policy import trie
 from policy.delta import Delta
 from policy.errors import MalformedSnapshot
 from policy.facts import KINDS, Fact
-from policy.leaves import fact_bytes, leaf_bytes, leaf_name
+from policy.leaves import fact_bytes, leaf_bytes, leaf_name, tree_entries
 from policy.pauses import no_cycles_sought
 from policy.snapshot import Edits, Snapshot, malformed
 from policy.tables import PublishedFactRow, SnapshotRow, UnpublishedRow
@@ -214,9 +214,7 @@ def _assembled(head: dict[str, Any], rows: Sequence[Any]) -> Snapshot:
             documents.sort()
             listed = b"[" + b",".join([document for _, document in documents]) + b"]"
             kinds[kind] = _LISTS[kind].validate_json(listed, strict=True)
-            for identity, document in documents:
-                key = trie.key_of(leaf_name(kind, identity))
-                entries[key] = trie.leaf_digest(leaf_bytes(kind, document))
+            entries.update(tree_entries(kind, documents))
         Snapshot.model_validate(head)
     except ValidationError as error:
         raise malformed(error) from error

@@ -8,9 +8,10 @@ spaces. ``tests/policy/test_leaves.py`` holds it against the general writer.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import json.encoder
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -77,6 +78,20 @@ def fact_bytes(fact: Fact) -> bytes:
 def leaf_bytes(kind: str, document: bytes) -> bytes:
     """What a Merkle tree holds of a fact: its kind and its canonical bytes."""
     return b'{"fact":%b,"kind":"%b"}' % (document, kind.encode())
+
+
+def tree_entries(kind: str, named: Iterable[tuple[str, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Keys and digests of many facts of one kind, as ``policy.trie`` has them of each by itself.
+
+    Args:
+        kind: of all of them.
+        named: identity and canonical bytes of each.
+    """
+    sha256 = hashlib.sha256
+    start, end = b'\x00{"fact":', b',"kind":"%b"}' % kind.encode()
+    for identity, document in named:
+        key = int.from_bytes(sha256(leaf_name(kind, identity)).digest(), "big")
+        yield key, sha256(start + document + end).digest()
 
 
 def leaf_name(kind: str, identity: str) -> bytes:

@@ -155,8 +155,9 @@ class Publisher:
         """What ``draft`` says, read from every row of the register anew."""
         head, before = self._next()
         last = _last_members(before, widens=widens)
-        snapshot = self._read_anew(head, last)
-        return snapshot.changed({}, _composed(snapshot, last, _composed_anew, widens=widens))
+        with no_cycles_sought():
+            snapshot = self._read_anew(head, last)
+            return snapshot.changed({}, _composed(snapshot, last, _composed_anew, widens=widens))
 
     def publish(
         self,

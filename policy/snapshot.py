@@ -46,7 +46,8 @@ from policy.facts import (
     as_set,
 )
 from policy.indexes import GroupOf, amended_groups, amended_set, found, grouped, named
-from policy.leaves import fact_bytes, leaf_bytes, leaf_name
+from policy.leaves import fact_bytes, leaf_bytes, leaf_name, tree_entries
+from policy.pauses import no_cycles_sought
 from policy.terms import ENGINE_VERSION, AtUs, Count
 from policy.turns import WORDS, Turn, amended_turns, later_turns, turns_of
 
@@ -244,12 +245,12 @@ class Snapshot(Fact):
     @cached_property
     def tree(self) -> trie.Node | None:
         """The trie over the facts, which the digest of ``format`` 2 rests on; None without facts."""
-        entries = {
-            trie.key_of(leaf_name(kind, identity(fact))): trie.leaf_digest(leaf_bytes(kind, fact_bytes(fact)))
-            for kind, (_, identity) in KINDS.items()
-            for fact in getattr(self, kind)
-        }
-        return trie.grown(entries)
+        with no_cycles_sought():
+            entries: dict[int, bytes] = {}
+            for kind, (_, identity) in KINDS.items():
+                named = ((identity(fact), fact_bytes(fact)) for fact in getattr(self, kind))
+                entries.update(tree_entries(kind, named))
+            return trie.grown(entries)
 
     @cached_property
     def digest(self) -> str:
