@@ -20,7 +20,7 @@ from policy.gates import examine
 from policy.hearing import Hearing
 from policy.matching import FOREVER_US
 from policy.questions import Asked, LicenseChoice, Question, Value, resolve
-from policy.reasons import NearestMiss, Obligation, Reason, in_order, outcome_of, reason
+from policy.reasons import NearestMiss, Obligation, Reason, in_order, outcome_of, reason, weighed
 from policy.snapshot import ExpertFact, Snapshot
 from policy.terms import ENGINE_VERSION, GATES, AtUs, Count, Outcome, Verdict
 from policy.values import built
@@ -82,8 +82,7 @@ def decide(snapshot: Snapshot, question: Question | Asked, expert: ExpertFact | 
 def decide_heard(hearing: Hearing, expert: ExpertFact) -> Decision:
     """What ``decide`` says of one expert, where the same question is asked about many."""
     findings = examine(hearing, expert)
-    reasons = in_order(findings.reasons)
-    outcome = outcome_of(reasons)
+    reasons, outcome = weighed(findings.reasons)
     permitted = outcome == "permit"
     ends_us = findings.ends_us if findings.ends_us < FOREVER_US else None
     return _decision(

@@ -201,6 +201,11 @@ def obligation(kind: ObligationKind, license_key: str, subject: str, text: str) 
 
 def in_order(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
     """Reasons by gate, then code, facts and sentence, without repetitions."""
+    return weighed(reasons)[0]
+
+
+def weighed(reasons: Iterable[Reason]) -> tuple[tuple[Reason, ...], Outcome]:
+    """Reasons in order, and the class of their verdict; see ``in_order`` and ``outcome_of``."""
     by_place: dict[int, list[Reason]] = {}
     for one in reasons:
         by_place.setdefault(_PLACE_OF_CODE[one.code], []).append(one)
@@ -211,7 +216,7 @@ def in_order(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
             distinct = {(one.fact_ids, one.sentence): one for one in alike}
             alike = [distinct[key] for key in sorted(distinct)]
         found += alike
-    return tuple(found)
+    return tuple(found), _first(_OUTCOME_OF_PLACE[place] for place in by_place)
 
 
 def is_denial(one: Reason) -> bool:
@@ -221,16 +226,20 @@ def is_denial(one: Reason) -> bool:
 
 def outcome_of(reasons: Iterable[Reason]) -> Outcome:
     """The class of a verdict: the first that any reason wears, in the order of ``OUTCOMES``."""
-    first = min([_OUTCOME_OF_CODE[one.code] for one in reasons], default=len(OUTCOMES))
+    return _first(_OUTCOME_OF_PLACE[_PLACE_OF_CODE[one.code]] for one in reasons)
+
+
+def _first(outcomes: Iterable[int]) -> Outcome:
+    first = min(outcomes, default=len(OUTCOMES))
     return "permit" if first == len(OUTCOMES) else OUTCOMES[first]
 
 
 _PERMITTING: Final = frozenset(code for code, said in CODES.items() if said.outcome == "permit")
-_OUTCOME_OF_CODE: Final = {
-    code: len(OUTCOMES) if said.outcome == "permit" else OUTCOMES.index(said.outcome)
-    for code, said in CODES.items()
-}
 _PLACE_OF_CODE: Final = {
     code: place
     for place, code in enumerate(sorted(CODES, key=lambda code: (GATES.index(CODES[code].gate), code)))
+}
+_OUTCOME_OF_PLACE: Final = {
+    place: OUTCOMES.index(CODES[code].outcome) if code not in _PERMITTING else len(OUTCOMES)
+    for code, place in _PLACE_OF_CODE.items()
 }
