@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from policy.records import ExpertRecord
 
+#: What no engine can change is tried on one.
+ONE_ENGINE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 KEY = generate_key()
 
 
@@ -110,6 +112,7 @@ def test_golden_withdrawn_and_held(town: Town) -> None:
         assert room.approve(wanted.id, town.carl).state == "approved"
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("kind", ["tenant", "dataset"])
 def test_holds_reach_what_belongs_to_them(town: Town, kind: str) -> None:
     """A hold on a tenant, or on a dataset of its lineage, keeps the expert too; another's does not."""
@@ -124,6 +127,7 @@ def test_holds_reach_what_belongs_to_them(town: Town, kind: str) -> None:
         room.approve(wanted.id, town.alan)
 
 
+@ONE_ENGINE
 def test_holds_are_of_compliance_alone(town: Town) -> None:
     """No owner, developer or operator sets or lifts a hold, and nothing unknown is held."""
     expert = town.expert()
@@ -176,6 +180,7 @@ def test_an_erased_expert_never_comes_back(town: Town) -> None:
         session.execute(text("UPDATE experts SET state = 'listed'"))
 
 
+@ONE_ENGINE
 def test_a_rejected_request_changes_nothing(town: Town) -> None:
     """Rejected, everything is as before, and it may be asked for again."""
     expert = town.expert()
@@ -239,6 +244,7 @@ def _sister(town: Town, expert: ExpertRecord) -> ExpertRecord:
         return register.admit_expert(manifest, digest("sister"), list(expert.dataset_ids), "acme")
 
 
+@ONE_ENGINE
 def test_datasets_and_their_experts(town: Town) -> None:
     """Erasing a dataset lists its documents and names the experts that learned from it."""
     expert = town.expert()
