@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> int:
             rows.append(row)
             for one in row["wrong"][:3]:
                 print(f"DISAGREEMENT {row['unit']} {one['name']}: {one['who']}\n  {one['said']}", flush=True)
-            if number % 20 == 0 or number == len(todo):
+            if number % 10 == 0 or number == len(todo):
                 _write(asked.rows, code, rows)
                 left_s = (time.monotonic() - began) / number * (len(todo) - number)
                 print(f"{number}/{len(todo)} units, {_total(rows)}, {left_s / 60:.0f} min left", flush=True)
