@@ -221,6 +221,9 @@ class Publisher:
                 for fact in before.deployments
                 if fact.members is not None and ("deployments", fact.name) not in edits
             }
+        # What the last epoch knows of itself is carried on to the next. So moments are looked for before the
+        # next is made: once by this process, and never again among all words.
+        _ = before.upcoming
         snapshot = before.changed(head, edits)
         touched = touched_by(before, snapshot, edits)
         if widens or touched.everything:

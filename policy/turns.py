@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -12,6 +12,9 @@ from policy.indexes import found
 
 WORDS: Final = ("consents", "grants")
 """The kinds whose facts begin and end."""
+
+# From so many changes on it is cheaper to sort anew.
+_FEW: Final = 64
 
 Turn = tuple[int, str, str]
 """At which moment (microseconds), and the kind and identity of what begins or ends then."""
@@ -44,12 +47,20 @@ def later_turns(
     turns: tuple[Turn, ...], amended: Iterable[tuple[list[Turn], list[Turn]]], after_us: int
 ) -> tuple[Turn, ...]:
     """Sorted turns after a moment, without those that are gone and with those that come."""
-    gone = {turn for one, _ in amended for turn in one}
-    come = [turn for _, one in amended for turn in one if turn[0] > after_us]
+    gone: set[Turn] = set()
+    come: list[Turn] = []
+    for away, new in amended:
+        gone.update(away)
+        come += [turn for turn in new if turn[0] > after_us]
     first = bisect_right(turns, after_us, key=lambda turn: turn[0])
+    later = turns[first:]
     if not gone and not come:
-        return turns[first:]
-    later = [turn for turn in turns[first:] if turn not in gone]
+        return later
+    if len(gone) + len(come) > _FEW:
+        return tuple(sorted([*(turn for turn in later if turn not in gone), *come]))
+    amending = list(later)
+    for turn in gone:  # a word that ends when it begins turns twice
+        del amending[bisect_left(amending, turn) : bisect_right(amending, turn)]
     for turn in come:
-        insort(later, turn)
-    return tuple(later)
+        insort(amending, turn)
+    return tuple(amending)

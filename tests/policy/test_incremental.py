@@ -15,9 +15,10 @@ from town import Town, consent, deployment
 
 from policy import archive
 from policy.errors import SnapshotMismatch
-from policy.items import GrantGive
+from policy.items import ForbidUse, GrantGive
 from policy.publication import Publisher
 from policy.snapshot import FORMAT, Snapshot
+from policy.standing import place_of
 from policy.tables import PublicationRow, PublishedFactRow, SnapshotRow, UnpublishedRow
 
 
@@ -80,6 +81,21 @@ def test_a_publication_reads_only_what_was_written(town: Town) -> None:
         closed = session.execute(select(row.kind, row.identity).where(row.until_epoch == epoch)).all()
         assert set(closed) == set(written)
         assert session.scalars(select(UnpublishedRow)).all() == []
+
+
+def test_moments_are_carried_from_epoch_to_epoch(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first publication of a process looks at every word for those that begin or end."""
+    expert = town.expert()
+    town.open_all(expert)
+    given_ = town.act(lambda register: register.consents("acme"))[0]
+    place_of.cache_clear()  # as in a process that has read nothing yet
+    town.act(lambda register: register.forbid_use(ForbidUse(expert_id=expert.expert_id), town.ada))
+    monkeypatch.setattr("policy.snapshot.turns_of", None)
+    epoch = town.act(lambda register: register.withdraw_consent(given_.id, town.ada)).epoch
+    monkeypatch.undo()
+    with town.database.reading() as session:
+        known = Publisher(session, town.now).known(epoch)
+        assert known.upcoming == Snapshot.from_json(known.to_json()).upcoming
 
 
 def test_a_word_that_is_over_leaves_with_the_next_of_its_kind(town: Town) -> None:

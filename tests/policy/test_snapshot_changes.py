@@ -19,6 +19,7 @@ from policy.facts import KINDS, Fact
 from policy.questions import Question
 from policy.snapshot import Snapshot
 from policy.touched import narrowed, touched_by
+from policy.turns import later_turns
 
 Edits = dict[tuple[str, str], Fact | None]
 INDEXES = (
@@ -110,6 +111,17 @@ def test_the_second_format_survives_a_round_trip_and_proves_its_facts(seed: int)
         assert not verify_inclusion(world().digest, leaf, proof)
     assert second(snapshot, epoch=snapshot.epoch + 1).digest != snapshot.digest
     assert snapshot.model_copy(update={"format": 1}).digest != snapshot.digest
+
+
+@given(st.data(), st.integers(0, 9))
+def test_moments_are_amended_alike_by_few_and_by_many(data: st.DataObject, after_us: int) -> None:
+    """What is left is every later moment that did not go and every later one that came, in order."""
+    turn = st.tuples(st.integers(0, 9), st.just("consents"), st.sampled_from("abcd"))
+    here, gone, come = (data.draw(st.lists(turn, max_size=9)) for _ in range(3))
+    expected = sorted(one for one in [*(o for o in here if o not in gone), *come] if one[0] > after_us)
+    far = [(-at_us, "grants", "x") for at_us in range(1, 99)]
+    for way in (gone, gone + far):
+        assert later_turns(tuple(sorted(here)), [(way, come)], after_us) == tuple(expected)
 
 
 def test_a_snapshot_without_facts_has_a_digest_of_its_head() -> None:
