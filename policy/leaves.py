@@ -2,18 +2,19 @@
 """The canonical bytes of a fact, written quickly: a snapshot holds a hundred thousand of them.
 
 A fact holds text, truth values, whole numbers in the range of JSON, None, tuples of text and facts. For such
-values the canonical form (RFC 8785) is what the JSON encoder of Python writes with sorted keys and without
-spaces. ``tests/policy/test_leaves.py`` holds it against the general writer.
+values the canonical form (RFC 8785) is what Pydantic's JSON encoder writes of a document with sorted keys.
+``tests/policy/test_leaves.py`` holds it against the general writer.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import json.encoder
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from operator import itemgetter
 from typing import Any, NamedTuple
+
+from pydantic_core import PydanticSerializationError, to_json
 
 from model_core.packing.canonical import canonical_bytes
 from policy.facts import Fact
@@ -23,6 +24,7 @@ class _Form(NamedTuple):
     """How a class of facts is written."""
 
     names: tuple[str, ...]
+    values: Callable[[dict[str, Any]], tuple[Any, ...]]
     left_out: tuple[tuple[str, Any], ...]
     tuples: tuple[str, ...]
 
@@ -30,8 +32,10 @@ class _Form(NamedTuple):
 @cache
 def _form(kind: type[Fact]) -> _Form:
     fields = kind.model_fields
+    names = tuple(sorted(fields))
     return _Form(
-        names=tuple(sorted(fields)),
+        names=names,
+        values=itemgetter(*names),
         left_out=tuple((name, field.exclude_if) for name, field in fields.items() if field.exclude_if),
         tuples=tuple(name for name, field in fields.items() if "tuple" in str(field.annotation)),
     )
@@ -39,8 +43,7 @@ def _form(kind: type[Fact]) -> _Form:
 
 def _plain(fact: Fact) -> dict[str, Any]:
     form = _form(type(fact))
-    values = fact.__dict__
-    document = {name: values[name] for name in form.names}
+    document = dict(zip(form.names, form.values(fact.__dict__), strict=True))
     for name, is_left_out in form.left_out:
         if is_left_out(document[name]):
             del document[name]
@@ -51,18 +54,6 @@ def _plain(fact: Fact) -> dict[str, Any]:
     return document
 
 
-def _writer() -> Callable[[Any], str]:
-    """The JSON encoder; where Python has it in C, made once and not for every fact."""
-    in_c = getattr(json.encoder, "c_make_encoder", None)
-    if in_c is None:
-        return json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
-    parts = in_c(None, None, json.encoder.encode_basestring, None, ":", ",", False, False, False)
-    return lambda document: "".join(parts(document, 0))
-
-
-_write = _writer()
-
-
 def fact_bytes(fact: Fact) -> bytes:
     """A fact's canonical bytes.
 
@@ -70,8 +61,8 @@ def fact_bytes(fact: Fact) -> bytes:
         NotCanonical: it holds text that is no Unicode.
     """
     try:
-        return _write(_plain(fact)).encode()
-    except UnicodeEncodeError:
+        return to_json(_plain(fact))
+    except PydanticSerializationError:
         return canonical_bytes(fact.model_dump(mode="json"))
 
 
@@ -89,8 +80,9 @@ def tree_entries(kind: str, named: Iterable[tuple[str, bytes]]) -> Iterator[tupl
     """
     sha256 = hashlib.sha256
     start, end = b'\x00{"fact":', b',"kind":"%b"}' % kind.encode()
+    of_kind = leaf_name(kind, "")
     for identity, document in named:
-        key = int.from_bytes(sha256(leaf_name(kind, identity)).digest(), "big")
+        key = int.from_bytes(sha256(of_kind + identity.encode()).digest(), "big")
         yield key, sha256(start + document + end).digest()
 
 

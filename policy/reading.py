@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
@@ -140,7 +141,8 @@ class Reader:
         if names is not None:
             query = query.where(key.in_(names))
         rows = [dict(zip(columns, row, strict=True)) for row in self._session.execute(query)]
-        return TypeAdapter(list[kind]).validate_python(rows)  # type: ignore[valid-type]
+        facts: list[AnyModel] = _list_of(kind).validate_python(rows)
+        return facts
 
     def _words(self, kind: type[Word], table: type[Base], names: Names) -> list[Word]:
         return self._plain(kind, table, table.__table__.c.id, names)
@@ -186,10 +188,17 @@ class Reader:
                 for name, tenant, license_ in lineage.get(expert["expert_id"], ())
             ]
             documents.append(expert)
-        return TypeAdapter(list[ExpertFact]).validate_python(documents)
+        experts: list[ExpertFact] = _list_of(ExpertFact).validate_python(documents)
+        return experts
 
 
 _EXPERT = ("bundle_digest", "expert_id", "name", "tenant", "base_digest", "state")
+
+
+@cache
+def _list_of(kind: type[BaseModel]) -> TypeAdapter[Any]:
+    # Made once: every publication reads a few facts, and making one takes longer than reading them.
+    return TypeAdapter(list[kind])  # type: ignore[valid-type]
 
 
 def _speaks_for(tenant: str, expert: Mapping[str, Any]) -> str:
