@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 
 from model_core.packing.canonical import canonical_bytes
-from policy.decision import Decision, decide, decide_heard, obligations_in_order
+from policy.decision import Decision, decide, decide_heard
+from policy.findings import Findings
 from policy.hearing import Hearing
 from policy.licenses import Terms, can_clash, joined, terms_of
 from policy.members import Member, composition_digest
 from policy.questions import Asked, Question, Value, resolve
-from policy.reasons import Obligation, Reason, in_order, is_denial, outcome_of, reason
+from policy.reasons import Obligation, Reason, in_order, is_denial, obligations_in_order, outcome_of, reason
 from policy.snapshot import ExpertFact, Snapshot
 from policy.terms import ENGINE_VERSION, AtUs, Count, TopK, Verdict
 
@@ -81,12 +82,13 @@ def compose(snapshot: Snapshot, question: Question, *, decider: Decider | None =
     else:
         decisions = {expert.bundle_digest: decider(snapshot, asked, expert) for expert in experts}
     _hold_back(decisions, asked)
-    set_reasons, dropped = _settle(snapshot, asked, decisions, joined(ground.burdens))
+    set_reasons, dropped = _settle(snapshot, asked, decisions, ground) if hearing.may_clash else ([], [])
     reasons = in_order([one for one in (*ground.reasons, *set_reasons) if is_denial(one)])
-    members = [expert for expert in experts if decisions[expert.bundle_digest].verdict == "permit"]
+    permitted = {bundle: one for bundle, one in decisions.items() if vars(one)["verdict"] == "permit"}
+    members = [expert for expert in experts if vars(expert)["bundle_digest"] in permitted]
     top_k = min(asked.top_k, len(members) + 1)
-    ends = [end for m in members if (end := decisions[m.bundle_digest].valid_until_us) is not None]
-    obligations = [one for m in members for one in decisions[m.bundle_digest].obligations]
+    ends = [end for one in permitted.values() if (end := vars(one)["valid_until_us"]) is not None]
+    obligations = [owed for one in permitted.values() for owed in vars(one)["obligations"]]
     return Composition(
         deployment=asked.deployment,
         tenant=asked.tenant,
@@ -144,13 +146,14 @@ def _hold_back(decisions: dict[str, Decision], asked: Asked) -> None:
 
 
 def _settle(
-    snapshot: Snapshot, asked: Asked, decisions: dict[str, Decision], base: Terms
+    snapshot: Snapshot, asked: Asked, decisions: dict[str, Decision], ground: Findings
 ) -> tuple[list[Reason], list[str]]:
     """Takes conflicts between permitted members out of ``decisions``.
 
     Returns:
         reasons that deny the whole composition, and the bundle digests that were dropped.
     """
+    base = ground.terms()
     burdened = {fact.key for fact in snapshot.licenses if can_clash(fact)}
     everyone = [bundle for bundle, decision in decisions.items() if decision.verdict == "permit"]
     terms = {bundle: _burden(snapshot, asked, decisions[bundle], burdened) for bundle in everyone}

@@ -11,7 +11,6 @@ whose words are unreadable denies. It does not know which other experts are aske
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +21,7 @@ from policy.matching import FOREVER_US
 from policy.questions import Asked, LicenseChoice, Question, Value, resolve
 from policy.reasons import NearestMiss, Obligation, Reason, in_order, outcome_of, reason, weighed
 from policy.snapshot import ExpertFact, Snapshot
-from policy.terms import ENGINE_VERSION, GATES, AtUs, Count, Outcome, Verdict
+from policy.terms import GATES, AtUs, Count, Outcome, Verdict
 from policy.values import built
 
 __all__ = ["Asked", "Decision", "LicenseChoice", "Question", "decide", "redacted", "resolve"]
@@ -85,20 +84,23 @@ def decide_heard(hearing: Hearing, expert: ExpertFact) -> Decision:
     reasons, outcome = weighed(findings.reasons)
     permitted = outcome == "permit"
     ends_us = findings.ends_us if findings.ends_us < FOREVER_US else None
+    said = vars(expert)
     return _decision(
         hearing,
-        expert.bundle_digest,
-        expert_id=expert.expert_id,
-        bundle_digest=expert.bundle_digest,
-        name=expert.name,
-        tenant=expert.tenant,
-        verdict="permit" if permitted else "deny",
-        outcome=outcome,
-        reasons=reasons,
-        nearest_miss=() if permitted else tuple(sorted(findings.misses, key=_miss_order)),
-        obligations=obligations_in_order(findings.obligations) if permitted else (),
-        licenses=tuple(findings.choices) if permitted else (),
-        valid_until_us=ends_us if permitted else None,
+        said["bundle_digest"],
+        {
+            "expert_id": said["expert_id"],
+            "bundle_digest": said["bundle_digest"],
+            "name": said["name"],
+            "tenant": said["tenant"],
+            "verdict": "permit" if permitted else "deny",
+            "outcome": outcome,
+            "reasons": reasons,
+            "nearest_miss": () if permitted else _in_order(findings.misses),
+            "obligations": tuple(findings.obligations) if permitted else (),
+            "licenses": tuple(findings.choices) if permitted else (),
+            "valid_until_us": ends_us if permitted else None,
+        },
     )
 
 
@@ -114,36 +116,29 @@ def redacted(decision: Decision, viewer_tenant: str) -> Decision:
     return decision.model_copy(update={"reasons": in_order(reasons), "nearest_miss": misses})
 
 
-def obligations_in_order(obligations: Iterable[Obligation]) -> tuple[Obligation, ...]:
-    """Obligations by kind, license, subject and text, without repetitions."""
-    distinct = {(one.kind, one.license_key, one.subject, one.text): one for one in obligations}
-    return tuple([distinct[key] for key in sorted(distinct)])
-
-
 def _denied_by_name(hearing: Hearing, name: str, why: Reason) -> Decision:
     return _decision(
         hearing,
         name,
-        expert_id=name,
-        bundle_digest="",
-        name="",
-        tenant="",
-        verdict="deny",
-        outcome=outcome_of((why,)),
-        reasons=(why,),
-        nearest_miss=(),
-        obligations=(),
-        licenses=(),
-        valid_until_us=None,
+        {
+            "expert_id": name,
+            "bundle_digest": "",
+            "name": "",
+            "tenant": "",
+            "verdict": "deny",
+            "outcome": outcome_of((why,)),
+            "reasons": (why,),
+            "nearest_miss": (),
+            "obligations": (),
+            "licenses": (),
+            "valid_until_us": None,
+        },
     )
 
 
-def _decision(hearing: Hearing, named: str, **said: Any) -> Decision:
+def _decision(hearing: Hearing, named: str, said: dict[str, Any]) -> Decision:
     """A decision, with what names the question; the fields are in their declared order."""
-    said["at_us"] = hearing.asked.at_us
-    said["epoch"] = hearing.snapshot.epoch
-    said["engine_version"] = ENGINE_VERSION
-    said["snapshot_digest"] = hearing.snapshot.digest
+    said.update(hearing.imprint)
     said["input_digest"] = digest_bytes(_begun(named) + hearing.input_tail)
     return built(Decision, said)
 
@@ -152,6 +147,10 @@ def _decision(hearing: Hearing, named: str, **said: Any) -> Decision:
 def _begun(named: str) -> bytes:
     """How the canonical bytes begin that name an expert and a use."""
     return b'{"expert":' + canonical_bytes(named)
+
+
+def _in_order(misses: list[NearestMiss]) -> tuple[NearestMiss, ...]:
+    return tuple(misses if len(misses) < 2 else sorted(misses, key=_miss_order))
 
 
 def _miss_order(miss: NearestMiss) -> tuple[int, str, str]:

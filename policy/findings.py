@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from policy.licenses import Owed, Said, Subject, Terms
+from policy.licenses import Owed, Said, Subject, Terms, joined
 from policy.matching import FOREVER_US
 from policy.questions import LicenseChoice
 from policy.reasons import NearestMiss, Obligation, Reason, obligation, reason
@@ -26,7 +26,7 @@ class Findings:
         misses: what would open a gate.
         choices: the licenses that a yes rests on.
         obligations: that they ask for.
-        burdens: those of their terms that can clash with others'.
+        burdens: licenses whose terms can clash with others', each with the id of what it licenses.
         ends_us: the end of the yes, exclusive.
     """
 
@@ -34,7 +34,7 @@ class Findings:
     misses: list[NearestMiss] = field(default_factory=list)
     choices: list[LicenseChoice] = field(default_factory=list)
     obligations: list[Obligation] = field(default_factory=list)
-    burdens: list[Terms] = field(default_factory=list)
+    burdens: list[tuple[Said, str]] = field(default_factory=list)
     ends_us: int = FOREVER_US
 
     def say(self, one: Reason) -> None:
@@ -48,7 +48,8 @@ class Findings:
     def miss(self, *misses: NearestMiss) -> None:
         """Adds what would open a gate, each once."""
         for one in misses:
-            if one not in self.misses:
+            fields = vars(one)
+            if all(fields != vars(other) for other in self.misses):
                 self.misses.append(one)
 
     def license(self, said: Said, subject: Subject, expression: str) -> None:
@@ -58,7 +59,11 @@ class Findings:
         self.choices.append(choice)
         self.obligations += obligations
         if said.can_clash:
-            self.burdens.append(said.terms(subject.id))
+            self.burdens.append((said, subject.id))
+
+    def terms(self) -> Terms:
+        """What all burdens ask together."""
+        return joined(said.terms(subject) for said, subject in self.burdens)
 
     def join(self, others: Findings) -> None:
         """Adds all that was found elsewhere."""

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 from policy.findings import Findings, miss
 from policy.hearing import Hearing
-from policy.licenses import Subject, joined
+from policy.licenses import Subject
 from policy.matching import Lapse, chain, hits, hits_part_only, lapse, nearest, not_over
-from policy.reasons import reason
+from policy.reasons import in_order, obligations_in_order, reason
 from policy.snapshot import ConsentFact, DatasetFact, ExpertFact, GrantFact
 from policy.terms import ANY, Gate
 
@@ -32,51 +32,57 @@ def examine(hearing: Hearing, expert: ExpertFact) -> Findings:
 
 
 def _identity(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    asked = hearing.asked
+    said = vars(expert)
+    tenant, base_digest, expert_id, state = (
+        said["tenant"],
+        said["base_digest"],
+        said["expert_id"],
+        said["state"],
+    )
     findings.reasons += hearing.standing.reasons
-    owner = hearing.snapshot.tenants_by_slug.get(expert.tenant)
+    owner = hearing.tenants.get(tenant)
     if owner is None:
-        findings.say(reason("unknown_owner", expert.tenant, tenant=expert.tenant))
+        findings.say(reason("unknown_owner", tenant, tenant=tenant))
     elif owner.status != "active":
-        findings.say(reason("owner_suspended", expert.tenant, tenant=expert.tenant))
-    if expert.base_digest != asked.base_digest:
-        findings.say(reason("other_base", expert.base_digest, asked.base_digest))
-    if expert.state != "listed":
-        findings.say(reason("expert_not_listed", expert.expert_id, state=expert.state))
-        way_out = f"The owner {expert.tenant} has to list the expert."
-        findings.miss(miss("identity", expert.tenant, way_out))
+        findings.say(reason("owner_suspended", tenant, tenant=tenant))
+    if base_digest != hearing.base_digest:
+        findings.say(reason("other_base", base_digest, hearing.base_digest))
+    if state != "listed":
+        findings.say(reason("expert_not_listed", expert_id, state=state))
+        findings.miss(miss("identity", tenant, f"The owner {tenant} has to list the expert."))
     if not findings.reasons:
-        cited = (asked.tenant, expert.tenant, asked.base_digest, expert.expert_id)
-        findings.say(reason("identity_holds", *cited))
+        findings.say(reason("identity_holds", hearing.tenant, tenant, base_digest, expert_id))
 
 
 def _consent(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
     permits, forbids = hearing.consents_of(expert)
     if forbids:
         _prohibitions(hearing, forbids, findings)
-    _permission(hearing, permits, _Sought(_OF_EXPERT, expert.tenant), findings)
-    if not expert.datasets:
+    about = vars(expert)
+    _permission(hearing, permits, _OF_EXPERT, about["tenant"], None, findings)
+    if not about["datasets"]:
         findings.say(reason("lineage_missing", expert.expert_id))
-    for dataset in expert.datasets:
+    for dataset in about["datasets"]:
         _consent_of_dataset(hearing, expert, dataset, findings)
 
 
 def _consent_of_dataset(
     hearing: Hearing, expert: ExpertFact, dataset: DatasetFact, findings: Findings
 ) -> None:
-    said = [
-        consent
-        for consent in hearing.snapshot.consents_by_dataset.get(dataset.id, ())
-        if consent.tenant == dataset.tenant and consent.expert_id in {ANY, expert.expert_id}
-    ]
-    _prohibitions(hearing, [one for one in said if one.effect != "permit"], findings)
-    if dataset.consent == "withdrawn":
-        findings.say(reason("dataset_consent_withdrawn", dataset.id, dataset=dataset.id))
-    elif dataset.consent == "separate":
-        permits = [one for one in said if one.effect == "permit"]
-        _permission(hearing, permits, _Sought(_OF_DATASET, dataset.tenant, dataset.id), findings)
-    elif dataset.tenant != expert.tenant:
-        findings.say(reason("dataset_owner_differs", dataset.id, dataset=dataset.id))
+    about = vars(dataset)
+    id_, tenant, speaks = about["id"], about["tenant"], about["consent"]
+    heard = hearing.by_dataset.get(id_, ())
+    if heard:
+        among = {ANY, expert.expert_id}
+        heard = tuple(one for one in heard if one.tenant == tenant and one.expert_id in among)
+        _prohibitions(hearing, [one for one in heard if one.effect != "permit"], findings)
+    if speaks == "withdrawn":
+        findings.say(reason("dataset_consent_withdrawn", id_, dataset=id_))
+    elif speaks == "separate":
+        permits = [one for one in heard if one.effect == "permit"]
+        _permission(hearing, permits, _OF_DATASET, tenant, id_, findings)
+    elif tenant != expert.tenant:
+        findings.say(reason("dataset_owner_differs", id_, dataset=id_))
 
 
 def _prohibitions(hearing: Hearing, said: Sequence[ConsentFact], findings: Findings) -> None:
@@ -114,14 +120,6 @@ class _Codes(NamedTuple):
     yes: str
     no: Mapping[Lapse | None, str]
     need: str
-
-
-class _Sought(NamedTuple):
-    """Whose permit is looked for, and for which dataset if for one."""
-
-    codes: _Codes
-    owner: str
-    dataset: str | None = None
 
 
 _OF_EXPERT: Final = _Codes(
@@ -162,13 +160,17 @@ _OF_GRANT: Final = _Codes(
 def _permission(
     hearing: Hearing,
     permits: Sequence[ConsentFact] | Sequence[GrantFact],
-    sought: _Sought,
+    codes: _Codes,
+    owner: str,
+    dataset: str | None,
     findings: Findings,
 ) -> None:
-    """Looks for permits that cover the use now, and says until when, or how the nearest one misses."""
-    (codes, owner, dataset), asked = sought, hearing.asked
-    links, ends_us = chain(hearing.reach.covering(permits), asked.at_us)
-    words = {"tenant": owner, "consumer": asked.tenant, "dataset": dataset}
+    """Looks for an owner's permits that cover the use now, for one dataset if for one.
+
+    Says until when they do, or how the nearest one misses.
+    """
+    links, ends_us = chain(hearing.reach.covering(permits), hearing.at_us)
+    words = {"tenant": owner, "consumer": hearing.tenant, "dataset": dataset}
     always = () if dataset is None else (dataset,)
     if links:
         findings.say(reason(codes.yes, *[link.id for link in links], *always, **words))
@@ -178,30 +180,48 @@ def _permission(
     how = lapse(misses) if near else None
     cited = (near.id, *always) if near and how else always
     findings.say(reason(codes.no[how], *cited, **words))
-    need = codes.need.format(owner=owner, dataset=dataset, use=hearing.use, consumer=asked.tenant)
+    need = hearing.need(codes.yes, codes.need, owner, dataset)
     findings.miss(miss(codes.gate, owner, need, near.id if near else None, *misses))
 
 
 def _grant(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    _permission(hearing, hearing.grants_of(expert), _Sought(_OF_GRANT, expert.tenant), findings)
+    _permission(hearing, hearing.grants_of(expert), _OF_GRANT, expert.tenant, None, findings)
 
 
 def _license(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    own = Subject(expert.expert_id, expert.name)
-    hearing.ask_license(own, expert.license, expert.tenant, findings)
-    for dataset in expert.datasets:
-        subject = Subject(dataset.id, f"the dataset {dataset.id}")
-        hearing.ask_license(subject, dataset.license, dataset.tenant, findings)
-    findings.join(hearing.base_license)
-    if not findings.burdens:
+    about = vars(expert)
+    said = [hearing.said_of(vars(one)["license"]) for one in (expert, *about["datasets"])]
+    base = hearing.base_said
+    if base is None or base.denials or any(one.denials for one in said):
+        _ask_licenses(hearing, expert, findings)
+    else:
+        key = about["bundle_digest"], base, *said
+        found = hearing.permitted.get(key)
+        if found is None:
+            found = Findings()
+            _ask_licenses(hearing, expert, found)
+            found.reasons = list(in_order(found.reasons))
+            found.obligations = list(obligations_in_order(found.obligations))
+            hearing.permitted[key] = found
+        findings.join(found)
+    if not findings.burdens or not hearing.may_clash:
         return
-    terms, asked = joined(findings.burdens), hearing.asked
+    terms, asked = findings.terms(), hearing.asked
     conflict = terms.conflict(action=asked.action, commercial=asked.commercial)
     if conflict == "share_alike":
         groups = " and ".join(sorted(terms.share_alike))
         findings.say(reason("share_alike_conflict", expert.expert_id, groups=groups))
     elif conflict == "royalty":
         findings.say(reason("royalty_overflow", expert.expert_id, total=terms.royalty_ppm()))
+
+
+def _ask_licenses(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
+    """Asks the licenses of an expert, of its datasets and of the base."""
+    hearing.ask_license(Subject(expert.expert_id, expert.name), expert.license, expert.tenant, findings)
+    for dataset in expert.datasets:
+        subject = Subject(dataset.id, f"the dataset {dataset.id}")
+        hearing.ask_license(subject, dataset.license, dataset.tenant, findings)
+    findings.join(hearing.base_license)
 
 
 def _rules(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:

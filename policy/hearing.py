@@ -10,13 +10,13 @@ decides about no expert.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 from model_core.packing.canonical import canonical_bytes
 from policy.errors import UnknownVocabulary
 from policy.findings import Findings, miss
-from policy.licenses import Said, Subject, Use, ask
+from policy.licenses import Said, Subject, Use, ask, may_clash
 from policy.matching import Reach, covers, hits, hits_part_only
 from policy.questions import Asked
 from policy.reasons import NearestMiss, Reason, reason
@@ -61,22 +61,39 @@ class Hearing:
         words: the vocabulary of the snapshot; None where the question is not understood with it.
         standing: what of ``ground`` is about consumer and base.
         base_license: what of it is about the base's license.
+        base_said: what the base's license says; None where there is no such base.
         use: the use, in words.
+        tenant: who asks.
+        at_us: for which moment.
+        base_digest: on which base.
+        tenants: of the snapshot, by slug.
+        by_expert: consents of the snapshot.
+        by_dataset: the same about datasets.
+        granted: grants of the snapshot.
+        may_clash: whether terms of licenses can be in conflict for it.
     """
 
     def __init__(self, snapshot: Snapshot, asked: Asked) -> None:
         self.snapshot = snapshot
         self.asked = asked
+        # Fields of models cost more to read than all that is done with them, so they are read once.
+        self.tenant, self.at_us, self.base_digest = asked.tenant, asked.at_us, asked.base_digest
+        self.tenants, self.by_expert = snapshot.tenants_by_slug, snapshot.consents_by_expert
+        self.by_dataset, self.granted = snapshot.consents_by_dataset, snapshot.grants_by_expert
+        self._needs: dict[tuple[str, str, str | None], str] = {}
         self.use = _in_words(asked)
+        self.may_clash = may_clash(action=asked.action, commercial=asked.commercial)
         self.standing, self.base_license = Findings(), Findings()
         self.ground = Findings()
         self._licenses: dict[str, Said] = {}
+        self.base_said: Said | None = None
         self.words = _understand(snapshot, asked, self.ground)
         if self.words is not None:
             _stand(snapshot, asked, self.standing)
             base = snapshot.bases_by_digest.get(asked.base_digest)
             if base is not None:
                 subject = Subject(base.base_digest, f"the base {base.name}")
+                self.base_said = self.said_of(base.license)
                 self.ask_license(subject, base.license, "platform", self.base_license)
             self.ground.join(self.standing)
             self.ground.join(self.base_license)
@@ -88,20 +105,33 @@ class Hearing:
 
     def consents_of(self, expert: ExpertFact) -> Consents:
         """What an owner says about one expert, and about all of its experts."""
-        tenant = expert.tenant
+        about = vars(expert)
+        tenant = about["tenant"]
         for_all = self._consents_for_all.get(tenant)
         permits, forbids = ([], []) if for_all is None else (for_all.permits[:], for_all.forbids[:])
-        for one in self.snapshot.consents_by_expert.get(expert.expert_id, ()):
-            if one.tenant == tenant:
-                (permits if one.effect == "permit" else forbids).append(one)
+        for one in self.by_expert.get(about["expert_id"], ()):
+            said = vars(one)
+            if said["tenant"] == tenant:
+                (permits if said["effect"] == "permit" else forbids).append(one)
         return Consents(permits, forbids)
 
     def grants_of(self, expert: ExpertFact) -> list[GrantFact]:
         """The grants of an owner for one expert, and for all of its experts."""
-        tenant = expert.tenant
-        given = [g for g in self.snapshot.grants_by_expert.get(expert.expert_id, ()) if g.tenant == tenant]
+        about = vars(expert)
+        tenant = about["tenant"]
+        of_expert = self.granted.get(about["expert_id"], ())
+        given = [one for one in of_expert if vars(one)["tenant"] == tenant]
         given += self._grants_for_all.get(tenant, ())
         return given
+
+    def need(self, gate: str, sentence: str, owner: str, dataset: str | None) -> str:
+        """What is needed from an owner, said once for all of its experts."""
+        key = gate, owner, dataset
+        said = self._needs.get(key)
+        if said is None:
+            said = sentence.format(owner=owner, dataset=dataset, use=self.use, consumer=self.tenant)
+            self._needs[key] = said
+        return said
 
     @cached_property
     def _consents_for_all(self) -> dict[str, Consents]:
@@ -119,14 +149,25 @@ class Hearing:
         return found
 
     @cached_property
+    def imprint(self) -> dict[str, Any]:
+        """What every decision says of the question and the snapshot, in the order of a decision's fields."""
+        snapshot = self.snapshot
+        return {
+            "at_us": self.asked.at_us,
+            "epoch": snapshot.epoch,
+            "engine_version": ENGINE_VERSION,
+            "snapshot_digest": snapshot.digest,
+        }
+
+    @cached_property
     def input_tail(self) -> bytes:
         """How the canonical bytes go on that name this use of this snapshot, after an expert was named."""
         asked = self.asked
         use = [asked.tenant, asked.base_digest, asked.action, asked.purpose, asked.region, asked.commercial]
         return b"," + canonical_bytes({"snapshot": self.snapshot.digest, "use": use})[1:]
 
-    def ask_license(self, subject: Subject, expression: str, owner: str, findings: Findings) -> None:
-        """Asks the license of one thing and writes down what it says."""
+    def said_of(self, expression: str) -> Said:
+        """What a license expression says to the use."""
         said = self._licenses.get(expression)
         if said is None:
             asked = self.asked
@@ -137,6 +178,16 @@ class Hearing:
                 vocabulary=self._words,
             )
             said = self._licenses[expression] = ask(self.snapshot.licenses_by_key, expression, use)
+        return said
+
+    @cached_property
+    def permitted(self) -> dict[tuple[object, ...], Findings]:
+        """What licenses that all permit leave behind, by expert and by what each of them said."""
+        return _permitted_in(self.snapshot.digest)
+
+    def ask_license(self, subject: Subject, expression: str, owner: str, findings: Findings) -> None:
+        """Asks the license of one thing and writes down what it says."""
+        said = self.said_of(expression)
         if said.permits:
             findings.license(said, subject, expression)
             return
@@ -231,6 +282,12 @@ def _stand(snapshot: Snapshot, asked: Asked, findings: Findings) -> None:
         findings.say(reason("unknown_base", asked.base_digest, base=asked.base_digest))
     elif base.status != "active":
         findings.say(reason("base_suspended", asked.base_digest, base=base.name))
+
+
+@lru_cache(maxsize=8)
+def _permitted_in(_snapshot_digest: str) -> dict[tuple[object, ...], Findings]:
+    """For the facts of one snapshot, which its digest names; filled by the gates."""
+    return {}
 
 
 def _in_words(asked: Asked) -> str:

@@ -132,9 +132,11 @@ class Denial(NamedTuple):
     words: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Said:
     """What an expression says to a use, whatever it is the license of.
+
+    Permits that say the same are one object, so that what follows from them can be found by it.
 
     Attributes:
         denials: none where it permits.
@@ -172,6 +174,11 @@ class Said:
 def can_clash(fact: LicenseFact) -> bool:
     """Whether a license asks for anything that can clash with other licenses."""
     return bool(fact.share_alike_group or fact.royalty_ppm)
+
+
+def may_clash(*, action: str, commercial: bool) -> bool:
+    """Whether terms can be in conflict at all for such a use; see ``Terms.conflict``."""
+    return commercial or action in SHARING_ACTIONS
 
 
 def joined(terms: Iterable[Terms]) -> Terms:
@@ -258,12 +265,18 @@ def _resting_on(facts: Iterable[LicenseFact], use: Use) -> Said:
         for kind, text in _obligations(fact, commercial=use.commercial)
     }
     chosen = tuple(sorted(by_key))
+    facts = tuple(by_key[key] for key in chosen)
+    return _permitting(facts, tuple(sorted(owed)), use.commercial)
+
+
+@lru_cache(maxsize=4096)
+def _permitting(licenses: tuple[LicenseFact, ...], owed: tuple[Owed, ...], commercial: bool) -> Said:
     return Said(
-        licenses=tuple(by_key[key] for key in chosen),
-        chosen=chosen,
-        owed=tuple(sorted(owed)),
-        commercial=use.commercial,
-        can_clash=any(map(can_clash, by_key.values())),
+        licenses=licenses,
+        chosen=tuple(fact.key for fact in licenses),
+        owed=owed,
+        commercial=commercial,
+        can_clash=any(map(can_clash, licenses)),
     )
 
 

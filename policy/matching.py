@@ -6,8 +6,9 @@ Permits cover, forbids hit (see ``policy.vocabulary`` for the difference). Makes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final, Literal
 
 from policy.questions import Asked
 from policy.snapshot import ConsentFact, GrantFact, RuleFact
@@ -57,38 +58,43 @@ class Reach:
     """
 
     def __init__(self, asked: Asked, words: Vocabulary) -> None:
-        self._asked = asked
         self._words = words
         stated = asked.action, ANY
         self._actions = frozenset(one for one in stated if action_permits(one, asked.action))
         self._purposes = words.purposes.permitting(asked.purpose)
         self._regions = words.regions.permitting(asked.region)
         self._recipients = ANY, asked.tenant
+        self._at_us, self._commercial = asked.at_us, asked.commercial
 
     def covering(self, facts: Iterable[ConsentFact | GrantFact]) -> list[ConsentFact | GrantFact]:
         """Those that cover the question at some time, if not now."""
         actions, purposes, regions = self._actions, self._purposes, self._regions
-        commercial, recipients = self._asked.commercial, self._recipients
-        return [
-            fact
-            for fact in facts
-            if fact.purpose in purposes
-            and fact.region in regions
-            and fact.action in actions
-            and _recipient(fact) in recipients
-            and fact.state == "given"
-            and (fact.commercial or not commercial)
-        ]
+        commercial, recipients = self._commercial, self._recipients
+        found = []
+        for fact in facts:
+            said = vars(fact)  # reading a field of a model costs more than all that is done with it here
+            if (
+                said["purpose"] in purposes
+                and said["region"] in regions
+                and said["action"] in actions
+                and said["state"] == "given"
+                and (said["commercial"] or not commercial)
+                and _recipient(said) in recipients
+            ):
+                found.append(fact)
+        return found
 
     def shortfall(self, fact: ConsentFact | GrantFact) -> list[str]:
         """The fields in which a permit falls short of the question, sorted; none if it covers it now."""
-        at_us, action, purpose, region = self._asked.at_us, fact.action, fact.purpose, fact.region
-        from_us, until_us = fact.valid_from_us, end_us(fact)
+        said, at_us = vars(fact), self._at_us
+        action, purpose, region = said["action"], said["purpose"], said["region"]
+        from_us, until_us = said["valid_from_us"], said["valid_until_us"]
+        until_us = FOREVER_US if until_us is None else until_us
         misses, covered = [], True
         if action not in self._actions:
             covered = False
             misses.append("action")
-        if not fact.commercial and self._asked.commercial:
+        if self._commercial and not said["commercial"]:
             misses.append("commercial")
         if at_us >= until_us or from_us >= until_us:  # an empty interval is over from the start
             misses.append("expired")
@@ -97,20 +103,22 @@ class Reach:
         if purpose not in self._purposes:
             covered = False
             misses.append("purpose")
-        if _recipient(fact) not in self._recipients:
+        if _recipient(said) not in self._recipients:
             misses.append("recipient")
         if region not in self._regions:
             covered = False
             misses.append("region")
-        if fact.state != "given":
+        if said["state"] != "given":
             misses.append("state")
         if not covered and self._words.unknown_word(action, purpose, region) is not None:
             misses.append("words")
         return misses
 
 
-def _recipient(fact: ConsentFact | GrantFact) -> str:
-    return fact.recipient if type(fact) is ConsentFact else fact.consumer_tenant  # type: ignore[union-attr]
+def _recipient(said: Mapping[str, Any]) -> str:
+    """Whom a consent or a grant names, from its fields."""
+    whom: str = said["recipient"] if "recipient" in said else said["consumer_tenant"]
+    return whom
 
 
 def lapse(misses: Sequence[str]) -> Lapse | None:
@@ -131,13 +139,15 @@ def end_us(fact: ConsentFact | GrantFact) -> int:
 
 
 def nearest(
-    facts: Iterable[ConsentFact | GrantFact], reach: Reach
+    facts: Sequence[ConsentFact | GrantFact], reach: Reach
 ) -> tuple[ConsentFact | GrantFact | None, list[str]]:
     """The permit with the fewest shortfalls, and these; ties by the shortfalls' names, then by id."""
-    near = [(len(misses := reach.shortfall(one)), misses, one.id, one) for one in facts]
-    if not near:
+    if not facts:
         return None, []
-    _, misses, _, fact = min(near, key=lambda one: one[:3])
+    if len(facts) == 1:
+        return facts[0], reach.shortfall(facts[0])
+    near = [(len(misses := reach.shortfall(one)), misses, vars(one)["id"], one) for one in facts]
+    _, misses, _, fact = min(near, key=itemgetter(0, 1, 2))
     return fact, misses
 
 
@@ -151,8 +161,10 @@ def chain(facts: Sequence[ConsentFact | GrantFact], at_us: int) -> tuple[list[Co
     while ends_us < FOREVER_US:
         longest, longest_us = None, ends_us
         for fact in facts:
-            until_us = end_us(fact)
-            if fact.valid_from_us <= ends_us < until_us and (
+            said = vars(fact)
+            until_us = said["valid_until_us"]
+            until_us = FOREVER_US if until_us is None else until_us
+            if said["valid_from_us"] <= ends_us < until_us and (
                 longest is None or until_us > longest_us or (until_us == longest_us and fact.id < longest.id)
             ):
                 longest, longest_us = fact, until_us

@@ -8,9 +8,9 @@ anything; it only knows how to say it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -206,17 +206,35 @@ def in_order(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
 
 def weighed(reasons: Iterable[Reason]) -> tuple[tuple[Reason, ...], Outcome]:
     """Reasons in order, and the class of their verdict; see ``in_order`` and ``outcome_of``."""
-    by_place: dict[int, list[Reason]] = {}
-    for one in reasons:
-        by_place.setdefault(_PLACE_OF_CODE[one.code], []).append(one)
-    found: list[Reason] = []
-    for place in sorted(by_place):
-        alike = by_place[place]
-        if len(alike) > 1:
-            distinct = {(one.fact_ids, one.sentence): one for one in alike}
-            alike = [distinct[key] for key in sorted(distinct)]
-        found += alike
-    return tuple(found), _first(_OUTCOME_OF_PLACE[place] for place in by_place)
+    said_before: dict[str, Any] = {}
+    before, first = -1, len(OUTCOMES)
+    several = tuple(reasons)
+    for one in several:
+        said = vars(one)
+        place = _PLACE_OF_CODE[said["code"]]
+        # Gates speak in order, so most reasons come as they are wanted.
+        if place < before or (place == before and not _key(said_before) < _key(said)):
+            return _sorted(several), outcome_of(several)
+        first = min(first, _OUTCOME_OF_PLACE[place])
+        said_before, before = said, place
+    return several, _outcome(first)
+
+
+def _key(said: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """What orders reasons of one code, from the fields of one."""
+    return said["fact_ids"], said["sentence"]
+
+
+def _sorted(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
+    distinct = {(_PLACE_OF_CODE[one.code], *_key(vars(one))): one for one in reasons}
+    return tuple([distinct[key] for key in sorted(distinct)])
+
+
+def obligations_in_order(obligations: Iterable[Obligation]) -> tuple[Obligation, ...]:
+    """Obligations by kind, license, subject and text, without repetitions."""
+    # Most that are equal are one object. The values of each are its fields, in the order of comparison.
+    distinct = {(*vars(one).values(),): one for one in {id(one): one for one in obligations}.values()}
+    return tuple([distinct[key] for key in sorted(distinct)])
 
 
 def is_denial(one: Reason) -> bool:
@@ -230,7 +248,10 @@ def outcome_of(reasons: Iterable[Reason]) -> Outcome:
 
 
 def _first(outcomes: Iterable[int]) -> Outcome:
-    first = min(outcomes, default=len(OUTCOMES))
+    return _outcome(min(outcomes, default=len(OUTCOMES)))
+
+
+def _outcome(first: int) -> Outcome:
     return "permit" if first == len(OUTCOMES) else OUTCOMES[first]
 
 
