@@ -9,9 +9,8 @@ values the canonical form (RFC 8785) is what Pydantic's JSON encoder writes of a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -21,10 +20,9 @@ from policy.facts import Fact
 
 
 class _Form(NamedTuple):
-    """How a class of facts is written."""
+    """How a class of facts is written; ``blank`` has its fields in order, and nothing in them."""
 
-    names: tuple[str, ...]
-    values: Callable[[dict[str, Any]], tuple[Any, ...]]
+    blank: dict[str, Any]
     left_out: tuple[tuple[str, Any], ...]
     tuples: tuple[str, ...]
 
@@ -32,10 +30,8 @@ class _Form(NamedTuple):
 @cache
 def _form(kind: type[Fact]) -> _Form:
     fields = kind.model_fields
-    names = tuple(sorted(fields))
     return _Form(
-        names=names,
-        values=itemgetter(*names),
+        blank=dict.fromkeys(sorted(fields)),
         left_out=tuple((name, field.exclude_if) for name, field in fields.items() if field.exclude_if),
         tuples=tuple(name for name, field in fields.items() if "tuple" in str(field.annotation)),
     )
@@ -43,7 +39,8 @@ def _form(kind: type[Fact]) -> _Form:
 
 def _plain(fact: Fact) -> dict[str, Any]:
     form = _form(type(fact))
-    document = dict(zip(form.names, form.values(fact.__dict__), strict=True))
+    # A frozen fact has its fields in its __dict__ and nothing else; they take the places of the blank ones.
+    document = form.blank | fact.__dict__
     for name, is_left_out in form.left_out:
         if is_left_out(document[name]):
             del document[name]
