@@ -124,14 +124,22 @@ def _candidates(snapshot: Snapshot, asked: Asked) -> list[ExpertFact]:
     """The candidates in canonical order: by bundle digest, as the snapshot keeps them."""
     if asked.candidates == "*":
         return list(snapshot.experts)
-    named = frozenset(asked.candidates)
-    return [fact for fact in snapshot.experts if fact.expert_id in named or fact.bundle_digest in named]
+    found = {
+        vars(fact)["bundle_digest"]: fact for name in asked.candidates for fact in _called(snapshot, name)
+    }
+    return [found[bundle] for bundle in sorted(found)]
+
+
+def _called(snapshot: Snapshot, name: str) -> list[ExpertFact]:
+    """The versions that a name means: those of an expert, or the one bundle."""
+    one = snapshot.fact("experts", name)
+    return [*snapshot.experts_by_id.get(name, ()), *([one] if isinstance(one, ExpertFact) else [])]
 
 
 def _unknown(snapshot: Snapshot, asked: Asked) -> list[Decision]:
     """Denials for candidates that the snapshot does not hold, by name."""
-    known = {name for fact in snapshot.experts for name in (fact.expert_id, fact.bundle_digest)}
-    missing = () if asked.candidates == "*" else sorted(set(asked.candidates) - known)
+    named = () if asked.candidates == "*" else sorted(set(asked.candidates))
+    missing = [name for name in named if not _called(snapshot, name)]
     return [decide(snapshot, asked, name) for name in missing]
 
 
