@@ -21,9 +21,13 @@ from policy.questions import Asked, Question, Value, resolve
 from policy.reasons import Obligation, Reason, in_order, is_denial, obligations_in_order, outcome_of, reason
 from policy.snapshot import ExpertFact, Snapshot
 from policy.terms import ENGINE_VERSION, AtUs, Count, TopK, Verdict
+from policy.values import built
 
 __all__ = ["Composition", "Member", "Question", "compose", "composition_digest"]
 
+
+# Where fewer than one expert in so many is named, they are looked up one by one.
+_FEW = 16
 
 Decider = Callable[[Snapshot, Asked, ExpertFact], Decision]
 
@@ -103,7 +107,7 @@ def compose(snapshot: Snapshot, question: Question, *, decider: Decider | None =
         top_k_asked=asked.top_k,
         digest=composition_digest(asked.base_digest, [m.bundle_digest for m in members], top_k),
         obligations=obligations_in_order([*obligations, *([] if reasons else ground.obligations)]),
-        decisions=(*decisions.values(), *_unknown(snapshot, asked)),
+        decisions=(*decisions.values(), *_unknown(snapshot, asked, experts)),
         valid_until_us=min(ends, default=None),
         snapshot_digest=snapshot.digest,
         engine_version=ENGINE_VERSION,
@@ -111,23 +115,24 @@ def compose(snapshot: Snapshot, question: Question, *, decider: Decider | None =
 
 
 def _member(expert: ExpertFact) -> Member:
-    return Member(
-        bundle_digest=expert.bundle_digest,
-        expert_id=expert.expert_id,
-        name=expert.name,
-        tenant=expert.tenant,
-        price_micro_per_1k_tokens=expert.price_micro_per_1k_tokens,
-    )
+    about = vars(expert)
+    return built(Member, {name: about[name] for name in Member.model_fields})
 
 
 def _candidates(snapshot: Snapshot, asked: Asked) -> list[ExpertFact]:
     """The candidates in canonical order: by bundle digest, as the snapshot keeps them."""
     if asked.candidates == "*":
         return list(snapshot.experts)
-    found = {
-        vars(fact)["bundle_digest"]: fact for name in asked.candidates for fact in _called(snapshot, name)
-    }
+    named = frozenset(asked.candidates)
+    if len(named) > len(snapshot.experts) // _FEW:
+        return [one for one in snapshot.experts if not named.isdisjoint(_names(one))]
+    found = {vars(fact)["bundle_digest"]: fact for name in named for fact in _called(snapshot, name)}
     return [found[bundle] for bundle in sorted(found)]
+
+
+def _names(expert: ExpertFact) -> tuple[str, str]:
+    about = vars(expert)
+    return about["expert_id"], about["bundle_digest"]
 
 
 def _called(snapshot: Snapshot, name: str) -> list[ExpertFact]:
@@ -136,11 +141,12 @@ def _called(snapshot: Snapshot, name: str) -> list[ExpertFact]:
     return [*snapshot.experts_by_id.get(name, ()), *([one] if isinstance(one, ExpertFact) else [])]
 
 
-def _unknown(snapshot: Snapshot, asked: Asked) -> list[Decision]:
+def _unknown(snapshot: Snapshot, asked: Asked, experts: Sequence[ExpertFact]) -> list[Decision]:
     """Denials for candidates that the snapshot does not hold, by name."""
-    named = () if asked.candidates == "*" else sorted(set(asked.candidates))
-    missing = [name for name in named if not _called(snapshot, name)]
-    return [decide(snapshot, asked, name) for name in missing]
+    if asked.candidates == "*":
+        return []
+    known = {name for one in experts for name in _names(one)}
+    return [decide(snapshot, asked, name) for name in sorted(set(asked.candidates) - known)]
 
 
 def _hold_back(decisions: dict[str, Decision], asked: Asked) -> None:
@@ -221,8 +227,8 @@ def _burden(snapshot: Snapshot, asked: Asked, decision: Decision, burdened: Set[
     """Those terms that can clash, of the licenses that a permit rests on."""
     return [
         terms_of(snapshot.licenses_by_key[key.lower()], choice.subject, commercial=asked.commercial)
-        for choice in decision.licenses
-        for key in choice.chosen
+        for choice in vars(decision)["licenses"]
+        for key in vars(choice)["chosen"]
         if key in burdened
     ]
 

@@ -192,7 +192,7 @@ def _license(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
     about = vars(expert)
     said = [hearing.said_of(vars(one)["license"]) for one in (expert, *about["datasets"])]
     base = hearing.base_said
-    if base is None or base.denials or any(one.denials for one in said):
+    if base is None or base.denials or [one for one in said if one.denials]:
         _ask_licenses(hearing, expert, findings)
     else:
         key = about["bundle_digest"], base, *said
@@ -203,7 +203,10 @@ def _license(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
             found.reasons = list(in_order(found.reasons))
             found.obligations = list(obligations_in_order(found.obligations))
             hearing.permitted[key] = found
-        findings.join(found)
+        # Nothing else adds to these three, and whoever reads them adds nothing.
+        findings.choices, findings.obligations = found.choices, found.obligations
+        findings.burdens = found.burdens
+        findings.reasons += found.reasons
     if not findings.burdens or not hearing.may_clash:
         return
     terms, asked = findings.terms(), hearing.asked

@@ -213,9 +213,10 @@ def weighed(reasons: Iterable[Reason]) -> tuple[tuple[Reason, ...], Outcome]:
         said = vars(one)
         place = _PLACE_OF_CODE[said["code"]]
         # Gates speak in order, so most reasons come as they are wanted.
-        if place < before or (place == before and not _key(said_before) < _key(said)):
+        if place <= before and (place < before or not _key(said_before) < _key(said)):
             return _sorted(several), outcome_of(several)
-        first = min(first, _OUTCOME_OF_PLACE[place])
+        outcome = _OUTCOME_OF_PLACE[place]
+        first = min(first, outcome)
         said_before, before = said, place
     return several, _outcome(first)
 
