@@ -191,7 +191,8 @@ class Oracle:
         states = {fact.id: fact.state for fact in self._snapshot(epoch).consents}
         withdrawn = [call.fields["consent_id"] for call in told.acknowledged("consents.withdraw")]
         for consent in withdrawn:
-            _hold(states.get(consent) == "withdrawn", f"the consent {consent} was withdrawn and lives again")
+            # It leaves the facts once its owner has said the same again: under another id, by two people.
+            _hold(states.get(consent) != "given", f"the consent {consent} was withdrawn and lives again")
         touched = {call.fields["consent_id"] for act in told.acts("consents.withdraw") for call in act}
         for fact in self._snapshot(self._last_approval(told)).consents:
             if fact.state == "given" and fact.id not in touched:
