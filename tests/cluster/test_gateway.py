@@ -165,7 +165,9 @@ def test_answers_fit_their_description(town: Any) -> None:
     for row in OPERATIONS.values():
         if row.method == "GET" and not row.placeholders:
             who = "carol" if "compliance" in {str(role) for role in row.roles} else "ada"
-            row.response.model_validate(town.get(who, row.path))
+            needed = {name for name, one in row.request.model_fields.items() if one.is_required()}
+            asked = {name: value for name, value in row.example.items() if name in needed}
+            row.response.model_validate(town.get(who, row.path, **asked))
 
 
 def test_console_cookie_opens_no_api(town: Any) -> None:
