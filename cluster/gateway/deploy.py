@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ _LAST_ANSWERS_S = 5.0
 def host_application(base_digest: str) -> str:
     """Name of the Serve application whose replicas hold a base."""
     return "host-" + base_digest.removeprefix("sha256:")[:16]
+
+
+_SWITCH_S = 0.0005
 
 
 class ServedTransport:
@@ -219,6 +223,8 @@ class Gateway:
 
     def __init__(self, settings: dict[str, Any], session_key: bytes | None = None) -> None:
         leave_no_core()
+        # Streams go through one thread; Ray's own must not keep the interpreter from it for 5 ms at a time.
+        sys.setswitchinterval(_SWITCH_S)
         self._settings = Settings.model_validate(settings)
         self._session_key = session_key
         self._server: uvicorn.Server | None = None

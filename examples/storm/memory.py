@@ -199,6 +199,8 @@ class Memory:
             # Else the clients' own collections of all that founding imported would count as gaps of streams.
             gc.collect()
             gc.freeze()
+            # And their threads' waiting for each other's turn of the interpreter.
+            sys.setswitchinterval(0.0005)
             waits = []
             for turn in range(options.arrivals):
                 ware = town.wares[turn]
