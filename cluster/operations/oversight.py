@@ -191,7 +191,7 @@ ROWS = (
         request=VerifyRequest,
         response=AuditReport,
         run=verify,
-        summary="Checks the audit chain, for staff every stored row too, against checkpoints if you send them.",
+        summary="Checks the audit chain, for staff every stored row too, against checkpoints that you send.",
         reads=True,
     ),
     Operation(

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import pytest
 import oracle_spec as spec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import LICENSES, license_fact

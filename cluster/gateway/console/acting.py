@@ -89,9 +89,7 @@ ACTS = (
         note="drafted",
         converters=_DAYS,
     ),
-    Act(
-        path="/console/erasures", operation="erasures.request", to="/console/erasures/{id}", note="asked"
-    ),
+    Act(path="/console/erasures", operation="erasures.request", to="/console/erasures/{id}", note="asked"),
     Act(
         path="/console/erasures/{erasure_id}/approve",
         operation="erasures.approve",
@@ -105,9 +103,7 @@ ACTS = (
         note="rejected",
     ),
     Act(path="/console/holds", operation="holds.set", to="/console/erasures", note="held"),
-    Act(
-        path="/console/holds/{hold_id}/lift", operation="holds.lift", to="/console/erasures", note="lifted"
-    ),
+    Act(path="/console/holds/{hold_id}/lift", operation="holds.lift", to="/console/erasures", note="lifted"),
     Act(
         path="/console/notifications/{notification_id}/acknowledge",
         operation="notifications.acknowledge",
