@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marked_page import fill, table
 from benchmarks.report import BUILD, Row
 
 PAGE = Path("docs/benchmarks/serving.md")
 PICTURE = Path("docs/benchmarks/serving.svg")
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _DECODE = "decode against "
 # Heading to what names of its rows begin with; a row stands under the first that fits.
 _SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -39,21 +39,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     for heading, starts in _SECTIONS:
         here = [row for row in rows if _section(row) == heading]
         if here and starts:
-            parts.append(f"### {heading}\n\n{_table(here)}")
+            parts.append(f"### {heading}\n\n{table(here)}")
     return "\n\n".join(parts)
-
-
-def fill(page: str, measured: str) -> str:
-    """A page with what stands between its marks replaced.
-
-    Raises:
-        ValueError: a mark is missing.
-    """
-    before, found, rest = page.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not found or not ended:
-        raise ValueError(f"The page needs the marks {BEGIN} and {END}.")
-    return f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}"
 
 
 def plot(document: Mapping[str, Any], path: Path) -> None:
@@ -121,21 +108,6 @@ def _measured_on(document: Mapping[str, Any]) -> str:
         f"{facts['threads']} threads a side, torch {machine['torch']}, {versions}, Python "
         f"{machine['python']}. Our side: {facts['arithmetic']}. Load at the end: {facts['load']:.1f}.{whole}"
     )
-
-
-def _table(rows: Sequence[Row]) -> str:
-    lines = ["| what | ours | peer | ratio | unit | bar | holds |", "|---|--:|--:|--:|---|---|---|"]
-    for row in rows:
-        verdict = {True: "yes", False: "**no**", None: ""}[row.holds]
-        figures = " | ".join(_figure(value) for value in (row.ours, row.peer, row.ratio))
-        lines.append(f"| {row.name} | {figures} | {row.unit} | {row.bar or ''} | {verdict} |")
-    return "\n".join(lines)
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

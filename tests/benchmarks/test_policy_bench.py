@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.marked_page import BEGIN, END, fill
 from benchmarks.policy import deciding
-from benchmarks.policy.page import BEGIN, END, fill, markdown
+from benchmarks.policy.page import markdown
 from benchmarks.policy.publishing import publish_rows
 from benchmarks.policy.world import World
 from benchmarks.report import at_most

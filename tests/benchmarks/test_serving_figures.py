@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.marked_page import BEGIN, END, fill
 from benchmarks.report import Row, all_hold, write_report
 from benchmarks.serving.agreement import first_difference
 from benchmarks.serving.arithmetic import choose
@@ -21,7 +22,7 @@ from benchmarks.serving.clients import tokens_told
 from benchmarks.serving.growth import Growth, expected_step_s, rows_of_growth
 from benchmarks.serving.kept import Kept, source_digest
 from benchmarks.serving.measured import BATCH, GENERATE, LLAMA, OURS, Measured, rows_of
-from benchmarks.serving.page import BEGIN, END, decode_cells, fill, markdown, plot
+from benchmarks.serving.page import decode_cells, markdown, plot
 from benchmarks.serving.peak import PeakMeter, Product, products
 from benchmarks.serving.plan import full_jobs, quick_jobs
 from benchmarks.serving.processes import ELSE, Meter, part_of, per_thousand, this_process
