@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page of the documentation that rows are written into, between two marks; what they are is not its matter."""
+"""A page of the documentation that rows are written into, between two marks."""
 
 from __future__ import annotations
 
