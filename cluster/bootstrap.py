@@ -28,8 +28,8 @@ from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import MANIFEST_FILE, SEAL_FILE, BaseManifest
 from model_core.packing.seal import TrustedKeys
 from model_core.packing.store import ArtifactStore
-from policy.auditing.adopting import adopt
-from policy.auditing.sealing import seal_database
+from policy.audit.adopting import adopt
+from policy.audit.sealing import seal_database
 from tenants.accounts.database import Database
 from tenants.accounts.role_check import check_role
 from tenants.accounts.scope import PLATFORM

@@ -2,7 +2,7 @@
 """The register: assets, the facts about their use, and every act upon them.
 
 Narrowing (withdraw, suspend, revoke, forbid, remove) takes one person and is published at once, in the same
-unit of work. Widening goes through ``propose`` and ``approve`` (see ``policy.changes``). Which of the two an
+unit of work. Widening goes through ``propose`` and ``approve`` (see ``policy.changing``). Which of the two an
 act is follows from its kind, never from a computation of its effect.
 """
 
@@ -16,31 +16,22 @@ from sqlalchemy.orm import Session
 
 from model_core.packing.manifest import BaseManifest, ExpertManifest
 from policy.assets import Assets
-from policy.authority import unknown
-from policy.changes import Changes
-from policy.composition import Composition, compose
+from policy.changing.changes import Changes
+from policy.changing.narrowing import Narrowing
 from policy.consents.reading import ConsentReader
-from policy.decision_log import DecisionLog
-from policy.items import ChangeItem, ForbidRule, ForbidUse
-from policy.narrowing import Narrowing
-from policy.publication import Publisher, columns_for, read_licenses, to_fact
-from policy.questions import Question
-from policy.records import (
-    AcknowledgementRecord,
-    BaseRecord,
-    ChangeRecord,
-    ConsentEvent,
-    ConsentRecord,
-    DecisionRecord,
-    DeploymentRecord,
-    ExpertRecord,
-    Preview,
-    Publication,
-    ReplayResult,
-    ServerRecord,
-)
-from policy.servers import Servers
-from policy.snapshot import GrantFact, LicenseFact, RuleFact, Snapshot
+from policy.deciding.composition import Composition, compose
+from policy.deciding.questions import Question
+from policy.facts.snapshot import GrantFact, LicenseFact, RuleFact, Snapshot
+from policy.guards.authority import unknown
+from policy.publishing.decision_log import DecisionLog
+from policy.publishing.publication import Publisher, columns_for, read_licenses, to_fact
+from policy.publishing.servers import Servers
+from policy.records.assets import BaseRecord, DeploymentRecord, ExpertRecord
+from policy.records.changes import ChangeRecord, Preview
+from policy.records.consents import ConsentEvent, ConsentRecord
+from policy.records.decisions import DecisionRecord, ReplayResult
+from policy.records.epochs import AcknowledgementRecord, Publication, ServerRecord
+from policy.records.items import ChangeItem, ForbidRule, ForbidUse
 from policy.tables import (
     ConsentEventRow,
     ConsentRow,

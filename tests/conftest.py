@@ -326,7 +326,7 @@ def open_databases() -> Iterator[dict[str, Database]]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, open_databases: dict[str, Database]) -> Database:
     """An empty, migrated, open database, on either engine, seen as the platform sees it; never close it."""
-    from policy.auditing.sealing import seal_database
+    from policy.audit.sealing import seal_database
     from tenants.accounts.database import Database
     from tenants.accounts.scope import PLATFORM
 

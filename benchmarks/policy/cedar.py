@@ -14,10 +14,10 @@ from typing import Any
 
 import cedarpy
 
-from policy.questions import Asked
-from policy.snapshot import ExpertFact, LicenseFact, Snapshot
-from policy.terms import ANY
-from policy.vocabulary import Hierarchy, vocabulary
+from policy.deciding.questions import Asked
+from policy.facts.snapshot import ExpertFact, LicenseFact, Snapshot
+from policy.facts.terms import ANY
+from policy.facts.vocabulary import Hierarchy, vocabulary
 
 _FOREVER = 2**53
 _FACETS = ("hosted_use", "use_commercial", "derivatives", "distribution_weights")

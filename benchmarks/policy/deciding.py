@@ -15,8 +15,8 @@ from benchmarks.policy.world import World
 from benchmarks.report import Row, at_least, at_most
 from policy.compiled import Compiled, compile_snapshot
 from policy.compiled.replay import replay
-from policy.composition import compose
-from policy.questions import Question, resolve
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question, resolve
 
 FIELDS = ("verdict", "members", "dropped", "top_k", "digest", "obligations", "valid_until_us")
 COMPOSE_P50_MS, COMPOSE_P99_MS, REASONS_MS = 0.5, 2.0, 20.0

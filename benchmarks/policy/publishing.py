@@ -17,9 +17,9 @@ import migrations
 from benchmarks.policy.deciding import settle_down
 from benchmarks.policy.world import BASE, DAY_US, NOW_US, World
 from benchmarks.report import Row, at_most
-from policy.publication import Publisher
+from policy.facts.snapshot import Fact, Snapshot
+from policy.publishing.publication import Publisher
 from policy.register import Register
-from policy.snapshot import Fact, Snapshot
 from policy.tables import (
     BaseRow,
     ConsentRow,

@@ -11,9 +11,9 @@ import random
 from collections.abc import Iterator
 from typing import Any, Final
 
-from policy.licenses import shipped_licenses
-from policy.questions import Question
-from policy.snapshot import (
+from policy.deciding.licenses import shipped_licenses
+from policy.deciding.questions import Question
+from policy.facts.snapshot import (
     BaseFact,
     ConsentFact,
     DatasetFact,
@@ -24,7 +24,7 @@ from policy.snapshot import (
     Snapshot,
     TenantFact,
 )
-from policy.vocabulary import CURRENT_VERSION, vocabulary
+from policy.facts.vocabulary import CURRENT_VERSION, vocabulary
 
 BASE: Final = "sha256:" + "b" * 64
 NOW_US: Final = 1_750_000_000_000_000

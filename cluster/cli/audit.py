@@ -53,7 +53,7 @@ def verify(
         with door.client() as client:
             report = client.call("audit.verify", **_documents(documents))
     else:
-        from policy.auditing.bundle import verify_bundle
+        from policy.audit.bundle import verify_bundle
 
         texts = [anchor.read_text(encoding="utf-8") for anchor in anchors]
         report = verify_bundle(bundle, texts, set(keys) or None).model_dump(mode="json")

@@ -34,7 +34,7 @@ from cluster.gateway.door import Door
 from cluster.gateway.sessions import bearer
 from cluster.problems import invalid_request, problem_of
 from model_core.errors import ProductError
-from policy.terms import ACTIONS
+from policy.facts.terms import ACTIONS
 
 ACCESS = "/access/v1"
 WELL_KNOWN = "/.well-known/authzen-configuration"

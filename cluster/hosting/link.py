@@ -25,7 +25,7 @@ from cluster.hosting.plan import EMPTY_ROSTER, Roster, make_roster
 from cluster.office.protocol import EpochNews
 from model_core.errors import ProductError
 from policy.compiled import Compiled, compile_snapshot
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from cluster.hosting.errors import EpochRefused
 from cluster.office.protocol import EpochNews
-from policy.delta import Delta
-from policy.snapshot import Snapshot
+from policy.facts.delta import Delta
+from policy.facts.snapshot import Snapshot
 
 
 def is_newer(

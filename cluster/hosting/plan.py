@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from policy.compiled import Compiled, Composed
-from policy.members import composition_digest
-from policy.snapshot import Snapshot
-from policy.terms import WhenCutOff
+from policy.deciding.members import composition_digest
+from policy.facts.snapshot import Snapshot
+from policy.facts.terms import WhenCutOff
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

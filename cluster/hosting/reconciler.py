@@ -29,7 +29,7 @@ from cluster.office.client import connect_office
 from cluster.settings import Settings
 from cluster.telemetry import log_to
 from model_core.errors import ProductError
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from cluster.office.counter import Office
 from cluster.office.desk import Desk
 from model_core.errors import ProductError
-from policy.records import Announcement
+from policy.records.epochs import Announcement
 
 log = logging.getLogger(__name__)
 

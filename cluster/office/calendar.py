@@ -4,7 +4,7 @@
 It looks at the register and not at a list of its own, so a restart forgets nothing. For the calendar it
 sleeps no longer than until the next moment. Weighing reads the whole decision log, page by page and each in
 a unit of work of its own; it gets a small part of the time and nobody waits for it. What is published, and
-whether it still may be, is decided by ``policy.schedule``; what is weighed by ``policy.preview``.
+whether it still may be, is decided by ``policy.changing.schedule``; what is weighed by ``policy.preview``.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from cluster.office.counter import Office
 from cluster.office.desk import Desk, now_us
 from model_core.errors import ProductError
 from model_core.packing.keys import load_or_create_key
-from policy.auditing.sealing import append_seal, count_seals
-from policy.records import Checkpoint
+from policy.audit.sealing import append_seal, count_seals
+from policy.records.audit import Checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -45,8 +45,8 @@ from cluster.office.sending import Sending
 from cluster.settings import Settings
 from model_core.errors import ProductError
 from model_core.packing.store import ArtifactStore
-from policy.snapshot import Snapshot
-from policy.vocabulary import CURRENT_VERSION
+from policy.facts.snapshot import Snapshot
+from policy.facts.vocabulary import CURRENT_VERSION
 from tenants.accounts.database import Database
 from tenants.accounts.turns import Turns
 

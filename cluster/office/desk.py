@@ -19,24 +19,24 @@ from model_core.packing.store import ArtifactStore
 
 if TYPE_CHECKING:
     from cluster.office.scales import Weighed
-    from policy.accounts_ledger import Ledger
-    from policy.audit import Audit
+    from policy.audit.chain import Audit
+    from policy.billing.books import Ledger
+    from policy.billing.metering import Metering
+    from policy.billing.stopped import Stopped
+    from policy.changing.drafts import Drafts
+    from policy.changing.rollback import Rollback
+    from policy.changing.schedule import Schedule
+    from policy.changing.stops import Stops
     from policy.consents.book import ConsentBook
     from policy.consents.vault import Vault
-    from policy.drafts import Drafts
     from policy.erasures.book import Erasures
     from policy.erasures.holds import Holds
     from policy.erasures.notifications import Notifications
-    from policy.history import History
-    from policy.metering import Metering
-    from policy.outbox import Outbox
     from policy.preview.previews import Previews
     from policy.preview.worth import Worth
+    from policy.publishing.history import History
+    from policy.publishing.outbox import Outbox
     from policy.register import Register
-    from policy.rollback import Rollback
-    from policy.schedule import Schedule
-    from policy.stopped import Stopped
-    from policy.stops import Stops
     from tenants.accounts.accounts import Accounts
     from tenants.accounts.datasets import Datasets
     from tenants.accounts.jobs import JobBook
@@ -108,28 +108,28 @@ class Desk:
     @cached_property
     def drafts(self) -> Drafts:
         """Changes that their author still writes."""
-        from policy.drafts import Drafts
+        from policy.changing.drafts import Drafts
 
         return Drafts(self.session, self.now_us)
 
     @cached_property
     def schedule(self) -> Schedule:
         """Approved changes that wait for their moment."""
-        from policy.schedule import Schedule
+        from policy.changing.schedule import Schedule
 
         return Schedule(self.session, self.now_us)
 
     @cached_property
     def stops(self) -> Stops:
         """Emergency stops and their second signatures."""
-        from policy.stops import Stops
+        from policy.changing.stops import Stops
 
         return Stops(self.session, self.now_us)
 
     @cached_property
     def rollback(self) -> Rollback:
         """The way back from published changes."""
-        from policy.rollback import Rollback
+        from policy.changing.rollback import Rollback
 
         return Rollback(self.session, self.now_us)
 
@@ -185,41 +185,41 @@ class Desk:
     @cached_property
     def history(self) -> History:
         """What was known when."""
-        from policy.history import History
+        from policy.publishing.history import History
 
         return History(self.session, self.now_us)
 
     @cached_property
     def outbox(self) -> Outbox:
         """Epochs that are still to be told."""
-        from policy.outbox import Outbox
+        from policy.publishing.outbox import Outbox
 
         return Outbox(self.session, self.now_us)
 
     @cached_property
     def metering(self) -> Metering:
         """Reservations and usage."""
-        from policy.metering import Metering
+        from policy.billing.metering import Metering
 
         return Metering(self.session, self.now_us)
 
     @cached_property
     def stopped(self) -> Stopped:
         """Open requests that must end."""
-        from policy.stopped import Stopped
+        from policy.billing.stopped import Stopped
 
         return Stopped(self.session, self.now_us)
 
     @cached_property
     def ledger(self) -> Ledger:
         """Entries, statements, budgets."""
-        from policy.accounts_ledger import Ledger
+        from policy.billing.books import Ledger
 
         return Ledger(self.session, self.now_us)
 
     @cached_property
     def audit(self) -> Audit:
         """The chained record of what was done."""
-        from policy.audit import Audit
+        from policy.audit.chain import Audit
 
         return Audit(self.session, self.now_us)

@@ -21,7 +21,7 @@ from model_core.packing.bundle import CheckedBundle, check_bundle, check_fits_ba
 from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import ExpertManifest
 from model_core.packing.store import ArtifactStore
-from policy.records import BaseRecord
+from policy.records.assets import BaseRecord
 from tenants.jobs import JobRecord, JobState, MetricPoint
 
 if TYPE_CHECKING:

@@ -106,17 +106,17 @@ class EpochNews(Message):
     Attributes:
         epoch: newest committed epoch.
         snapshot_digest: digest of its snapshot.
-        snapshot_json: canonical snapshot bytes (``policy.snapshot.Snapshot.from_json``); None if the asker
-            already has this epoch, or gets ``changes_json`` instead.
-        changes_json: what leads there from the epoch that the asker has seen (``policy.delta.Delta``); only
-            for askers who take changes, and None where the office cannot say.
+        snapshot_json: canonical snapshot bytes (``policy.facts.snapshot.Snapshot.from_json``); None if the
+            asker already has this epoch, or gets ``changes_json`` instead.
+        changes_json: what leads there from the epoch that the asker has seen (``policy.facts.delta.Delta``);
+            only for askers who take changes, and None where the office cannot say.
         lease_s: length of the lease.
         office_at_us: the office's clock when it answered.
         received_us: the office's clock when it received the question; 0 if it does not say.
         seen_digest: digest of the snapshot that the office published as the epoch that the asker has seen;
             empty if it does not say or never published it.
         stopped: open requests that must end though no epoch says so, with the cause of each
-            (``policy.stopped``); read after the question was received, like the epoch.
+            (``policy.billing.stopped``); read after the question was received, like the epoch.
     """
 
     epoch: int

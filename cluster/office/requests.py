@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from cluster.office.protocol import Admission, UsageRecord
 from cluster.operations.scope import one_refusal, sees_everything
 from cluster.problems import invalid_request
-from policy.records import UsageRecord as Metered
+from policy.records.billing import UsageRecord as Metered
 from tenants.accounts.scope import see, tenant_scope, whole_register
 
 if TYPE_CHECKING:

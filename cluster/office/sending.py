@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from policy import archive
-from policy.snapshot import Snapshot
+from policy.epochs import archive
+from policy.facts.snapshot import Snapshot
 
 
 class Sending:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from policy.publication import PLATFORM_ACTOR
+from policy.publishing.publication import PLATFORM_ACTOR
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from cluster.operations.scope import cut, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Page, Request
-from policy.items import TenantResume
-from policy.records import ChangeRecord, Publication
+from policy.records.changes import ChangeRecord
+from policy.records.epochs import Publication
+from policy.records.items import TenantResume
 from tenants.accounts.accounts import KeyRecord, TenantRecord
 from tenants.roles import Principal, Role
 

@@ -13,7 +13,7 @@ from cluster.operations.scope import cut
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request, Upload
 from model_core.errors import BundleWrongBase
 from model_core.packing.manifest import BaseManifest, ModelShape
-from policy.records import BaseRecord
+from policy.records.assets import BaseRecord
 from tenants.roles import PLATFORM_TENANT, Principal, Role
 
 if TYPE_CHECKING:

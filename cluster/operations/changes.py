@@ -14,16 +14,10 @@ from cluster.errors import RoleRequired
 from cluster.operations.scope import check_visible, cut, sees_everything, tenant_scope, unknown
 from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Page, Request
 from policy.errors import NotFound
-from policy.items import ChangeItem
-from policy.records import (
-    AcknowledgementRecord,
-    ChangeRecord,
-    ChangeState,
-    DeploymentPreview,
-    Preview,
-    ServerRecord,
-)
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
+from policy.records.changes import ChangeRecord, ChangeState, DeploymentPreview, Preview
+from policy.records.epochs import AcknowledgementRecord, ServerRecord
+from policy.records.items import ChangeItem
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from cluster.operations.jobs import only_base
 from cluster.operations.scope import check_own, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Request
 from model_core.packing.canonical import digest_bytes, digest_of
-from policy.composition import Composition, Member, compose
-from policy.decision import Decision
-from policy.items import ExpertResume, ListingPut
-from policy.questions import Asked, LicenseChoice, Question, resolve
-from policy.reasons import NearestMiss, Obligation, Reason, is_denial
-from policy.snapshot import Snapshot
-from policy.supposing import Supposition, suppose
+from policy.deciding.composition import Composition, Member, compose
+from policy.deciding.decision import Decision
+from policy.deciding.questions import Asked, LicenseChoice, Question, resolve
+from policy.deciding.reasons import NearestMiss, Obligation, Reason, is_denial
+from policy.facts.snapshot import Snapshot
+from policy.preview.supposing import Supposition, suppose
+from policy.records.items import ExpertResume, ListingPut
 from tenants.roles import Principal
 
 if TYPE_CHECKING:

@@ -32,12 +32,13 @@ from cluster.operations.scope import check_own, check_visible, cut, tenant_scope
 from cluster.operations.table import ANYONE, Nothing, Operation, Page
 from model_core.packing.keys import load_or_create_key
 from policy.consents.halts import Halt, halts
-from policy.consents.paper import AskedUse, ConsentPaper, Notice, NoticeRecord
 from policy.consents.receipts import SignedReceipt, consent_receipt, sign_receipt
 from policy.consents.records import ConsentFile
-from policy.items import ConsentRenew
-from policy.records import ChangeRecord, Publication
-from policy.terms import ANY
+from policy.facts.terms import ANY
+from policy.records.changes import ChangeRecord
+from policy.records.epochs import Publication
+from policy.records.items import ConsentRenew
+from policy.records.paper import AskedUse, ConsentPaper, Notice, NoticeRecord
 from tenants.roles import PLATFORM_TENANT, Principal, Role
 
 if TYPE_CHECKING:

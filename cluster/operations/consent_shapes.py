@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from cluster.operations.table import Answer, Page, Request, several
-from policy.consents.paper import Channel, LegalBasis, NoticeRecord, SubjectKind
 from policy.consents.records import ConsentFile, Expiring
-from policy.terms import ANY
+from policy.facts.terms import ANY
+from policy.records.paper import Channel, LegalBasis, NoticeRecord, SubjectKind
 
 MAX_US = 2**53
 DAY_US = 86_400_000_000

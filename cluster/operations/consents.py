@@ -16,9 +16,11 @@ from cluster.operations.consent_records import write_paper
 from cluster.operations.consent_shapes import PERSONAL, Papered
 from cluster.operations.scope import cut, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
-from policy.items import ConsentGive, ForbidUse, GrantGive
-from policy.records import ChangeRecord, ConsentRecord, Publication
-from policy.snapshot import GrantFact
+from policy.facts.snapshot import GrantFact
+from policy.records.changes import ChangeRecord
+from policy.records.consents import ConsentRecord
+from policy.records.epochs import Publication
+from policy.records.items import ConsentGive, ForbidUse, GrantGive
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from cluster.operations.scope import check_visible, cut, tenant_scope
 from cluster.operations.staging import documents_path, staged_path
 from cluster.operations.table import Answer, Operation, Page, Request, Upload, several
 from model_core.packing.manifest import DataCard
-from policy import vocabulary
 from policy.cards.croissant import read_card
 from policy.cards.drafts import ImportedCard, NotImported
 from policy.cards.duo import Scope
-from policy.items import ConsentGive, ForbidUse
-from policy.license_expressions import parse
+from policy.deciding.license_expressions import parse
+from policy.facts import vocabulary
+from policy.records.items import ConsentGive, ForbidUse
 from tenants.accounts.datasets import DatasetRecord
 from tenants.roles import Principal, Role
 

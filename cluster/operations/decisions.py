@@ -14,7 +14,7 @@ from cluster.operations.deployments import cut_composition
 from cluster.operations.scope import cut, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
 from model_core.packing.canonical import digest_bytes
-from policy.records import DecisionRecord
+from policy.records.decisions import DecisionRecord
 from tenants.roles import Principal
 
 if TYPE_CHECKING:

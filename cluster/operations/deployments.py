@@ -15,10 +15,12 @@ from cluster.operations.changes import cut_change
 from cluster.operations.jobs import only_base
 from cluster.operations.scope import check_visible, cut, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
-from policy.composition import Composition
-from policy.decision import Decision, redacted
-from policy.items import DeploymentPut
-from policy.records import ChangeRecord, DeploymentRecord, Publication
+from policy.deciding.composition import Composition
+from policy.deciding.decision import Decision, redacted
+from policy.records.assets import DeploymentRecord
+from policy.records.changes import ChangeRecord
+from policy.records.epochs import Publication
+from policy.records.items import DeploymentPut
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from cluster.operations.changes import ChangeId, cut_change, visible_change
 from cluster.operations.table import ANYONE, Answer, Operation, Request
-from policy.items import ChangeItem
-from policy.records import ChangeRecord
+from policy.records.changes import ChangeRecord
+from policy.records.items import ChangeItem
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

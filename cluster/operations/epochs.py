@@ -13,7 +13,7 @@ from pydantic import Field
 
 from cluster.operations.changes import EpochNumber
 from cluster.operations.table import ANYONE, Answer, Operation, Request
-from policy.records import Publication
+from policy.records.epochs import Publication
 from tenants.roles import Principal
 
 if TYPE_CHECKING:

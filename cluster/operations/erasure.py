@@ -14,7 +14,7 @@ from policy.consents.receipts import SignedReceipt
 from policy.consents.status import is_valid
 from policy.erasures.effective import Effective, effective
 from policy.erasures.records import Erasure, HeldKind, Hold, Notification, SubjectKind
-from policy.terms import ANY
+from policy.facts.terms import ANY
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

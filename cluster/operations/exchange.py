@@ -10,7 +10,7 @@ from cluster.operations.scope import tenant_scope, unknown
 from cluster.operations.table import Answer, Operation
 from policy.cards.odrl_bounds import URN
 from policy.cards.odrl_writing import policy_of
-from policy.items import ConsentGive, ForbidUse
+from policy.records.items import ConsentGive, ForbidUse
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

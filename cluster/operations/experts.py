@@ -23,8 +23,10 @@ from model_core.packing.bundle import CheckedBundle, check_fits_base
 from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import DataCard, ExpertManifest
 from policy.errors import NotFound
-from policy.items import ExpertResume
-from policy.records import ChangeRecord, ExpertRecord, Publication
+from policy.records.assets import ExpertRecord
+from policy.records.changes import ChangeRecord
+from policy.records.epochs import Publication
+from policy.records.items import ExpertResume
 from tenants.accounts.scope import whole_register
 from tenants.roles import Principal, Role
 

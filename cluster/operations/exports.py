@@ -15,10 +15,10 @@ from pydantic import Field
 from cluster.errors import ExportRefused
 from cluster.operations.scope import check_own, unknown
 from cluster.operations.table import Answer, Operation, Request
-from policy.composition import Composition, Member, compose
-from policy.decision import redacted
-from policy.questions import Question
-from policy.reasons import Obligation, is_denial
+from policy.deciding.composition import Composition, Member, compose
+from policy.deciding.decision import redacted
+from policy.deciding.questions import Question
+from policy.deciding.reasons import Obligation, is_denial
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

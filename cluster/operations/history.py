@@ -14,10 +14,10 @@ from pydantic import Field
 from cluster.operations.deployments import cut_composition
 from cluster.operations.scope import check_visible, cut, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
-from policy.composition import Composition
+from policy.deciding.composition import Composition
 from policy.errors import UnknownDeployment
-from policy.history import AsOf, Correction
-from policy.snapshot import ConsentFact, GrantFact
+from policy.facts.snapshot import ConsentFact, GrantFact
+from policy.publishing.history import AsOf, Correction
 from tenants.roles import Principal
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from cluster.operations.experts import visible_expert
 from cluster.operations.scope import cut, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
 from policy.preview.report import DeploymentImpact, ExpertImpact, ImpactReport, QualityImpact
-from policy.records import EvaluationRecord
+from policy.records.assets import EvaluationRecord
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cluster.operations.scope import cut, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Page, Request
-from policy.records import Balance, BudgetRecord, EntryRecord, Statement, UsageRow, UsageTotal
+from policy.records.billing import Balance, BudgetRecord, EntryRecord, Statement, UsageRow, UsageTotal
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

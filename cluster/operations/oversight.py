@@ -15,9 +15,10 @@ from cluster.operations.scope import sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Request
 from model_core.packing.ids import new_id
 from model_core.packing.keys import load_or_create_key
-from policy.auditing.bundle import write_bundle
-from policy.auditing.proofs import Consistency, RowProof, prove_consistency, prove_rows
-from policy.records import AuditRecord, AuditReport, Checkpoint, ServerRecord
+from policy.audit.bundle import write_bundle
+from policy.audit.proofs import Consistency, RowProof, prove_consistency, prove_rows
+from policy.records.audit import AuditRecord, AuditReport, Checkpoint
+from policy.records.epochs import ServerRecord
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pydantic import Field
 from cluster.operations.changes import ChangeId, cut_change, visible_change
 from cluster.operations.scope import cut, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
-from policy.records import RollbackRecord, StopKind, StopRecord
+from policy.records.changes import RollbackRecord, StopKind, StopRecord
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

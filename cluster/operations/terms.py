@@ -14,15 +14,16 @@ from pydantic import Field
 from cluster.operations.changes import cut_change
 from cluster.operations.scope import check_own, cut
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
-from policy.items import (
+from policy.facts.snapshot import LicenseFact, RuleFact
+from policy.records.changes import ChangeRecord
+from policy.records.epochs import Publication
+from policy.records.items import (
     ChangeItem,
     ForbidRule,
     LicensePut,
     ListingPut,
     RulePermit,
 )
-from policy.records import ChangeRecord, Publication
-from policy.snapshot import LicenseFact, RuleFact
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from examples.chaos.stage import ENDPOINT, Stage
 from model_core.errors import ProductError
 from model_core.packing.canonical import digest_file
 from model_core.packing.store import DirectoryStore
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 
 PUBLISHING = ("changes.approve", "consents.withdraw", "rules.forbid")
 #: Writes that stand in the audit chain, once per act.

@@ -30,9 +30,9 @@ from policy.cards.reading import (
     text_of,
     texts_of,
 )
+from policy.deciding.license_expressions import parse
 from policy.errors import InvalidLicenseExpression
-from policy.license_expressions import parse
-from policy.vocabulary import read_data
+from policy.facts.vocabulary import read_data
 
 _DATE: Final = re.compile(r"(\d{4})(?:-(\d{2}))?(?:-(\d{2}))?")
 _MAX_NOTE: Final = 2_000

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from policy.items import ConsentGive, ForbidUse
+from policy.records.items import ConsentGive, ForbidUse
 
 T = TypeVar("T")
 

@@ -17,9 +17,9 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from policy.cards.drafts import Drafts, NotImported
-from policy.items import ConsentGive, ForbidUse
-from policy.terms import ANY
-from policy.vocabulary import read_data, vocabulary
+from policy.facts.terms import ANY
+from policy.facts.vocabulary import read_data, vocabulary
+from policy.records.items import ConsentGive, ForbidUse
 
 VERSION: Final = "1"
 _WHERE: Final = "DUO"

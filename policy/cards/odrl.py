@@ -20,8 +20,8 @@ from policy.cards.errors import CardRefused, CardTooLarge
 from policy.cards.odrl_bounds import URN, Misunderstood, Use, is_tenant, met, narrow, tenant
 from policy.cards.reading import Node, last_part, listed, text_of, texts_of
 from policy.cards.reading import field as field_of
-from policy.items import ConsentGive, ForbidUse
-from policy.terms import ACTIONS, ANY
+from policy.facts.terms import ACTIONS, ANY
+from policy.records.items import ConsentGive, ForbidUse
 
 MAX_DRAFTS: Final = 50
 _TYPES: Final = frozenset({"Policy", "Set", "Offer", "Agreement"})

@@ -14,8 +14,8 @@ from policy.cards.duo import find_term
 from policy.cards.reading import field as field_of
 from policy.cards.reading import last_part, listed, text_of
 from policy.cards.times import moment_us
-from policy.terms import ANY
-from policy.vocabulary import read_data, vocabulary
+from policy.facts.terms import ANY
+from policy.facts.vocabulary import read_data, vocabulary
 
 URN: Final = "urn:expert-marketplace:"
 _ONE_OF: Final = frozenset({"eq", "isAnyOf", "isPartOf", "isA"})

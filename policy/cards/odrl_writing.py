@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from policy.cards.odrl_bounds import URN
 from policy.cards.times import text_of_moment
-from policy.items import ConsentGive, ForbidUse
-from policy.terms import ANY
+from policy.facts.terms import ANY
+from policy.records.items import ConsentGive, ForbidUse
 
 CONTEXT: Final = "http://www.w3.org/ns/odrl.jsonld"
 

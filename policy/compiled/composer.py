@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may serve a deployment together, answered from a compiled snapshot.
 
-``Compiled.compose`` answers as ``policy.composition.compose`` does, in the fields that servers run by: who
+``Compiled.compose`` answers as ``policy.deciding.composition`` does, in the fields that servers run by: who
 is a member, what they owe, how what runs is called and until when it holds. It gives no reasons; whoever
 wants to know why asks the other. Everything that does not depend on the question is laid out as arrays when
 the snapshot is compiled, and nothing is remembered from one question to the next, so that one compiled
@@ -24,18 +24,18 @@ from policy.compiled.licensing import Licensing, UseClass
 from policy.compiled.settling import settle
 from policy.compiled.spaces import FOREVER_US, Spaces
 from policy.compiled.words import Flags, is_understood
+from policy.deciding.members import Member, what_runs
+from policy.deciding.questions import Asked, Question, resolve
+from policy.deciding.reasons import Obligation
 from policy.errors import UnknownVocabulary
-from policy.members import Member, what_runs
-from policy.questions import Asked, Question, resolve
-from policy.reasons import Obligation
-from policy.snapshot import ExpertFact, Snapshot
-from policy.terms import ANY, ENGINE_VERSION, Verdict
-from policy.vocabulary import vocabulary
+from policy.facts.snapshot import ExpertFact, Snapshot
+from policy.facts.terms import ANY, ENGINE_VERSION, Verdict
+from policy.facts.vocabulary import vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Composed:
-    """Base and members in canonical order, without the reasons; see ``policy.composition.Composition``.
+    """Base and members in canonical order, without the reasons; see ``policy.deciding.composition``.
 
     Attributes:
         deployment: that was asked about, None for a use spelled out.
@@ -94,7 +94,7 @@ class Compiled:
             self._licensing: Licensing = licensing.lay_out(snapshot, words.purposes)
 
     def compose(self, asked: Asked) -> Composed:
-        """What ``policy.composition.compose`` says, without its reasons."""
+        """What ``policy.deciding.composition.compose`` says, without its reasons."""
         use = self._use(asked)
         if use is None:
             return self._denied(asked)

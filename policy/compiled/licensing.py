@@ -16,10 +16,10 @@ import numpy as np
 
 from policy.compiled.reviewed import Burden, Chosen, Reviewed, choose, keys_of, tree_of
 from policy.compiled.words import Flags, Numbers
-from policy.reasons import Obligation
-from policy.snapshot import ExpertFact, Snapshot
-from policy.terms import ACTIONS, SHARING_ACTIONS
-from policy.vocabulary import Hierarchy
+from policy.deciding.reasons import Obligation
+from policy.facts.snapshot import ExpertFact, Snapshot
+from policy.facts.terms import ACTIONS, SHARING_ACTIONS
+from policy.facts.vocabulary import Hierarchy
 
 #: Which licenses permit, by lower-case key; whether the use is commercial; whether weights are shared.
 _Alike = tuple[frozenset[str], bool, bool]

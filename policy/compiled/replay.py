@@ -5,7 +5,7 @@ The signature that previews build on is ``replay(before, after, questions)``: it
 each logged question, in their order. What differs between equal questions is the moment, and time changes an
 answer only where a consent or grant that speaks to the use begins or is over. So equal questions whose
 moments lie between the same two of those share one answer; nothing else is shared. It reads no log and
-explains nothing: whoever wants the reasons of one question asks ``policy.composition.compose`` about it.
+explains nothing: whoever wants the reasons of one question asks ``policy.deciding.composition`` about it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from policy.compiled.composer import Compiled, Composed
+from policy.deciding.members import Member
+from policy.deciding.questions import Asked, Question, resolve
 from policy.errors import UnknownDeployment
-from policy.members import Member
-from policy.questions import Asked, Question, resolve
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from policy.deciding.license_expressions import Node, parse
 from policy.errors import InvalidLicenseExpression
-from policy.license_expressions import Node, parse
-from policy.snapshot import LicenseFact
-from policy.vocabulary import Hierarchy
+from policy.facts.snapshot import LicenseFact
+from policy.facts.vocabulary import Hierarchy
 
 MILLION_PPM: Final = 1_000_000
 

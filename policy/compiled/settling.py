@@ -9,8 +9,8 @@ from __future__ import annotations
 from policy.compiled.licensing import UseClass
 from policy.compiled.reviewed import MILLION_PPM, Burden
 from policy.compiled.words import Flags
-from policy.questions import Asked
-from policy.snapshot import Snapshot
+from policy.deciding.questions import Asked
+from policy.facts.snapshot import Snapshot
 
 
 def settle(snapshot: Snapshot, asked: Asked, use: UseClass, members: Flags) -> list[int] | None:

@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from policy.compiled.words import Effect, Flags, Numbers, Spoken, is_readable, spoken
-from policy.questions import Asked
-from policy.snapshot import ConsentFact, GrantFact, RuleFact, Snapshot
-from policy.terms import ANY
+from policy.deciding.questions import Asked
+from policy.facts.snapshot import ConsentFact, GrantFact, RuleFact, Snapshot
+from policy.facts.terms import ANY
 
 FOREVER_US: Final = 2**53
 """Later than every moment that a fact can state."""

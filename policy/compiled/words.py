@@ -15,8 +15,8 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from policy.terms import ACTIONS, ANY, NEVER_BY_WILDCARD
-from policy.vocabulary import Hierarchy, Vocabulary, vocabulary
+from policy.facts.terms import ACTIONS, ANY, NEVER_BY_WILDCARD
+from policy.facts.vocabulary import Hierarchy, Vocabulary, vocabulary
 
 Bits: TypeAlias = NDArray[np.uint8]
 Flags: TypeAlias = NDArray[np.bool_]

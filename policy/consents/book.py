@@ -12,11 +12,11 @@ from sqlalchemy import ColumnElement, exists, select
 
 from model_core.packing.canonical import canonical_bytes
 from model_core.packing.ids import new_id
-from policy.authority import unknown
-from policy.consents.paper import ConsentPaper, Notice, NoticeRecord
 from policy.consents.reading import ConsentReader, to_notice
 from policy.consents.status import Event, is_valid, may_follow, status_after
 from policy.errors import ConsentEventRefused
+from policy.guards.authority import unknown
+from policy.records.paper import ConsentPaper, Notice, NoticeRecord
 from policy.tables import ConsentEventRow, ConsentRow
 from policy.tables.consents import ConsentFileEventRow, ConsentFileRow, NoticeRow
 from tenants.accounts.database import lock_for_writing

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from policy.records import Publication
+from policy.facts.terms import AtUs
+from policy.records.epochs import Publication
 from policy.tables import AcknowledgementRow, ServerRow
-from policy.terms import AtUs
 
 
 class Halt(BaseModel):

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from policy.authority import unknown
-from policy.consents.paper import ConsentPaper, NoticeRecord
 from policy.consents.records import ConsentFile, Expiring, FileEvent
 from policy.consents.status import Status, is_valid, status_after
-from policy.publication import to_fact
-from policy.snapshot import ConsentFact
+from policy.facts.snapshot import ConsentFact
+from policy.guards.authority import unknown
+from policy.publishing.publication import to_fact
+from policy.records.paper import ConsentPaper, NoticeRecord
 from policy.tables import ConsentEventRow, ConsentRow
 from policy.tables.consents import ConsentFileEventRow, ConsentFileRow, NoticeRow
 

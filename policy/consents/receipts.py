@@ -20,10 +20,10 @@ from model_core.errors import ProductError
 from model_core.packing.canonical import canonical_bytes
 from model_core.packing.keys import SigningKey, key_id_of, verify_signature
 from policy.consents.halts import Halt
-from policy.consents.paper import SCHEMA_VERSION, ConsentPaper
 from policy.consents.records import ConsentFile
 from policy.consents.status import is_valid, status_after
 from policy.errors import NotFound, ReceiptInvalid
+from policy.records.paper import SCHEMA_VERSION, ConsentPaper
 
 CONSENT: Final = "consent-receipt"
 ERASURE: Final = "erasure-record"

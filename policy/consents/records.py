@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from policy.consents.paper import ConsentPaper, NoticeRecord
 from policy.consents.status import Status
-from policy.snapshot import ConsentFact
-from policy.terms import AtUs
+from policy.facts.snapshot import ConsentFact
+from policy.facts.terms import AtUs
+from policy.records.paper import ConsentPaper, NoticeRecord
 
 
 class _Record(BaseModel):

@@ -10,11 +10,11 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from model_core.packing.ids import new_id
-from policy.authority import unknown
 from policy.consents.book import ConsentBook
 from policy.errors import InvalidChange
-from policy.items import ConsentRenew
-from policy.overlaps import write_alone
+from policy.guards.authority import unknown
+from policy.guards.overlaps import write_alone
+from policy.records.items import ConsentRenew
 from policy.tables import ConsentEventRow, ConsentRow
 
 _SAME = (

@@ -17,16 +17,16 @@ from sqlalchemy.orm import Session
 from model_core.packing.canonical import canonical_bytes
 from model_core.packing.ids import new_id
 from model_core.packing.keys import SigningKey
-from policy.authority import unknown
 from policy.consents.reading import ConsentReader
 from policy.consents.receipts import ERASURE, SignedReceipt, sign_receipt
-from policy.decision_log import DecisionLog
 from policy.erasures.copies import copies_of
 from policy.erasures.holds import Holds
 from policy.erasures.notifications import Notifications
 from policy.erasures.records import Copy, Erasure, Outcome, SubjectKind
 from policy.errors import ErasureClosed, InvalidChange, NotAllowed, SelfApproval
-from policy.publication import Publisher, columns_for
+from policy.guards.authority import unknown
+from policy.publishing.decision_log import DecisionLog
+from policy.publishing.publication import Publisher, columns_for
 from policy.tables import ErasureEventRow, ErasureRow, ExpertDatasetRow, ExpertRow
 from tenants.accounts.database import lock_for_writing
 from tenants.accounts.tables import DatasetRow

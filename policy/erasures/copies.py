@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from policy.consents.reading import ConsentReader
 from policy.erasures.records import Copy
+from policy.facts.terms import ANY
 from policy.tables import (
     DecisionRow,
     DecisionVerdictRow,
@@ -27,7 +28,6 @@ from policy.tables import (
     UsageRecordRow,
     UsageShareRow,
 )
-from policy.terms import ANY
 from tenants.accounts.tables import DatasetRow, JobRow
 
 EXPORT_ACTION = "export_weights"

@@ -13,9 +13,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from model_core.packing.ids import new_id
-from policy.authority import Authority, unknown
 from policy.erasures.records import HeldKind, Hold
 from policy.errors import LegalHold
+from policy.guards.authority import Authority, unknown
 from policy.tables import ExpertRow, HoldEventRow
 from tenants.accounts.database import lock_for_writing
 from tenants.accounts.tables import DatasetRow, TenantRow

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from policy.terms import AtUs
+from policy.facts.terms import AtUs
 
 SubjectKind = Literal["expert", "dataset", "personal_data"]
 HeldKind = Literal["expert", "dataset", "tenant"]

@@ -16,7 +16,7 @@ from typing import Any, Final
 from license_expression import ExpressionError, get_spdx_licensing
 
 from policy.evidence.facts import Facts
-from policy.records import ExpertRecord
+from policy.records.assets import ExpertRecord
 from tenants.accounts.datasets import DatasetRecord
 
 SPEC: Final = "1.7"

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from policy.composition import Composition, compose
+from policy.deciding.composition import Composition, compose
+from policy.deciding.questions import Question
 from policy.errors import NotFound
-from policy.publication import Publisher
-from policy.questions import Question
-from policy.records import BaseRecord, ConsentRecord, DecisionRecord, ExpertRecord, Publication
+from policy.facts.snapshot import DeploymentFact, LicenseFact
+from policy.publishing.publication import Publisher
+from policy.records.assets import BaseRecord, ExpertRecord
+from policy.records.consents import ConsentRecord
+from policy.records.decisions import DecisionRecord
+from policy.records.epochs import Publication
 from policy.register import Register
-from policy.snapshot import DeploymentFact, LicenseFact
 from tenants.accounts.datasets import DatasetRecord, Datasets
 
 _DECISIONS = 20

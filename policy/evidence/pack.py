@@ -19,9 +19,9 @@ from sqlalchemy.orm import Session
 from model_core.errors import ProductError
 from model_core.packing.canonical import canonical_bytes, digest_bytes, digest_of
 from model_core.packing.keys import SigningKey, verify_signature
-from policy.audit import Audit
-from policy.auditing.notes import read_notes
-from policy.auditing.proofs import RowProof, prove_rows
+from policy.audit.chain import Audit
+from policy.audit.notes import read_notes
+from policy.audit.proofs import RowProof, prove_rows
 from policy.consents.reading import ConsentReader
 from policy.consents.receipts import check_receipt, consent_receipt, sign_receipt
 from policy.errors import BrokenProof, NotFound

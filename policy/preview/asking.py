@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from policy.compiled.composer import Composed, compile_snapshot
 from policy.compiled.replay import Replayed, replay
-from policy.members import Member
+from policy.deciding.members import Member
+from policy.deciding.questions import Question
+from policy.facts.snapshot import DeploymentFact, Snapshot
 from policy.preview.report import ConsumerImpact, DeploymentImpact, Effect
-from policy.questions import Question
-from policy.snapshot import DeploymentFact, Snapshot
 
 Logged = tuple[str, Question]
 """The consumer whose question it was, and the question."""

@@ -16,16 +16,16 @@ from typing import Final
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from policy.changes import Changes
-from policy.items import ChangeItem
+from policy.changing.changes import Changes
+from policy.deciding.questions import Question
+from policy.facts.snapshot import Snapshot
+from policy.facts.terms import ENGINE_VERSION
 from policy.preview.asking import Asking
 from policy.preview.report import DeploymentImpact, ExpertImpact, ImpactReport
 from policy.preview.worth import USAGE_US, Worth
-from policy.publication import Publisher
-from policy.questions import Question
-from policy.snapshot import Snapshot
+from policy.publishing.publication import Publisher
+from policy.records.items import ChangeItem
 from policy.tables import ChangeRow, DecisionRow, ImpactReportRow, PublicationRow
-from policy.terms import ENGINE_VERSION
 
 PAGE: Final = 5_000
 RECENT_US: Final = 7 * 24 * 3600 * 1_000_000

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
-from policy.records import Record
+from policy.records.record import Record
 
 Effect = Literal["begins", "ends", "breaks", "heals", "shrinks", "grows", "changes", "stays"]
 

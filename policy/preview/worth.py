@@ -15,15 +15,15 @@ from sqlalchemy.orm import Session
 
 from model_core.packing.canonical import check_digest
 from model_core.packing.ids import new_id
-from policy import ledger
-from policy.authority import unknown
-from policy.metering import Metering
+from policy.billing import ledger
+from policy.billing.metering import Metering
+from policy.facts.snapshot import Snapshot
+from policy.facts.terms import ANY
+from policy.guards.authority import unknown
 from policy.preview.report import DeploymentImpact, MoneyImpact, QualityImpact
-from policy.publication import to_fact
-from policy.records import EvaluationRecord
-from policy.snapshot import Snapshot
+from policy.publishing.publication import to_fact
+from policy.records.assets import EvaluationRecord
 from policy.tables import EvaluationRow, ExpertRow
-from policy.terms import ANY
 from tenants.roles import Principal
 
 USAGE_US: Final = 30 * 24 * 3600 * 1_000_000

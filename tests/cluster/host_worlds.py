@@ -27,7 +27,7 @@ from model_core.packing.ids import new_id
 from model_core.packing.manifest import ModelShape
 from model_core.packing.store import DirectoryStore
 from model_core.text.tokenizer import TextTokenizer
-from policy.snapshot import (
+from policy.facts.snapshot import (
     BaseFact,
     ConsentFact,
     DatasetFact,

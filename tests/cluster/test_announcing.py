@@ -15,8 +15,8 @@ from cluster.bootstrap import open_office
 from cluster.office.announcer import announce, keep_announcing
 from cluster.office.counter import Office
 from cluster.settings import Settings
-from policy.items import ForbidRule
-from policy.records import Announcement
+from policy.records.epochs import Announcement
+from policy.records.items import ForbidRule
 from tenants.roles import PLATFORM_TENANT
 
 

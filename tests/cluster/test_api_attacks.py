@@ -12,7 +12,7 @@ import pytest
 from cluster.office import desk as desks
 from cluster.operations.catalogue import OPERATIONS
 from cluster.operations.table import Operation
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 from tenants.roles import PLATFORM_ROLES, Role
 from tests.cluster.attack_world import body_of, found_victim, intruders, path_of, send
 

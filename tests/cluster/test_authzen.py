@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.gateway.authzen_shapes import Evaluation, question_of
-from policy.terms import ACTIONS
+from policy.facts.terms import ACTIONS
 
 CONTEXT = {"purpose": "research", "region": "eu", "commercial": False}
 

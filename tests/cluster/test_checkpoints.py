@@ -14,10 +14,10 @@ from cluster.cli.main import root
 from cluster.office.checkpoints import export_checkpoint
 from cluster.office.protocol import MetricReading, UsageRecord
 from model_core.packing.keys import generate_key
-from policy.audit import Audit
-from policy.auditing.bundle import verify_bundle, write_bundle
-from policy.auditing.notes import read_notes
-from policy.auditing.proofs import Consistency, RowProof
+from policy.audit.bundle import verify_bundle, write_bundle
+from policy.audit.chain import Audit
+from policy.audit.notes import read_notes
+from policy.audit.proofs import Consistency, RowProof
 from policy.evidence.pack import verify_pack
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database

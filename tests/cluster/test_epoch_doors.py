@@ -12,7 +12,7 @@ import pytest
 from cluster.gateway import epochs
 from cluster.gateway.tags import matches
 from model_core.packing.canonical import canonical_bytes
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 
 
 @pytest.fixture(autouse=True)

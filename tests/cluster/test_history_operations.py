@@ -14,7 +14,7 @@ from cluster.bootstrap import open_office
 from cluster.office.counter import Office
 from cluster.settings import Settings
 from policy.errors import NotFound
-from policy.items import DeploymentPut, ForbidRule
+from policy.records.items import DeploymentPut, ForbidRule
 from tenants.errors import UnknownObject
 from tenants.roles import PLATFORM_TENANT
 

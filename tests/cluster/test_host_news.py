@@ -18,7 +18,7 @@ from cluster.hosting.link import RegisterLink
 from cluster.hosting.news import is_newer, read_snapshot
 from cluster.hosting.plan import EMPTY_ROSTER, Roster
 from cluster.office.protocol import EpochNews
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 
 
 def news(epoch: int, digest: str = "", *, seen_digest: str = "") -> EpochNews:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.hosting.plan import Plan, Roster, Running, Served, make_plan
-from policy.composition import composition_digest
+from policy.deciding.composition import composition_digest
 
 BASE = "sha256:" + "b" * 64
 EXPERTS = tuple(f"sha256:{number:064x}" for number in range(6))

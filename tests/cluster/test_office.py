@@ -22,8 +22,8 @@ from cluster.office.protocol import Reply
 from cluster.settings import Settings
 from model_core.errors import ProductError
 from model_core.packing.canonical import digest_bytes
-from policy.items import ForbidRule
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
+from policy.records.items import ForbidRule
 from tenants.errors import DatabaseInUse, IdempotencyConflict, NameTaken, UnknownKey
 from tenants.roles import PLATFORM_TENANT
 

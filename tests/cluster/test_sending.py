@@ -17,10 +17,10 @@ from cluster.hosting.plan import Roster
 from cluster.office.counter import Office
 from cluster.office.protocol import EpochNews
 from cluster.settings import Settings
-from policy.delta import Delta
 from policy.errors import SnapshotMismatch
-from policy.items import ForbidRule
-from policy.snapshot import RuleFact, Snapshot
+from policy.facts.delta import Delta
+from policy.facts.snapshot import RuleFact, Snapshot
+from policy.records.items import ForbidRule
 from tenants.roles import PLATFORM_TENANT
 
 FIRST = Snapshot(epoch=1, published_at_us=1, vocabulary_version="1", format=2)

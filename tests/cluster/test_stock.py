@@ -13,7 +13,7 @@ from cluster.hosting.errors import ExpertsDoNotFit, ExpertsNotLoaded
 from cluster.hosting.messages import GenerationRequest
 from cluster.hosting.server import ModelServer
 from model_core.packing.bundle import check_bundle
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 from tests.cluster.host_worlds import (
     OWNERS,
     Office,

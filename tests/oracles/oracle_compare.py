@@ -16,8 +16,8 @@ import oracle_spec
 from oracle_answers import Answer, Case, Gates, Json, Served
 from oracle_sql import SqlOracle
 
-from policy.questions import Question
-from policy.snapshot import Snapshot
+from policy.deciding.questions import Question
+from policy.facts.snapshot import Snapshot
 
 # What the compiled snapshot and ``compose`` both answer, beyond what every evaluator is asked.
 _SHARED = ("tenant", "base_digest", "epoch", "verdict", "members", "dropped", "top_k", "top_k_asked")

@@ -18,9 +18,9 @@ import oracle_spec
 from oracle_answers import Answer, Case, Json
 from oracle_compare import Asked
 
-from policy.composition import compose
-from policy.questions import Question
-from policy.snapshot import Snapshot
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
+from policy.facts.snapshot import Snapshot
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 

@@ -12,10 +12,10 @@ from typing import Any
 from oracle_answers import Answer, Said, Served
 
 from policy.compiled import Composed, compile_snapshot
-from policy.composition import Composition, compose
-from policy.questions import Question, resolve
-from policy.reasons import is_denial
-from policy.snapshot import Snapshot
+from policy.deciding.composition import Composition, compose
+from policy.deciding.questions import Question, resolve
+from policy.deciding.reasons import is_denial
+from policy.facts.snapshot import Snapshot
 
 
 def explained(snapshot: Snapshot, question: Question) -> tuple[Answer, Composition]:

@@ -38,8 +38,8 @@ from worlds import (
     world,
 )
 
-from policy.questions import Question
-from policy.snapshot import BaseFact, TenantFact
+from policy.deciding.questions import Question
+from policy.facts.snapshot import BaseFact, TenantFact
 
 PURPOSES = ("research", "medical-research", "legal-research")
 REGIONS = ("eu", "de")

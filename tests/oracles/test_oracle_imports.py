@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DECIDING = {
-    "policy.gates",
-    "policy.matching",
-    "policy.decision",
-    "policy.composition",
-    "policy.licenses",
-    "policy.remembered",
+    "policy.deciding.gates",
+    "policy.deciding.matching",
+    "policy.deciding.decision",
+    "policy.deciding.composition",
+    "policy.deciding.licenses",
+    "policy.deciding.remembered",
 }
 VALUES = {"oracle_answers"}
 LIBRARIES = {
@@ -74,5 +74,10 @@ def test_an_evaluator_imports_nothing_of_another_or_of_the_product(name: str) ->
 def test_the_compiled_snapshot_shares_no_rule_with_the_explaining_core() -> None:
     """What servers run by never loads the gates, and the gates never load it: two writings of one law."""
     assert not reached("policy.compiled.composer") & DECIDING
-    for name in ("policy.gates", "policy.matching", "policy.licenses", "policy.decision"):
+    for name in (
+        "policy.deciding.gates",
+        "policy.deciding.matching",
+        "policy.deciding.licenses",
+        "policy.deciding.decision",
+    ):
         assert not any(one.startswith("policy.compiled") for one in reached(name)), name

@@ -20,9 +20,9 @@ from oracle_product import because
 from oracle_sql import SqlOracle
 from worlds import NOW_US, ask, consent, expert, grant, random_world, rule, world
 
-from policy.composition import compose
-from policy.decision import decide, redacted
-from policy.reasons import CODES
+from policy.deciding.composition import compose
+from policy.deciding.decision import decide, redacted
+from policy.deciding.reasons import CODES
 
 CHUNK = 5_000
 SMALL_STEP = {"consents": 193, "access": 419, "terms": 201, "standing": 29}

@@ -14,8 +14,8 @@ from typing import Any
 
 from worlds import CONSUMERS, OWNERS, bundle
 
-from policy.publication import Publisher
-from policy.snapshot import BaseFact, DatasetFact, ExpertFact, Snapshot, TenantFact
+from policy.facts.snapshot import BaseFact, DatasetFact, ExpertFact, Snapshot, TenantFact
+from policy.publishing.publication import Publisher
 from policy.tables import (
     BaseRow,
     ConsentRow,

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 from worlds import CONSUMERS, OWNERS, consent, grant, rule
 
-from policy.questions import Question
-from policy.snapshot import GrantFact, Snapshot, TenantFact
-from policy.vocabulary import vocabulary
+from policy.deciding.questions import Question
+from policy.facts.snapshot import GrantFact, Snapshot, TenantFact
+from policy.facts.vocabulary import vocabulary
 
 
 class Pair(NamedTuple):

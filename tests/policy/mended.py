@@ -10,10 +10,10 @@ from typing import Any
 
 from worlds import BASE, LICENSES, consent, grant, rule
 
-from policy.decision import Decision
-from policy.questions import Asked
-from policy.reasons import Reason, is_denial
-from policy.snapshot import BaseFact, DatasetFact, ExpertFact, Snapshot, TenantFact
+from policy.deciding.decision import Decision
+from policy.deciding.questions import Asked
+from policy.deciding.reasons import Reason, is_denial
+from policy.facts.snapshot import BaseFact, DatasetFact, ExpertFact, Snapshot, TenantFact
 
 
 def mended(snapshot: Snapshot, asked: Asked, decision: Decision, *, but: str = "") -> Snapshot:

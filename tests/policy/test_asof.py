@@ -10,11 +10,11 @@ from test_register_engines import copy_rows, towns
 from town import START, Town, consent, deployment
 
 from model_core.packing.canonical import canonical_bytes
-from policy.composition import compose
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
 from policy.errors import NotFound, UnknownDeployment
-from policy.history import Correction, History
-from policy.items import ForbidUse
-from policy.questions import Question
+from policy.publishing.history import Correction, History
+from policy.records.items import ForbidUse
 from policy.register import Register
 
 __all__ = ["towns"]  # a fixture of the other module

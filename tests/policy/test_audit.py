@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from town import ERASURE_TABLES, START, WORKFLOW_TABLES, Town, usage
 
 from model_core.packing.keys import SigningKey, generate_key
-from policy.audit import ORIGIN, Audit, leaf_hash, verify_chain
-from policy.records import AuditRecord, Checkpoint
+from policy.audit.chain import ORIGIN, Audit, leaf_hash, verify_chain
+from policy.records.audit import AuditRecord, Checkpoint
 from policy.tables import APPEND_ONLY, LATCHED
 from tenants.accounts.database import Database
 from tenants.accounts.schema import Base

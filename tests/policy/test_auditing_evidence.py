@@ -15,7 +15,7 @@ from town import Town
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.keys import SigningKey, generate_key
-from policy.auditing.sealing import seal_database
+from policy.audit.sealing import seal_database
 from policy.errors import BrokenProof, NotFound
 from policy.evidence.bom import bill_of_materials
 from policy.evidence.facts import gather

@@ -17,11 +17,11 @@ from town import START, Town
 
 from model_core.packing import canonical
 from model_core.packing.keys import generate_key
-from policy.audit import Audit
-from policy.auditing.bundle import verify_bundle, write_bundle
-from policy.auditing.notes import ORIGIN, Note, key_hash, read_notes, verifier_key, write_note
-from policy.auditing.proofs import RowProof, prove_consistency, prove_rows
-from policy.auditing.tree import (
+from policy.audit.bundle import verify_bundle, write_bundle
+from policy.audit.chain import Audit
+from policy.audit.notes import ORIGIN, Note, key_hash, read_notes, verifier_key, write_note
+from policy.audit.proofs import RowProof, prove_consistency, prove_rows
+from policy.audit.tree import (
     Levels,
     Root,
     consistency_path,
@@ -275,7 +275,7 @@ def test_a_bundle_that_was_tampered_with_is_refused(
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Any:
     """One exported bundle, and the checkpoint that was kept."""
-    from policy.auditing.sealing import seal_database
+    from policy.audit.sealing import seal_database
     from tenants.accounts.scope import PLATFORM
 
     folder = tmp_path_factory.mktemp("bundle")

@@ -17,9 +17,9 @@ from policy.cards.odrl import drafts_of_policy
 from policy.cards.odrl_writing import policy_of
 from policy.cards.reading import MAX_DEPTH, MAX_TEXT
 from policy.cards.times import moment_us, text_of_moment
-from policy.items import ConsentGive, ForbidUse
-from policy.terms import ACTIONS, ANY
-from policy.vocabulary import read_data, vocabulary
+from policy.facts.terms import ACTIONS, ANY
+from policy.facts.vocabulary import read_data, vocabulary
+from policy.records.items import ConsentGive, ForbidUse
 
 WORDS = vocabulary()
 DUO = "http://purl.obolibrary.org/obo/DUO_"

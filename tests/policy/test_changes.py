@@ -22,7 +22,8 @@ from policy.errors import (
     SelfApproval,
     UnknownTerm,
 )
-from policy.items import (
+from policy.facts.snapshot import LicenseFact
+from policy.records.items import (
     ChangeItem,
     ConsentGive,
     ExpertResume,
@@ -32,7 +33,6 @@ from policy.items import (
     RulePermit,
     TenantResume,
 )
-from policy.snapshot import LicenseFact
 
 FACT = LicenseFact(
     key="LicenseRef-Town",

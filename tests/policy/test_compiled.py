@@ -27,10 +27,10 @@ from worlds import (
 
 from policy.compiled import compile_snapshot
 from policy.compiled.composer import Composed
-from policy.composition import Composition, compose
-from policy.questions import Question, resolve
-from policy.reasons import is_denial
-from policy.snapshot import BaseFact, Snapshot, TenantFact
+from policy.deciding.composition import Composition, compose
+from policy.deciding.questions import Question, resolve
+from policy.deciding.reasons import is_denial
+from policy.facts.snapshot import BaseFact, Snapshot, TenantFact
 
 WORLDS = 1_200
 FIELDS = tuple(Composed.__dataclass_fields__)

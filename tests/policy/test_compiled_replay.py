@@ -12,10 +12,10 @@ from worlds import NOW_US, ask, bundle, consent, expert, grant, random_world, ru
 
 from policy.compiled import compile_snapshot
 from policy.compiled.replay import Replayed, replay
-from policy.composition import Composition, compose
+from policy.deciding.composition import Composition, compose
+from policy.deciding.questions import Question
 from policy.errors import IncompleteQuestion
-from policy.questions import Question
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 
 
 def _asked(snapshot: Snapshot, question: Question) -> Composition | None:

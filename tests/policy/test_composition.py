@@ -25,9 +25,9 @@ from worlds import (
 )
 
 from model_core.packing.canonical import digest_of
-from policy.composition import Composition, compose, composition_digest
-from policy.reasons import is_denial
-from policy.snapshot import BaseFact, Snapshot, TenantFact
+from policy.deciding.composition import Composition, compose, composition_digest
+from policy.deciding.reasons import is_denial
+from policy.facts.snapshot import BaseFact, Snapshot, TenantFact
 
 seeds = st.integers(min_value=0, max_value=2**32)
 few = settings(max_examples=60, deadline=None)

@@ -14,16 +14,17 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 from town import Town, consent, digest
 
-from policy.composition import compose
 from policy.consents.book import ConsentBook
-from policy.consents.paper import ConsentPaper, Notice
 from policy.consents.status import EVENTS, VALID, is_valid, may_follow, status_after
 from policy.consents.vault import Vault
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
 from policy.errors import ConsentEventRefused, InvalidChange, NotAllowed, NotFound, NotYours, Overlaps
-from policy.items import ConsentRenew
-from policy.questions import Question
-from policy.records import ConsentRecord, ExpertRecord
-from policy.supposing import Supposition, suppose
+from policy.preview.supposing import Supposition, suppose
+from policy.records.assets import ExpertRecord
+from policy.records.consents import ConsentRecord
+from policy.records.items import ConsentRenew
+from policy.records.paper import ConsentPaper, Notice
 from policy.tables import ConsentRow
 from tenants.accounts.datasets import Datasets
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import oracle_spec as spec
 from worlds import random_world
 
-from policy.composition import compose
-from policy.snapshot import Snapshot
+from policy.deciding.composition import compose
+from policy.facts.snapshot import Snapshot
 
 WORLDS = 1_000
 

@@ -29,11 +29,11 @@ from worlds import (
     world,
 )
 
-from policy.composition import Question, compose
-from policy.decision import decide
+from policy.deciding.composition import Question, compose
+from policy.deciding.decision import decide
+from policy.deciding.reasons import CODES, is_denial
 from policy.errors import IncompleteQuestion, UnknownDeployment
-from policy.reasons import CODES, is_denial
-from policy.snapshot import BaseFact, Fact, Snapshot, TenantFact
+from policy.facts.snapshot import BaseFact, Fact, Snapshot, TenantFact
 
 seeds = st.integers(min_value=0, max_value=2**32)
 few = settings(max_examples=60, deadline=None)

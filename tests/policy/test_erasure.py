@@ -13,12 +13,12 @@ from sqlalchemy.exc import DBAPIError
 from town import ERASURE_TABLES, Town, consent, usage
 
 from model_core.packing.keys import generate_key
-from policy.audit import Audit
-from policy.composition import compose
+from policy.audit.chain import Audit
 from policy.consents.book import ConsentBook
-from policy.consents.paper import ConsentPaper, Notice
 from policy.consents.receipts import check_receipt
 from policy.consents.vault import Vault
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
 from policy.erasures.book import Erasures
 from policy.erasures.effective import effective
 from policy.erasures.holds import Holds
@@ -33,7 +33,7 @@ from policy.errors import (
     NotYours,
     SelfApproval,
 )
-from policy.questions import Question
+from policy.records.paper import ConsentPaper, Notice
 from policy.tables import APPEND_ONLY, LATCHED
 from tenants.accounts.datasets import Datasets
 from tenants.accounts.schema import Base

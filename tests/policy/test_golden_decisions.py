@@ -29,11 +29,11 @@ from worlds import (
     world,
 )
 
-from policy.composition import Composition, compose
-from policy.decision import Decision, decide, redacted
-from policy.questions import Question
-from policy.reasons import is_denial
-from policy.snapshot import Snapshot
+from policy.deciding.composition import Composition, compose
+from policy.deciding.decision import Decision, decide, redacted
+from policy.deciding.questions import Question
+from policy.deciding.reasons import is_denial
+from policy.facts.snapshot import Snapshot
 from tenants.accounts.database import Database
 
 

@@ -13,12 +13,12 @@ from sqlalchemy.exc import DBAPIError
 from test_register_engines import ACTS, carry_out
 from town import Town, consent, deployment
 
-from policy import archive
+from policy.compiled.standing import place_of
+from policy.epochs import archive
 from policy.errors import SnapshotMismatch
-from policy.items import ForbidUse, GrantGive
-from policy.publication import Publisher
-from policy.snapshot import FORMAT, Snapshot
-from policy.standing import place_of
+from policy.facts.snapshot import FORMAT, Snapshot
+from policy.publishing.publication import Publisher
+from policy.records.items import ForbidUse, GrantGive
 from policy.tables import PublicationRow, PublishedFactRow, SnapshotRow, UnpublishedRow
 
 
@@ -90,7 +90,7 @@ def test_moments_are_carried_from_epoch_to_epoch(town: Town, monkeypatch: pytest
     given_ = town.act(lambda register: register.consents("acme"))[0]
     place_of.cache_clear()  # as in a process that has read nothing yet
     town.act(lambda register: register.forbid_use(ForbidUse(expert_id=expert.expert_id), town.ada))
-    monkeypatch.setattr("policy.snapshot.turns_of", None)
+    monkeypatch.setattr("policy.facts.snapshot.turns_of", None)
     epoch = town.act(lambda register: register.withdraw_consent(given_.id, town.ada)).epoch
     monkeypatch.undo()
     with town.database.reading() as session:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 from town import Town, usage
 
-from policy.items import GrantGive
+from policy.records.items import GrantGive
 from policy.tables import (
     BudgetRow,
     ConsentEventRow,
@@ -246,7 +246,7 @@ def test_guards_see_what_the_scope_hides(full: Town) -> None:
 
 #: Raw SQL that touches no tenant's row: locks, the scope itself, and the rights of a role.
 RAW = {
-    "policy/auditing/sealing.py",
+    "policy/audit/sealing.py",
     "tenants/accounts/database.py",
     "tenants/accounts/role_check.py",
     "tenants/accounts/scope.py",

@@ -13,11 +13,11 @@ from laws import LAWS, Pair
 from mended import mended
 from worlds import random_world
 
-from policy.composition import compose
-from policy.decision import decide
-from policy.questions import Question, resolve
-from policy.reasons import CODES, is_denial
-from policy.snapshot import Snapshot
+from policy.deciding.composition import compose
+from policy.deciding.decision import decide
+from policy.deciding.questions import Question, resolve
+from policy.deciding.reasons import CODES, is_denial
+from policy.facts.snapshot import Snapshot
 from tenants.accounts.database import Database
 
 seeds = st.integers(min_value=0, max_value=2**32)

@@ -10,8 +10,8 @@ from worlds import consent, dataset, deployment, expert, license_fact, random_wo
 
 from model_core.errors import NotCanonical
 from model_core.packing.canonical import canonical_bytes
-from policy.facts import KINDS
-from policy.leaves import fact_bytes
+from policy.facts.kinds import KINDS
+from policy.facts.leaves import fact_bytes
 
 
 @given(st.integers(0, 2**32))

@@ -12,9 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from town import Town, usage
 
-from policy import ledger
+from policy.billing import ledger
 from policy.errors import InvalidUsage, NotFound, Unbalanced
-from policy.records import PUBLIC
+from policy.records.record import PUBLIC
 from tenants.accounts.database import Database
 from tenants.errors import UnknownObject
 

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import LICENSES, license_fact
 
-from policy.errors import InvalidLicenseExpression
-from policy.license_expressions import parse
-from policy.licenses import (
+from policy.deciding.license_expressions import parse
+from policy.deciding.licenses import (
     NO_TERMS,
     Subject,
     Terms,
@@ -22,7 +21,8 @@ from policy.licenses import (
     shipped_licenses,
     terms_of,
 )
-from policy.vocabulary import vocabulary
+from policy.errors import InvalidLicenseExpression
+from policy.facts.vocabulary import vocabulary
 
 TABLE = {fact.key.lower(): fact for fact in LICENSES}
 KEYS = [fact.key for fact in LICENSES]

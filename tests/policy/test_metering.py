@@ -22,8 +22,10 @@ from policy.errors import (
     UnknownDeployment,
     UnknownReservation,
 )
-from policy.items import ListingPut
-from policy.records import PUBLIC, BudgetRecord, ExpertRecord, UsageRecord
+from policy.records.assets import ExpertRecord
+from policy.records.billing import BudgetRecord, UsageRecord
+from policy.records.items import ListingPut
+from policy.records.record import PUBLIC
 from tenants.accounts.database import Database
 
 MILLION = 1_000_000

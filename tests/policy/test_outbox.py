@@ -15,8 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from town import Town
 
-from policy.outbox import Outbox
-from policy.records import Announcement
+from policy.publishing.outbox import Outbox
+from policy.records.epochs import Announcement
 from policy.register import Register
 from tenants.accounts.database import Database
 from tenants.accounts.scope import PLATFORM
@@ -65,7 +65,7 @@ _CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from town import Town, deployment
-from policy.outbox import Outbox
+from policy.publishing.outbox import Outbox
 from tenants.accounts.database import Database
 from tenants.accounts.scope import PLATFORM
 database = Database(sys.argv[1], scope=PLATFORM)

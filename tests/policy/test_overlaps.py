@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from town import PURPOSE, REGION, Town, consent, deployment
 
 from policy.errors import Overlaps, StaleVersion
-from policy.items import ForbidUse, GrantGive
+from policy.records.items import ForbidUse, GrantGive
 from policy.tables import ConsentRow, GrantRow
 
 WRITERS = 16
@@ -47,7 +47,7 @@ def test_of_sixteen_writers_at_once_one_wins(town: Town, through_rooms: bool) ->
     outcomes: list[object] = []
 
     def give(number: int) -> None:
-        from policy.overlaps import write_alone
+        from policy.guards.overlaps import write_alone
 
         row = word(town, number)
         start.wait()

@@ -14,16 +14,16 @@ from sqlalchemy import func, select
 from town import PURPOSE, REGION, Town, consent, deployment, digest, usage
 from worlds import random_world
 
-from policy.composition import compose
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
 from policy.errors import NotFound
-from policy.items import ForbidRule, ListingPut, RuleLift, RulePermit
+from policy.facts.snapshot import Snapshot
 from policy.preview import previews as previews_module
 from policy.preview.asking import Asking
 from policy.preview.previews import Previews
 from policy.preview.report import ImpactReport
 from policy.preview.worth import UNMEASURED, Worth
-from policy.questions import Question
-from policy.snapshot import Snapshot
+from policy.records.items import ForbidRule, ListingPut, RuleLift, RulePermit
 from policy.tables import DecisionRow
 
 EVIDENCE = digest("a study")

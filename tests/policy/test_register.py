@@ -9,7 +9,8 @@ from sqlalchemy.exc import DBAPIError
 from town import PURPOSE, REGION, Town, base_manifest, consent, deployment, digest, expert_manifest
 
 from model_core.packing.canonical import canonical_bytes
-from policy.composition import compose
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
 from policy.errors import (
     AssetConflict,
     EpochRegressed,
@@ -20,9 +21,8 @@ from policy.errors import (
     SnapshotMismatch,
     UnknownTerm,
 )
-from policy.items import ForbidRule, ForbidUse, GrantGive, ListingPut
-from policy.questions import Question
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
+from policy.records.items import ForbidRule, ForbidUse, GrantGive, ListingPut
 from policy.tables import BaseRow
 
 

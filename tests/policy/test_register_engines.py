@@ -17,12 +17,12 @@ from sqlalchemy import select, text
 from town import Town, consent, deployment
 
 from model_core.packing.canonical import canonical_bytes
-from policy.composition import compose
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
 from policy.errors import Overlaps
-from policy.items import ExpertResume, ForbidRule, ForbidUse, GrantGive, ListingPut, RulePermit
-from policy.publication import Publisher
-from policy.questions import Question
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
+from policy.publishing.publication import Publisher
+from policy.records.items import ExpertResume, ForbidRule, ForbidUse, GrantGive, ListingPut, RulePermit
 from tenants.accounts.database import Database
 from tenants.accounts.schema import Base
 from tenants.accounts.scope import PLATFORM

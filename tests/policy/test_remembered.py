@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import NOW_US, consent, dataset, deployment, expert, grant, random_world, world
 
-from policy.composition import Composition, compose
-from policy.questions import Question
-from policy.remembered import Remembered
-from policy.snapshot import DatasetFact, Snapshot
+from policy.deciding.composition import Composition, compose
+from policy.deciding.questions import Question
+from policy.deciding.remembered import Remembered
+from policy.facts.snapshot import DatasetFact, Snapshot
 
 # A remembered decision names the asking at which it was made; everything else must be equal.
 _OF_THE_ASKING = {"at_us": 0, "epoch": 0, "snapshot_digest": "", "input_digest": ""}

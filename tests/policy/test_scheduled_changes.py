@@ -8,7 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from town import Town, consent
 
-from policy.drafts import Drafts
+from policy.changing.drafts import Drafts
+from policy.changing.schedule import Schedule
 from policy.errors import (
     AuthorityLapsed,
     ChangeClosed,
@@ -21,11 +22,10 @@ from policy.errors import (
     SelfApproval,
     StaleDraft,
 )
-from policy.items import ChangeItem, ForbidRule, GrantGive, ListingPut, RuleLift, RulePermit
-from policy.records import ChangeRecord
+from policy.preview.supposing import Supposition, suppose
+from policy.records.changes import ChangeRecord
+from policy.records.items import ChangeItem, ForbidRule, GrantGive, ListingPut, RuleLift, RulePermit
 from policy.register import Register
-from policy.schedule import Schedule
-from policy.supposing import Supposition, suppose
 from tenants.accounts.accounts import Accounts
 from tenants.roles import Principal, Role
 

@@ -14,7 +14,7 @@ from worlds import consent, deployment, expert, license_fact, random_world, rule
 
 from model_core.packing.canonical import canonical_bytes, verify_inclusion
 from policy.errors import MalformedSnapshot, PolicyError, SnapshotMismatch
-from policy.snapshot import Snapshot
+from policy.facts.snapshot import Snapshot
 
 
 def document() -> dict[str, Any]:

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from worlds import NOW_US, consent, dataset, deployment, expert, grant, random_world, rule, world
 
 from model_core.packing.canonical import verify_inclusion
-from policy.composition import compose
-from policy.delta import Delta
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
 from policy.errors import MalformedSnapshot, SnapshotMismatch
-from policy.facts import KINDS, Fact
-from policy.questions import Question
-from policy.snapshot import Snapshot
-from policy.touched import narrowed, touched_by
-from policy.turns import later_turns
+from policy.facts.delta import Delta
+from policy.facts.kinds import KINDS, Fact
+from policy.facts.snapshot import Snapshot
+from policy.facts.turns import later_turns
+from policy.publishing.touched import narrowed, touched_by
 
 Edits = dict[tuple[str, str], Fact | None]
 INDEXES = (

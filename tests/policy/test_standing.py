@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from worlds import NOW_US, consent, expert, grant, random_world, world
 
 from policy.compiled import Composed
-from policy.composition import Composition, compose
+from policy.compiled.standing import Standing, place_of
+from policy.deciding.composition import Composition, compose
+from policy.deciding.questions import Question
 from policy.errors import UnknownDeployment
-from policy.questions import Question
-from policy.standing import Standing, place_of
 
 
 def _timeless(answer: Composition | Composed) -> list[Any]:

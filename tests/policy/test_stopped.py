@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from town import Town, usage
 
-from policy.items import TenantResume
-from policy.records import PUBLIC
-from policy.stopped import Stopped, uncovered
+from policy.billing.stopped import Stopped, uncovered
+from policy.records.items import TenantResume
+from policy.records.record import PUBLIC
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database
 from tenants.roles import Role

@@ -12,8 +12,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from town import WORKFLOW_TABLES, Town, consent, deployment
 
-from policy.changes import Changes
-from policy.drafts import Drafts
+from policy.changing.changes import Changes
+from policy.changing.drafts import Drafts
+from policy.changing.rollback import Rollback
+from policy.changing.schedule import Schedule
+from policy.changing.stops import SIGNATURE_WITHIN_US, Stops
 from policy.errors import (
     AlreadySigned,
     ChangeClosed,
@@ -23,7 +26,9 @@ from policy.errors import (
     PolicyError,
     SelfApproval,
 )
-from policy.items import (
+from policy.facts.snapshot import Snapshot
+from policy.records.changes import RollbackRecord, StopRecord
+from policy.records.items import (
     ExpertResume,
     ForbidRule,
     GrantGive,
@@ -33,12 +38,7 @@ from policy.items import (
     RulePermit,
     TenantResume,
 )
-from policy.records import RollbackRecord, StopRecord
 from policy.register import Register
-from policy.rollback import Rollback
-from policy.schedule import Schedule
-from policy.snapshot import Snapshot
-from policy.stops import SIGNATURE_WITHIN_US, Stops
 from policy.tables import APPEND_ONLY, LATCHED, EvaluationRow, ImpactReportRow
 from tenants.accounts.schema import Base
 

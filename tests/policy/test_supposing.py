@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 
-from policy.composition import compose
-from policy.items import ChangeItem, ForbidRule, ForbidUse, GrantGive, LicensePut, ListingPut, RulePermit
-from policy.questions import Question
-from policy.records import ExpertRecord
-from policy.snapshot import Snapshot
-from policy.supposing import Supposition, suppose
+from policy.deciding.composition import compose
+from policy.deciding.questions import Question
+from policy.facts.snapshot import Snapshot
+from policy.preview.supposing import Supposition, suppose
+from policy.records.assets import ExpertRecord
+from policy.records.items import (
+    ChangeItem,
+    ForbidRule,
+    ForbidUse,
+    GrantGive,
+    LicensePut,
+    ListingPut,
+    RulePermit,
+)
 from tests.policy.town import Town, consent, deployment
 
 

@@ -17,12 +17,12 @@ from town import START, Town, usage
 
 import policy.tables
 from model_core.packing.keys import generate_key
-from policy.audit import Audit
-from policy.auditing.adopting import adopt
-from policy.auditing.rows import RECOMPUTED, UNSEALED, key_text
-from policy.auditing.sealing import _lock_key, append_seal, make_seal, seal_database, seal_of
-from policy.auditing.verifying import sealed_tables, verify_rows
-from policy.records import AuditReport, Checkpoint
+from policy.audit.adopting import adopt
+from policy.audit.chain import Audit
+from policy.audit.rows import RECOMPUTED, UNSEALED, key_text
+from policy.audit.sealing import _lock_key, append_seal, make_seal, seal_database, seal_of
+from policy.audit.verifying import sealed_tables, verify_rows
+from policy.records.audit import AuditReport, Checkpoint
 from policy.tables.seals import SealRow
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_core.packing.canonical import verify_inclusion
-from policy import trie
+from policy.facts import trie
 
 ACTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=60)
 

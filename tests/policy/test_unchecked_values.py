@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import random_world
 
-from policy.composition import Composition, compose
-from policy.decision import Decision, redacted
-from policy.reasons import NearestMiss, Reason, reason
-from policy.values import built
+from policy.deciding.composition import Composition, compose
+from policy.deciding.decision import Decision, redacted
+from policy.deciding.reasons import NearestMiss, Reason, reason
+from policy.facts.values import built
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.errors import UnknownTerm, UnknownVocabulary
-from policy.terms import ACTIONS, NEVER_BY_WILDCARD
-from policy.vocabulary import VERSIONS, action_forbids, action_permits, hierarchy_from, vocabulary
+from policy.facts.terms import ACTIONS, NEVER_BY_WILDCARD
+from policy.facts.vocabulary import VERSIONS, action_forbids, action_permits, hierarchy_from, vocabulary
 
 WORDS = vocabulary("1")
 purposes = st.sampled_from(sorted(WORDS.purposes))

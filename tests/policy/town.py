@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 
 from model_core.packing.canonical import digest_of, merkle_root
 from model_core.packing.manifest import BaseManifest, DataCard, ExpertManifest, ModelShape
-from policy.accounts_ledger import Ledger
-from policy.items import ChangeItem, ConsentGive, DeploymentPut, GrantGive, ListingPut, RulePermit
-from policy.metering import Metering
-from policy.records import ChangeRecord, ExpertRecord, Publication, Reservation, UsageRecord
+from policy.billing.books import Ledger
+from policy.billing.metering import Metering
+from policy.records.assets import ExpertRecord
+from policy.records.billing import Reservation, UsageRecord
+from policy.records.changes import ChangeRecord
+from policy.records.epochs import Publication
+from policy.records.items import ChangeItem, ConsentGive, DeploymentPut, GrantGive, ListingPut, RulePermit
 from policy.register import Register
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database

@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from policy.composition import Question
-from policy.snapshot import (
+from policy.deciding.composition import Question
+from policy.facts.snapshot import (
     BaseFact,
     ConsentFact,
     DatasetFact,

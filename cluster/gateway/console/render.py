@@ -15,8 +15,8 @@ from starlette.responses import HTMLResponse
 
 from cluster.gateway.console.charts import curve_chart
 from cluster.gateway.sessions import Session
-from policy.reasons import Reason, is_denial
-from policy.vocabulary import vocabulary
+from policy.deciding.reasons import Reason, is_denial
+from policy.facts.vocabulary import vocabulary
 
 #: Files that the sign-in page needs as well; nothing else is ever served from the folder.
 STATIC_FILES = {

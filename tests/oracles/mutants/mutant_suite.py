@@ -64,8 +64,8 @@ def killed_by(module: str, source: str, worlds: Path | None) -> str:
 def _worlds(path: Path) -> str:
     import oracle_product
 
-    from policy.questions import Question
-    from policy.snapshot import Snapshot
+    from policy.deciding.questions import Question
+    from policy.facts.snapshot import Snapshot
 
     for entry in pickle.loads(path.read_bytes()):  # noqa: S301 - written by this very run
         snapshot = Snapshot.model_validate_json(entry["world"])

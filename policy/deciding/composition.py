@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which experts may serve a deployment together?
+
+``compose`` asks ``decide`` about every candidate, keeps those that the last review let in, and settles
+conflicts of license terms between the members as the deployment says: all or none (``strict``), or by a
+published order (``drop_by_rule``). It is as pure as ``decide``: the last members are part of the
+snapshot. A member that a review let in can only leave between reviews. It loads and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+
+from model_core.packing.canonical import canonical_bytes
+from policy.deciding.decision import Decision, decide, decide_heard
+from policy.deciding.findings import Findings
+from policy.deciding.hearing import Hearing
+from policy.deciding.licenses import Terms, can_clash, joined, terms_of
+from policy.deciding.members import Member, composition_digest
+from policy.deciding.questions import Asked, Question, Value, resolve
+from policy.deciding.reasons import (
+    Obligation,
+    Reason,
+    in_order,
+    is_denial,
+    obligations_in_order,
+    outcome_of,
+    reason,
+)
+from policy.facts.snapshot import ExpertFact, Snapshot
+from policy.facts.terms import ENGINE_VERSION, AtUs, Count, TopK, Verdict
+from policy.facts.values import built
+
+__all__ = ["Composition", "Member", "Question", "compose", "composition_digest"]
+
+
+# Where fewer than one expert in so many is named, they are looked up one by one.
+_FEW = 16
+
+Decider = Callable[[Snapshot, Asked, ExpertFact], Decision]
+
+
+class Composition(Value):
+    """Base + permitted expert versions in canonical order (by bundle digest), and why.
+
+    ``top_k`` is what runs: ``top_k_asked``, but at most the members and the public expert. ``digest``
+    names base, members and router. ``verdict`` is deny where nothing at all may answer (``reasons`` say
+    why: the consumer, the base, its license, or a conflict under ``strict``); a permit without members
+    is the public base alone. ``dropped`` are permitted versions that ``drop_by_rule`` left out.
+    ``valid_until_us``: the first moment at which a member has to leave (None: not within this epoch).
+    """
+
+    deployment: str | None
+    tenant: str
+    base_digest: str
+    epoch: Count
+    at_us: AtUs
+    verdict: Verdict
+    reasons: tuple[Reason, ...] = ()
+    members: tuple[Member, ...]
+    dropped: tuple[str, ...] = ()
+    top_k: TopK
+    top_k_asked: TopK
+    digest: str
+    obligations: tuple[Obligation, ...] = ()
+    decisions: tuple[Decision, ...]
+    valid_until_us: AtUs | None
+    snapshot_digest: str
+    engine_version: str
+
+    def to_json(self) -> bytes:
+        """The canonical bytes of the whole answer."""
+        return canonical_bytes(self.model_dump(mode="json"))
+
+
+def compose(snapshot: Snapshot, question: Question, *, decider: Decider | None = None) -> Composition:
+    """Decides about every candidate and composes those that may serve together.
+
+    Args:
+        snapshot: the facts.
+        question: a deployment, or a use spelled out, at one moment.
+        decider: says what ``decide`` says, which is asked with None; ``remembered`` has one that remembers.
+
+    Raises:
+        UnknownDeployment, IncompleteQuestion: the question itself makes no sense.
+    """
+    asked = resolve(snapshot, question)
+    hearing = Hearing(snapshot, asked)
+    ground = hearing.ground
+    experts = _candidates(snapshot, asked)
+    if decider is None:
+        decisions = {expert.bundle_digest: decide_heard(hearing, expert) for expert in experts}
+    else:
+        decisions = {expert.bundle_digest: decider(snapshot, asked, expert) for expert in experts}
+    _hold_back(decisions, asked)
+    set_reasons, dropped = _settle(snapshot, asked, decisions, ground) if hearing.may_clash else ([], [])
+    reasons = in_order([one for one in (*ground.reasons, *set_reasons) if is_denial(one)])
+    permitted = {bundle: one for bundle, one in decisions.items() if vars(one)["verdict"] == "permit"}
+    members = [expert for expert in experts if vars(expert)["bundle_digest"] in permitted]
+    top_k = min(asked.top_k, len(members) + 1)
+    ends = [end for one in permitted.values() if (end := vars(one)["valid_until_us"]) is not None]
+    obligations = [owed for one in permitted.values() for owed in vars(one)["obligations"]]
+    return Composition(
+        deployment=asked.deployment,
+        tenant=asked.tenant,
+        base_digest=asked.base_digest,
+        epoch=snapshot.epoch,
+        at_us=asked.at_us,
+        verdict="deny" if reasons else "permit",
+        reasons=reasons,
+        members=tuple(_member(expert) for expert in members),
+        dropped=tuple(dropped),
+        top_k=top_k,
+        top_k_asked=asked.top_k,
+        digest=composition_digest(asked.base_digest, [m.bundle_digest for m in members], top_k),
+        obligations=obligations_in_order([*obligations, *([] if reasons else ground.obligations)]),
+        decisions=(*decisions.values(), *_unknown(snapshot, asked, experts)),
+        valid_until_us=min(ends, default=None),
+        snapshot_digest=snapshot.digest,
+        engine_version=ENGINE_VERSION,
+    )
+
+
+def _member(expert: ExpertFact) -> Member:
+    about = vars(expert)
+    return built(Member, {name: about[name] for name in Member.model_fields})
+
+
+def _candidates(snapshot: Snapshot, asked: Asked) -> list[ExpertFact]:
+    """The candidates in canonical order: by bundle digest, as the snapshot keeps them."""
+    if asked.candidates == "*":
+        return list(snapshot.experts)
+    named = frozenset(asked.candidates)
+    if len(named) > len(snapshot.experts) // _FEW:
+        return [one for one in snapshot.experts if not named.isdisjoint(_names(one))]
+    found = {vars(fact)["bundle_digest"]: fact for name in named for fact in _called(snapshot, name)}
+    return [found[bundle] for bundle in sorted(found)]
+
+
+def _names(expert: ExpertFact) -> tuple[str, str]:
+    about = vars(expert)
+    return about["expert_id"], about["bundle_digest"]
+
+
+def _called(snapshot: Snapshot, name: str) -> list[ExpertFact]:
+    """The versions that a name means: those of an expert, or the one bundle."""
+    one = snapshot.fact("experts", name)
+    return [*snapshot.experts_by_id.get(name, ()), *([one] if isinstance(one, ExpertFact) else [])]
+
+
+def _unknown(snapshot: Snapshot, asked: Asked, experts: Sequence[ExpertFact]) -> list[Decision]:
+    """Denials for candidates that the snapshot does not hold, by name."""
+    if asked.candidates == "*":
+        return []
+    known = {name for one in experts for name in _names(one)}
+    return [decide(snapshot, asked, name) for name in sorted(set(asked.candidates) - known)]
+
+
+def _hold_back(decisions: dict[str, Decision], asked: Asked) -> None:
+    """Denies permitted candidates that no review has let in."""
+    if asked.members is None:
+        return
+    let_in = frozenset(asked.members)
+    for bundle_digest, decision in decisions.items():
+        if decision.verdict == "permit" and bundle_digest not in let_in:
+            decisions[bundle_digest] = _denied(decision, reason("awaits_review", bundle_digest))
+
+
+def _settle(
+    snapshot: Snapshot, asked: Asked, decisions: dict[str, Decision], ground: Findings
+) -> tuple[list[Reason], list[str]]:
+    """Takes conflicts between permitted members out of ``decisions``.
+
+    Returns:
+        reasons that deny the whole composition, and the bundle digests that were dropped.
+    """
+    base = ground.terms()
+    burdened = {fact.key for fact in snapshot.licenses if can_clash(fact)}
+    everyone = [bundle for bundle, decision in decisions.items() if decision.verdict == "permit"]
+    terms = {bundle: _burden(snapshot, asked, decisions[bundle], burdened) for bundle in everyone}
+
+    def conflict(bundles: Sequence[str]) -> Reason | None:
+        together = joined([base, *(one for bundle in bundles for one in terms[bundle])])
+        kind = together.conflict(action=asked.action, commercial=asked.commercial)
+        if kind == "share_alike":
+            groups = " and ".join(sorted(together.share_alike))
+            return reason("conflict_share_alike", *bundles, groups=groups)
+        if kind == "royalty":
+            return reason("conflict_royalty", *bundles, total=together.royalty_ppm())
+        return None
+
+    everything = conflict(everyone)
+    if everything is None:
+        return [], []
+    base_alone = conflict([])
+    if base_alone is not None:
+        return [base_alone], []
+    if asked.on_conflict == "strict":
+        culprits = _minimal(everyone, conflict)
+        why = conflict(culprits) or everything
+        for bundle in everyone:
+            said = why if bundle in culprits else reason("conflict_elsewhere", *culprits)
+            decisions[bundle] = _denied(decisions[bundle], said)
+        return [why], []
+    kept: list[str] = []
+    dropped: list[str] = []
+    for bundle in sorted(everyone, key=lambda one: _rank(decisions[one], asked.priority)):
+        clash = conflict([*kept, bundle])
+        if clash is None:
+            kept.append(bundle)
+        else:
+            dropped.append(bundle)
+            decisions[bundle] = _denied(decisions[bundle], clash)
+    return [], sorted(dropped)
+
+
+def _minimal(bundles: Sequence[str], conflict: Callable[[Sequence[str]], Reason | None]) -> list[str]:
+    """A conflict set from which nothing can be taken: members are tried in canonical order."""
+    kept = list(bundles)
+    for bundle in bundles:
+        without = [one for one in kept if one != bundle]
+        if conflict(without) is not None:
+            kept = without
+    return kept
+
+
+def _rank(decision: Decision, priority: Sequence[str]) -> tuple[int, str, str]:
+    """The order in which ``drop_by_rule`` keeps: the published priority, then expert id, then digest."""
+    place = priority.index(decision.expert_id) if decision.expert_id in priority else len(priority)
+    return place, decision.expert_id, decision.bundle_digest
+
+
+def _burden(snapshot: Snapshot, asked: Asked, decision: Decision, burdened: Set[str]) -> list[Terms]:
+    """Those terms that can clash, of the licenses that a permit rests on."""
+    return [
+        terms_of(snapshot.licenses_by_key[key.lower()], choice.subject, commercial=asked.commercial)
+        for choice in vars(decision)["licenses"]
+        for key in vars(choice)["chosen"]
+        if key in burdened
+    ]
+
+
+def _denied(decision: Decision, why: Reason) -> Decision:
+    """A permit that the set took back; its reasons stay, since the gates did hold."""
+    reasons = in_order([*decision.reasons, why])
+    return decision.model_copy(
+        update={
+            "verdict": "deny",
+            "outcome": outcome_of(reasons),
+            "reasons": reasons,
+            "obligations": (),
+            "licenses": (),
+            "valid_until_us": None,
+        }
+    )
