@@ -8,7 +8,6 @@ the office, so it travels inside a ``Reply`` and is raised where it was asked fo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sys
 from typing import Any
@@ -19,10 +18,8 @@ from cluster.office.announcer import keep_announcing
 from cluster.office.calendar import keep_calendar, keep_weighing
 from cluster.office.checkpoints import keep_checkpoints
 from cluster.office.counter import Office
-from cluster.office.desk import now_us
-from cluster.office.erasing import carry_out_all
 from cluster.office.protocol import OfficeProtocol, Reply
-from cluster.office.upkeep import note_expired
+from cluster.office.upkeep import keep_up
 from model_core.errors import ProductError
 
 log = logging.getLogger(__name__)
@@ -31,20 +28,7 @@ log = logging.getLogger(__name__)
 MAX_CONCURRENCY = 2000
 
 _QUESTIONS = frozenset(name for name in vars(OfficeProtocol) if not name.startswith("_"))
-_SWEEP_S = 60.0
 _SWITCH_S = 0.0005
-# A reservation is kept at least so long, and so much longer than any answer may take.
-_RESERVATION_LIFE_S = 3600.0
-_AFTER_ANSWER_S = 600.0
-
-
-def reservation_life_us(request_s: float) -> int:
-    """From what age on a reservation reports nothing more, in microseconds.
-
-    Args:
-        request_s: how long an answer may take.
-    """
-    return int(max(_RESERVATION_LIFE_S, request_s + _AFTER_ANSWER_S) * 1_000_000)
 
 
 class OfficeActor:
@@ -64,11 +48,7 @@ class OfficeActor:
         self._settings = settings
         self._opening = asyncio.Lock()
         self._office: Office | None = None
-        self._sweeper: asyncio.Task[None] | None = None
-        self._calendar: asyncio.Task[None] | None = None
-        self._weighing: asyncio.Task[None] | None = None
-        self._announcing: asyncio.Task[None] | None = None
-        self._checkpoints: asyncio.Task[None] | None = None
+        self._own_work: list[asyncio.Task[None]] = []
 
     async def ask(self, question: str, arguments: tuple[Any, ...]) -> Reply:
         """Answers one question of ``OfficeProtocol``; keyword-only arguments come last, in order."""
@@ -96,22 +76,16 @@ class OfficeActor:
 
         async with self._opening:
             if self._office is None:
-                self._office = await asyncio.to_thread(open_office, self._settings)
+                office = await asyncio.to_thread(open_office, self._settings)
                 settings = read_settings(self._settings)
-                life_us = reservation_life_us(settings.request_s)
-                self._sweeper = asyncio.create_task(self._sweep(self._office, life_us))
-                self._calendar = asyncio.create_task(keep_calendar(self._office))
-                self._weighing = asyncio.create_task(keep_weighing(self._office))
-                self._announcing = asyncio.create_task(keep_announcing(self._office))
                 folder = settings.checkpoints or Home(settings.home).checkpoints
-                self._checkpoints = asyncio.create_task(keep_checkpoints(self._office, folder))
+                own_work = (
+                    keep_up(office, settings.request_s),
+                    keep_calendar(office),
+                    keep_weighing(office),
+                    keep_announcing(office),
+                    keep_checkpoints(office, folder),
+                )
+                self._own_work = [asyncio.create_task(work) for work in own_work]
+                self._office = office
             return self._office
-
-    async def _sweep(self, office: Office, life_us: int) -> None:
-        """Frees the holds of requests whose end was never reported, and notes whose consent ran out."""
-        while True:
-            with contextlib.suppress(ProductError):  # logged where it was raised; the next round tries again
-                await office.do(lambda desk: desk.metering.release_expired(now_us() - life_us), wakes=False)
-                await office.do(note_expired, wakes=False)
-                await office.do(carry_out_all, wakes=False)
-            await asyncio.sleep(_SWEEP_S)

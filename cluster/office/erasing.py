@@ -3,11 +3,13 @@
 
 Every step may be done again. A file that is gone already is written down as gone, so an office that dies
 between removing and writing finds the rest when it looks again. What cannot be done yet (a server that has
-not answered and whose lease still runs, a job that still writes) stays open for the next look.
+not answered and whose lease still runs, a job that still writes, a disk or store that fails) stays open for
+the next look and keeps nothing else from being done and written down.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.artifacts import RemovingStore
 from cluster.operations.staging import documents_path
+from model_core.errors import StoreUnavailable
 from model_core.packing.ids import check_id
 from model_core.packing.keys import load_or_create_key
 from policy.consents.halts import halts
 from policy.erasures.records import Copy, Erasure
-from policy.errors import LegalHold
 from tenants.jobs import FINAL, JobState
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
+
+log = logging.getLogger(__name__)
 
 _DAY_US = 86_400_000_000
 
@@ -41,20 +45,21 @@ def carry_out(desk: Desk, erasure_id: str) -> Erasure:
     desk.erasures.check_not_held(erasure)
     for copy in erasure.copies:
         if not copy.done:
-            _STEPS[copy.kind](desk, erasure, copy)
+            _try(desk, erasure, copy)
     found = desk.erasures.get(erasure_id)
     if not all(copy.done for copy in found.copies):
         return found
     return desk.erasures.complete(erasure_id, load_or_create_key(desk.home.receipt_key))
 
 
-def carry_out_all(desk: Desk) -> None:
-    """Goes on with every approved erasure that nothing holds."""
-    for erasure_id in desk.erasures.approved():
-        try:
-            carry_out(desk, erasure_id)
-        except LegalHold:  # said to whoever asks for it; the others go on
-            continue
+def _try(desk: Desk, erasure: Erasure, copy: Copy) -> None:
+    try:
+        _STEPS[copy.kind](desk, erasure, copy)
+    except (StoreUnavailable, OSError) as error:
+        log.warning(
+            "a copy could not be removed yet",
+            extra={"erasure_id": erasure.id, "copy": copy.kind, "kind": type(error).__name__},
+        )
 
 
 def _artifact(desk: Desk, erasure: Erasure, copy: Copy) -> None:

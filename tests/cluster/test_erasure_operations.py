@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from cluster.artifacts import RemovingDirectoryStore, RemovingStore
-from cluster.office.erasing import carry_out, carry_out_all
+from cluster.office.erasing import carry_out
+from cluster.office.upkeep import go_on_erasing
 from cluster.operations.staging import documents_path
+from model_core.errors import StoreUnavailable
 from model_core.packing.store import ArtifactStore
 from policy.consents.receipts import check_receipt
 
@@ -103,10 +105,10 @@ def test_a_hold_stops_it_halfway(town: Any) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "legal_hold")
     standing = town.get("ada", f"/experts/{town.ids['expert']}/effective")
     assert (standing["serving"], standing["because"]) == ("denied", ["OWNER_DENIES", "LEGAL_HOLD", "ERASED"])
-    town.wait(town.office.do(carry_out_all, wakes=False))
+    town.wait(go_on_erasing(town.office))
     assert town.get("ada", f"/erasures/{asked['id']}")["state"] == "approved"
     town.post("dora", f"/holds/{hold['id']}/lift", reason="closed")
-    town.wait(town.office.do(carry_out_all, wakes=False))
+    town.wait(go_on_erasing(town.office))
     assert town.get("ada", f"/erasures/{asked['id']}")["state"] == "completed"
 
 
@@ -125,6 +127,30 @@ def test_an_interrupted_step_is_taken_up_again(town: Any) -> None:
     done = town.post("operator", f"/erasures/{asked['id']}/execute")
     assert "artifact" in _kinds(done, "absent")
     assert done["state"] == "completed"
+
+
+def test_a_store_that_fails_keeps_nothing_else_from_going(town: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the store fails, other copies and erasures are done and say so; the bundle follows later."""
+    digest = town.get("ada", f"/experts/{town.ids['expert']}")["bundle_digest"]
+    packed = town.home.weights / f"expert-{digest.removeprefix('sha256:')}-v1.weights"
+    packed.write_bytes(b"packed")
+    expert, dataset = _requested(town), _requested(town, "dataset", town.ids["dataset"])
+    for asked in (expert, dataset):
+        town.post("bob", f"/erasures/{asked['id']}/approve")
+
+    def fails(_store: Any, _digest: str) -> bool:
+        raise StoreUnavailable("The disk failed.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemovingDirectoryStore, "remove_bundle", fails)
+        town.wait(go_on_erasing(town.office))
+    assert town.get("ada", f"/erasures/{dataset['id']}")["state"] == "completed"
+    waiting = town.get("ada", f"/erasures/{expert['id']}")
+    assert (waiting["state"], packed.exists()) == ("approved", False)
+    assert _kinds(waiting, "erased") == {"packed_files"}
+    town.wait(go_on_erasing(town.office))
+    done = town.get("ada", f"/erasures/{expert['id']}")
+    assert (done["state"], _kinds(done, "erased")) == ("completed", {"artifact", "packed_files"})
 
 
 def test_documents_and_work_folders_go(town: Any) -> None:

@@ -15,10 +15,11 @@ import pytest
 
 from cluster.bootstrap import open_office
 from cluster.errors import InvalidRequest, OfficeFault, OfficeUnavailable, RoleRequired, UnknownOperation
-from cluster.office.actor import OfficeActor, reservation_life_us
+from cluster.office.actor import OfficeActor
 from cluster.office.client import OfficeClient
 from cluster.office.counter import Office
 from cluster.office.protocol import Reply
+from cluster.office.upkeep import reservation_life_us
 from cluster.settings import Settings
 from model_core.errors import ProductError
 from model_core.packing.canonical import digest_bytes
@@ -225,8 +226,9 @@ def test_an_office_that_cannot_open_says_why_and_opens_later(tmp_path: Path, mon
         assert reply.value.status == "ok"
         assert (await actor.ask("close", ())).refusal is not None
         assert (await actor.ask("do", (print,))).refusal is not None
-        assert actor._sweeper is not None
-        actor._sweeper.cancel()
+        assert actor._own_work
+        for task in actor._own_work:
+            task.cancel()
         assert actor._office is not None
         actor._office.close()
 
