@@ -178,6 +178,15 @@ def test_the_reason_is_shown_after_the_withdrawal(session: Session) -> None:
     assert "consent_withdrawn" in leaving or "withdr" in leaving
 
 
+def test_what_was_stopped_is_out_and_the_evidence_of_its_return_holds(session: Session) -> None:
+    """The stop leaves the endpoint without members, and the pack made after the way back verifies."""
+    stopping = next(
+        text for (_, block), text in zip(blocks(), session.printed, strict=True) if "stop create" in block
+    )
+    assert '"members": []' in stopping
+    assert "Every file, signature and proof holds." in stopping
+
+
 def test_a_canary_prompt_is_found_nowhere(session: Session) -> None:
     """Prompts are on no disk: not in the database, the journals, the logs or Ray's folders (law 18)."""
     assert session.leaks == []
