@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from cluster.operations.changes import draft_one
 from cluster.operations.scope import cut, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Page, Request
 from policy.records.changes import ChangeRecord
@@ -121,7 +122,7 @@ def suspend_tenant(desk: Desk, principal: Principal, request: TenantName) -> Pub
 def resume_tenant(desk: Desk, principal: Principal, request: TenantName) -> ChangeRecord:
     """Drafts the return of a suspended tenant."""
     title = f"Resume the tenant {request.slug}"
-    return desk.register.propose(principal, title, (TenantResume(slug=request.slug),))
+    return draft_one(desk, principal, title, TenantResume(slug=request.slug))
 
 
 def create_key(desk: Desk, principal: Principal, request: NewKeyRequest) -> NewKeyAnswer:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes and epochs: edits on their way to publication, and what was published.
+"""Changes: edits on their way to publication, laid before reviewers, approved or rejected.
 
-How a change is written before anybody reviews it stands in ``cluster.operations.drafting``.
+How a change is written before anybody reviews it stands in ``cluster.operations.drafting``; what becomes of a
+published one in ``epochs`` and ``acknowledging`` beside it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from cluster.errors import RoleRequired
-from cluster.operations.scope import check_visible, cut, sees_everything, tenant_scope, unknown
-from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Page, Request
+from cluster.operations.scope import check_visible, cut, cut_lists, sees_everything, tenant_scope, unknown
+from cluster.operations.table import ANYONE, EDITORS, Answer, Operation, Page, Request
 from policy.errors import NotFound
-from policy.facts.snapshot import Snapshot
 from policy.records.changes import ChangeRecord, ChangeState, DeploymentPreview, Preview
-from policy.records.epochs import AcknowledgementRecord, ServerRecord
 from policy.records.items import ChangeItem
-from tenants.roles import Principal, Role
+from tenants.roles import Principal
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
@@ -80,30 +78,6 @@ class ChangePage(Answer):
     next: str | None = None
 
 
-class EpochNumber(Request):
-    """Which epoch."""
-
-    epoch: int = Field(ge=0, lt=2**31)
-
-
-class EpochView(Answer):
-    """What is in force now."""
-
-    epoch: int
-    snapshot_digest: str
-    published_at_us: int
-    engine_version: str
-    vocabulary_version: str
-
-
-class Acknowledgements(Answer):
-    """Which servers run what an epoch permits, and where every server stands."""
-
-    epoch: int
-    items: tuple[AcknowledgementRecord, ...]
-    servers: tuple[ServerRecord, ...]
-
-
 def propose(desk: Desk, principal: Principal, request: NewChange) -> ChangeRecord:
     """Lays a change before its reviewers, or keeps it as a draft."""
     write = desk.drafts.begin if request.draft else desk.register.propose
@@ -160,30 +134,9 @@ def reject(desk: Desk, principal: Principal, request: Rejection) -> ChangeRecord
     return desk.register.reject(record.id, principal, request.comment)
 
 
-def current_epoch(desk: Desk, principal: Principal, request: Nothing) -> EpochView:
-    """The epoch in force."""
-    del principal, request
-    return _epoch_view(desk.register.snapshot(None))
-
-
-def snapshot(desk: Desk, principal: Principal, request: EpochNumber) -> Snapshot:
-    """Every fact of an epoch."""
-    if not sees_everything(principal):
-        raise RoleRequired(
-            "A snapshot holds every tenant's facts. Ask the platform's compliance staff or its auditors.",
-            operation="epochs.snapshot",
-        )
-    return desk.register.snapshot(request.epoch)
-
-
-def acknowledgements(desk: Desk, principal: Principal, request: EpochNumber) -> Acknowledgements:
-    """Who runs an epoch."""
-    del principal
-    return Acknowledgements(
-        epoch=request.epoch,
-        items=tuple(desk.register.acknowledgements(request.epoch)),
-        servers=tuple(desk.register.servers()),
-    )
+def draft_one(desk: Desk, principal: Principal, title: str, item: ChangeItem) -> ChangeRecord:
+    """Lays one edit before its reviewers."""
+    return cut_change(desk, principal, desk.register.propose(principal, title, (item,)))
 
 
 def visible_change(
@@ -223,29 +176,13 @@ def _own_part(desk: Desk, principal: Principal, found: Preview) -> tuple[Deploym
     def cut_down(line: DeploymentPreview) -> DeploymentPreview:
         if line.deployment in mine:
             return line
-        kept = {
-            name: tuple(one for one in getattr(line, name) if one in own)
-            for name in ("before", "after", "gained", "lost")
-        }
         reasons = {one: why for one, why in line.reasons.items() if one in own}
-        return line.model_copy(update={**kept, "reasons": reasons})
+        return cut_lists(line, own, "before", "after", "gained", "lost", reasons=reasons)
 
     cut_lines = (cut_down(line) for line in found.deployments)
     return tuple(line for line in cut_lines if line.deployment in mine or line.before or line.after)
 
 
-def _epoch_view(found: Snapshot) -> EpochView:
-    return EpochView(
-        epoch=found.epoch,
-        snapshot_digest=found.digest,
-        published_at_us=found.published_at_us,
-        engine_version=found.engine_version,
-        vocabulary_version=found.vocabulary_version,
-    )
-
-
-_DRAFTS = frozenset({Role.OWNER, Role.DEVELOPER, Role.COMPLIANCE, Role.OPERATOR})
-_REVIEWS = frozenset({Role.OWNER, Role.DEVELOPER, Role.COMPLIANCE, Role.OPERATOR})
 _CHANGE = "chg_0198f0c2a1b37c4e8d5f60718293a4b5"
 
 ROWS = (
@@ -253,7 +190,7 @@ ROWS = (
         name="changes.propose",
         method="POST",
         path="/changes",
-        roles=_DRAFTS,
+        roles=EDITORS,
         request=NewChange,
         response=ChangeRecord,
         run=propose,
@@ -303,7 +240,7 @@ ROWS = (
         name="changes.approve",
         method="POST",
         path="/changes/{change_id}/approve",
-        roles=_REVIEWS,
+        roles=EDITORS,
         request=Approval,
         response=Approved,
         run=approve,
@@ -314,43 +251,11 @@ ROWS = (
         name="changes.reject",
         method="POST",
         path="/changes/{change_id}/reject",
-        roles=_REVIEWS,
+        roles=EDITORS,
         request=Rejection,
         response=ChangeRecord,
         run=reject,
         summary="Closes a change without publishing it.",
         example={"change_id": _CHANGE, "comment": "Name the region."},
-    ),
-    Operation(
-        name="epochs.current",
-        method="GET",
-        path="/epochs/current",
-        roles=ANYONE,
-        request=Nothing,
-        response=EpochView,
-        run=current_epoch,
-        summary="Says which epoch is in force, with its digest.",
-    ),
-    Operation(
-        name="epochs.snapshot",
-        method="GET",
-        path="/epochs/{epoch}/snapshot",
-        roles=frozenset({Role.OPERATOR, Role.COMPLIANCE, Role.AUDITOR}),
-        request=EpochNumber,
-        response=Snapshot,
-        run=snapshot,
-        summary="Gives every fact of a published epoch.",
-        example={"epoch": 1},
-    ),
-    Operation(
-        name="epochs.acknowledgements",
-        method="GET",
-        path="/epochs/{epoch}/acknowledgements",
-        roles=ANYONE,
-        request=EpochNumber,
-        response=Acknowledgements,
-        run=acknowledgements,
-        summary="Says which servers run what an epoch permits.",
-        example={"epoch": 1},
     ),
 )

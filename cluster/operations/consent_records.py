@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consent records: notices, questions, renewals, what ends soon, and receipts.
+"""Consent records: questions, renewals, what ends soon, and receipts.
 
 What names a person goes into the vault here, before anything is drafted or chained: changes, records and the
 audit hold a salted hash.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.operations.changes import cut_change
+from cluster.operations.changes import draft_one
 from cluster.operations.consent_shapes import (
     DAY_US,
     PERSONAL,
@@ -18,9 +18,6 @@ from cluster.operations.consent_shapes import (
     ExpiringQuery,
     FilePage,
     FileView,
-    NewNotice,
-    NoticeDigest,
-    NoticePage,
     Papered,
     ReceiptKey,
     RefuseConsent,
@@ -29,7 +26,7 @@ from cluster.operations.consent_shapes import (
     WhichReceipt,
 )
 from cluster.operations.scope import check_own, check_visible, cut, tenant_scope
-from cluster.operations.table import ANYONE, Nothing, Operation, Page
+from cluster.operations.table import ANYONE, READERS, Nothing, Operation, Page
 from model_core.packing.keys import load_or_create_key
 from policy.consents.halts import Halt, halts
 from policy.consents.receipts import SignedReceipt, consent_receipt, sign_receipt
@@ -38,7 +35,7 @@ from policy.facts.terms import ANY
 from policy.records.changes import ChangeRecord
 from policy.records.epochs import Publication
 from policy.records.items import ConsentRenew
-from policy.records.paper import AskedUse, ConsentPaper, Notice, NoticeRecord
+from policy.records.paper import AskedUse, ConsentPaper
 from tenants.roles import PLATFORM_TENANT, Principal, Role
 
 if TYPE_CHECKING:
@@ -58,23 +55,6 @@ def write_paper(
         if (text := getattr(request, name)) is not None
     }
     return ConsentPaper(**fields, **kept, asked=asked)
-
-
-def create_notice(desk: Desk, principal: Principal, request: NewNotice) -> NoticeRecord:
-    """Keeps a notice."""
-    return desk.consents.keep_notice(principal.tenant, Notice(**request.model_dump()))
-
-
-def list_notices(desk: Desk, principal: Principal, request: Page) -> NoticePage:
-    """One's own notices."""
-    rows = desk.consents.notices(tenant_scope(principal))
-    items, after = cut(rows, request, lambda row: row.id)
-    return NoticePage(items=items, next=after)
-
-
-def show_notice(desk: Desk, principal: Principal, request: NoticeDigest) -> NoticeRecord:
-    """One of one's own notices."""
-    return desk.consents.notice(principal.tenant, request.notice_digest)
 
 
 def ask(desk: Desk, principal: Principal, request: AskConsent) -> ConsentFile:
@@ -114,7 +94,7 @@ def renew(desk: Desk, principal: Principal, request: RenewConsent) -> ChangeReco
         valid_until_us=request.valid_until_us,
         paper=write_paper(desk, principal, request),
     )
-    return cut_change(desk, principal, desk.register.propose(principal, "Renew a consent", (item,)))
+    return draft_one(desk, principal, "Renew a consent", item)
 
 
 def invalidate(desk: Desk, principal: Principal, request: WhichConsent) -> Publication:
@@ -167,47 +147,10 @@ def _visible(desk: Desk, principal: Principal, consent_id: str) -> ConsentFile:
 
 
 _OWNER = frozenset({Role.OWNER})
-_READS = frozenset({Role.OWNER, Role.COMPLIANCE, Role.AUDITOR, Role.OPERATOR})
 _CONSENT = {"consent_id": "con_0198f0c2a1b37c4e8d5f60718293a4b5"}
 _EXPERT_ID = "exp_0198f0c2a1b37c4e8d5f60718293a4b5"
 
 ROWS = (
-    Operation(
-        name="notices.create",
-        method="POST",
-        path="/notices",
-        roles=_OWNER,
-        request=NewNotice,
-        response=NoticeRecord,
-        run=create_notice,
-        summary="Keeps a text that is shown before consent is asked for; consents cite it by digest.",
-        example={"language": "en", "version": "2026-1", "text": "We ask you to let a model learn from ..."},
-        unaudited=frozenset({"text", "purposes"}),
-        isolated=True,
-    ),
-    Operation(
-        name="notices.list",
-        method="GET",
-        path="/notices",
-        roles=_READS,
-        request=Page,
-        response=NoticePage,
-        run=list_notices,
-        summary="Lists your notices.",
-        isolated=True,
-    ),
-    Operation(
-        name="notices.show",
-        method="GET",
-        path="/notices/{notice_digest}",
-        roles=_OWNER,
-        request=NoticeDigest,
-        response=NoticeRecord,
-        run=show_notice,
-        summary="Shows the words of one of your notices.",
-        example={"notice_digest": "sha256:" + "0" * 64},
-        isolated=True,
-    ),
     Operation(
         name="consents.request",
         method="POST",
@@ -225,7 +168,7 @@ ROWS = (
         name="consents.requests",
         method="GET",
         path="/consents/requests",
-        roles=_READS,
+        roles=READERS,
         request=Page,
         response=FilePage,
         run=list_requests,
@@ -272,7 +215,7 @@ ROWS = (
         name="consents.record",
         method="GET",
         path="/consents/{consent_id}/record",
-        roles=_READS,
+        roles=READERS,
         request=WhichConsent,
         response=FileView,
         run=show_record,
@@ -284,7 +227,7 @@ ROWS = (
         name="consents.expiring",
         method="GET",
         path="/consents/expiring",
-        roles=_READS,
+        roles=READERS,
         request=ExpiringQuery,
         response=ExpiringPage,
         run=list_expiring,
@@ -295,7 +238,7 @@ ROWS = (
         name="consents.receipt",
         method="GET",
         path="/consents/{consent_id}/receipt",
-        roles=_READS,
+        roles=READERS,
         request=WhichReceipt,
         response=SignedReceipt,
         run=receipt,

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from cluster.operations.table import Answer, Page, Request, several
 from policy.consents.records import ConsentFile, Expiring
 from policy.facts.terms import ANY
-from policy.records.paper import Channel, LegalBasis, NoticeRecord, SubjectKind
+from policy.records.paper import Channel, LegalBasis, SubjectKind
 
 MAX_US = 2**53
 DAY_US = 86_400_000_000
@@ -42,37 +42,6 @@ class Papered(Request):
     data_categories: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(default=(), max_length=50)
     storage_location: str = Field(default="", max_length=200)
     retention: str = Field(default="", max_length=200, description="for how long the data is kept")
-
-
-PlainWords = Annotated[str, Field(min_length=1, max_length=1000)]
-
-
-class NewNotice(Request):
-    """A text that is shown before consent is asked for."""
-
-    language: str = Field(
-        max_length=35, pattern="^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", description="as in en-GB"
-    )
-    version: str = Field(min_length=1, max_length=60, description="your name for this wording")
-    text: str = Field(min_length=1, max_length=50_000)
-    purposes: dict[Annotated[str, Field(max_length=100)], PlainWords] = Field(
-        default_factory=dict,
-        max_length=100,
-        description="purpose of the vocabulary to what it means, plainly",
-    )
-
-
-class NoticeDigest(Request):
-    """Which notice."""
-
-    notice_digest: str = Field(max_length=71)
-
-
-class NoticePage(Answer):
-    """Notices, oldest first."""
-
-    items: tuple[NoticeRecord, ...]
-    next: str | None = None
 
 
 class WhichConsent(Request):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cluster.operations.changes import cut_change
+from cluster.operations.changes import draft_one
 from cluster.operations.consent_records import write_paper
-from cluster.operations.consent_shapes import PERSONAL, Papered
+from cluster.operations.consent_shapes import MAX_US, PERSONAL, Papered
 from cluster.operations.scope import cut, sees_everything, tenant_scope
-from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
+from cluster.operations.table import ANYONE, READERS, Answer, Operation, Page, Request
 from policy.facts.snapshot import GrantFact
 from policy.records.changes import ChangeRecord
 from policy.records.consents import ConsentRecord
@@ -25,8 +25,6 @@ from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
-
-MAX_US = 2**53
 
 
 class _Use(Request):
@@ -104,7 +102,7 @@ def give_consent(desk: Desk, principal: Principal, request: GiveConsent) -> Chan
     title = f"Consent: {request.purpose} for {request.expert_id}"
     use = request.model_dump(include=set(ConsentGive.model_fields))
     item = ConsentGive(**use, paper=write_paper(desk, principal, request))
-    return cut_change(desk, principal, desk.register.propose(principal, title, (item,)))
+    return draft_one(desk, principal, title, item)
 
 
 def forbid_consent(desk: Desk, principal: Principal, request: ForbidConsent) -> Publication:
@@ -126,8 +124,7 @@ def list_consents(desk: Desk, principal: Principal, request: Page) -> ConsentPag
 def give_grant(desk: Desk, principal: Principal, request: GiveGrant) -> ChangeRecord:
     """Drafts a grant."""
     title = f"Grant: {request.consumer_tenant} may use {request.expert_id}"
-    drafted = desk.register.propose(principal, title, (GrantGive(**request.model_dump()),))
-    return cut_change(desk, principal, drafted)
+    return draft_one(desk, principal, title, GrantGive(**request.model_dump()))
 
 
 def revoke_grant(desk: Desk, principal: Principal, request: GrantId) -> Publication:
@@ -189,7 +186,7 @@ ROWS = (
         name="consents.list",
         method="GET",
         path="/consents",
-        roles=frozenset({Role.OWNER, Role.COMPLIANCE, Role.AUDITOR, Role.OPERATOR}),
+        roles=READERS,
         request=Page,
         response=ConsentPage,
         run=list_consents,

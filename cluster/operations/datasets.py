@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from cluster.operations.intake import JSON_LINES, inspect_documents
 from cluster.operations.scope import check_visible, cut, tenant_scope
 from cluster.operations.staging import documents_path, staged_path
-from cluster.operations.table import Answer, Operation, Page, Request, Upload, several
+from cluster.operations.table import READERS, Answer, Operation, Page, Request, Upload, several
 from model_core.packing.manifest import DataCard
 from policy.cards.croissant import read_card
 from policy.cards.drafts import ImportedCard, NotImported
@@ -214,7 +214,7 @@ ROWS = (
         name="datasets.list",
         method="GET",
         path="/datasets",
-        roles=frozenset({Role.OWNER, Role.COMPLIANCE, Role.AUDITOR, Role.OPERATOR}),
+        roles=READERS,
         request=Page,
         response=DatasetPage,
         run=listed,
@@ -225,7 +225,7 @@ ROWS = (
         name="datasets.show",
         method="GET",
         path="/datasets/{dataset_id}",
-        roles=frozenset({Role.OWNER, Role.COMPLIANCE, Role.AUDITOR, Role.OPERATOR}),
+        roles=READERS,
         request=DatasetId,
         response=DatasetRecord,
         run=show,

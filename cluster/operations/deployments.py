@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from cluster.operations.changes import cut_change
+from cluster.operations.changes import draft_one
 from cluster.operations.jobs import only_base
 from cluster.operations.scope import check_visible, cut, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
@@ -126,8 +126,7 @@ def put(desk: Desk, principal: Principal, request: PutDeployment) -> ChangeRecor
     fields = request.model_dump()
     fields["base_digest"] = request.base_digest or only_base(desk)
     item = DeploymentPut(tenant=principal.tenant, **fields)
-    drafted = desk.register.propose(principal, f"Deployment {request.name} for {request.purpose}", (item,))
-    return cut_change(desk, principal, drafted)
+    return draft_one(desk, principal, f"Deployment {request.name} for {request.purpose}", item)
 
 
 def listed(desk: Desk, principal: Principal, request: DeploymentQuery) -> DeploymentPage:

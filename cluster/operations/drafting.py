@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a change before its review: edit, submit, revise, withdraw; and who runs it once published."""
+"""Writing a change before its review: edit, submit, revise, withdraw."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from cluster.operations.changes import ChangeId, cut_change, visible_change
-from cluster.operations.table import ANYONE, Answer, Operation, Request
+from cluster.operations.table import EDITORS, Operation, Request
 from policy.records.changes import ChangeRecord
 from policy.records.items import ChangeItem
-from tenants.roles import Principal, Role
+from tenants.roles import Principal
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
@@ -41,30 +41,6 @@ class Withdrawal(ChangeId):
     comment: str = Field(default="", max_length=2000, description="why")
 
 
-class ServerState(Answer):
-    """Where one model host stands with a change.
-
-    ``lease`` is ``live`` while it asked for news within the lease; one whose lease ``lapsed`` releases
-    nothing that it computed afterwards. ``unheard`` means not since the office started.
-    """
-
-    server_id: str
-    acknowledged: bool
-    acknowledged_at_us: int | None
-    epoch: int
-    last_heard_us: int | None
-    lease: Literal["live", "lapsed", "unheard"]
-
-
-class ChangeAcknowledgements(Answer):
-    """Which model hosts run what a change permits; nothing is asked of them before it is published."""
-
-    change_id: str
-    epoch: int | None
-    published_at_us: int | None
-    servers: tuple[ServerState, ...]
-
-
 def edit(desk: Desk, principal: Principal, request: DraftEdit) -> ChangeRecord:
     """Writes a draft's next version."""
     visible_change(desk, principal, request.change_id, previewed=False)
@@ -91,36 +67,6 @@ def withdraw(desk: Desk, principal: Principal, request: Withdrawal) -> ChangeRec
     return desk.drafts.withdraw(request.change_id, principal, request.comment)
 
 
-def acknowledgements(desk: Desk, principal: Principal, request: ChangeId) -> ChangeAcknowledgements:
-    """Who runs a change."""
-    record = visible_change(desk, principal, request.change_id, previewed=False)
-    if record.epoch is None:
-        return ChangeAcknowledgements(change_id=record.id, epoch=None, published_at_us=None, servers=())
-    said = {one.server_id: one.at_us for one in desk.register.acknowledgements(record.epoch)}
-    (published,) = desk.register.publications(record.epoch - 1, 1)
-    servers = []
-    for server in desk.register.servers():
-        heard = desk.heard.get(server.server_id)
-        lease: Literal["live", "lapsed", "unheard"] = "unheard"
-        if heard is not None:
-            lease = "live" if desk.now_us - heard <= desk.settings.lease_s * 1e6 else "lapsed"
-        servers.append(
-            ServerState(
-                server_id=server.server_id,
-                # A host that runs a later epoch runs this one no more, and need not say so.
-                acknowledged=server.epoch >= record.epoch,
-                acknowledged_at_us=said.get(server.server_id),
-                epoch=server.epoch,
-                last_heard_us=heard,
-                lease=lease,
-            )
-        )
-    return ChangeAcknowledgements(
-        change_id=record.id, epoch=record.epoch, published_at_us=published.at_us, servers=tuple(servers)
-    )
-
-
-_WRITES = frozenset({Role.OWNER, Role.DEVELOPER, Role.COMPLIANCE, Role.OPERATOR})
 _CHANGE = "chg_0198f0c2a1b37c4e8d5f60718293a4b5"
 
 ROWS = (
@@ -128,7 +74,7 @@ ROWS = (
         name="changes.edit",
         method="PUT",
         path="/changes/{change_id}",
-        roles=_WRITES,
+        roles=EDITORS,
         request=DraftEdit,
         response=ChangeRecord,
         run=edit,
@@ -145,7 +91,7 @@ ROWS = (
         name="changes.submit",
         method="POST",
         path="/changes/{change_id}/submit",
-        roles=_WRITES,
+        roles=EDITORS,
         request=DraftVersion,
         response=ChangeRecord,
         run=submit,
@@ -157,7 +103,7 @@ ROWS = (
         name="changes.revise",
         method="POST",
         path="/changes/{change_id}/revise",
-        roles=_WRITES,
+        roles=EDITORS,
         request=ChangeId,
         response=ChangeRecord,
         run=revise,
@@ -168,22 +114,11 @@ ROWS = (
         name="changes.withdraw",
         method="POST",
         path="/changes/{change_id}/withdraw",
-        roles=_WRITES,
+        roles=EDITORS,
         request=Withdrawal,
         response=ChangeRecord,
         run=withdraw,
         summary="Gives up one's own draft or open change, also one that waits for its moment.",
-        example={"change_id": _CHANGE},
-    ),
-    Operation(
-        name="changes.acknowledgements",
-        method="GET",
-        path="/changes/{change_id}/acknowledgements",
-        roles=ANYONE,
-        request=ChangeId,
-        response=ChangeAcknowledgements,
-        run=acknowledgements,
-        summary="Says which model hosts run a published change, since when, and which do not yet.",
         example={"change_id": _CHANGE},
     ),
 )

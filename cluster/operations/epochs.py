@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published epochs by number: one of them, and those that came after one.
+"""Published epochs: the one in force, one by its number, and those that came after one.
 
 What an epoch froze is for the platform's staff (``epochs.snapshot``); that it exists, and its digest, is for
 everybody, so that anyone can notice a publication and compare what they were given.
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cluster.operations.changes import EpochNumber
-from cluster.operations.table import ANYONE, Answer, Operation, Request
+from cluster.errors import RoleRequired
+from cluster.operations.scope import sees_everything
+from cluster.operations.table import ANYONE, STAFF, Answer, Nothing, Operation, Request
+from policy.facts.snapshot import Snapshot
 from policy.records.epochs import Publication
 from tenants.roles import Principal
 
@@ -20,11 +22,27 @@ if TYPE_CHECKING:
     from cluster.office.desk import Desk
 
 
+class EpochNumber(Request):
+    """Which epoch."""
+
+    epoch: int = Field(ge=0, lt=2**31)
+
+
 class EpochsAfter(Request):
     """Which epochs: those above a number, lowest first."""
 
     after: int = Field(default=0, ge=0, lt=2**31, description="the last epoch that you have seen")
     limit: int = Field(default=100, ge=1, le=500, description="most rows to return")
+
+
+class EpochView(Answer):
+    """What is in force now."""
+
+    epoch: int
+    snapshot_digest: str
+    published_at_us: int
+    engine_version: str
+    vocabulary_version: str
 
 
 class EpochNotice(Answer):
@@ -39,6 +57,29 @@ class EpochNotices(Answer):
     """Epochs without a gap between them."""
 
     items: tuple[EpochNotice, ...]
+
+
+def current_epoch(desk: Desk, principal: Principal, request: Nothing) -> EpochView:
+    """The epoch in force."""
+    del principal, request
+    found = desk.register.snapshot(None)
+    return EpochView(
+        epoch=found.epoch,
+        snapshot_digest=found.digest,
+        published_at_us=found.published_at_us,
+        engine_version=found.engine_version,
+        vocabulary_version=found.vocabulary_version,
+    )
+
+
+def snapshot(desk: Desk, principal: Principal, request: EpochNumber) -> Snapshot:
+    """Every fact of an epoch."""
+    if not sees_everything(principal):
+        raise RoleRequired(
+            "A snapshot holds every tenant's facts. Ask the platform's compliance staff or its auditors.",
+            operation="epochs.snapshot",
+        )
+    return desk.register.snapshot(request.epoch)
 
 
 def show(desk: Desk, principal: Principal, request: EpochNumber) -> EpochNotice:
@@ -61,6 +102,27 @@ def _notice(row: Publication) -> EpochNotice:
 
 
 ROWS = (
+    Operation(
+        name="epochs.current",
+        method="GET",
+        path="/epochs/current",
+        roles=ANYONE,
+        request=Nothing,
+        response=EpochView,
+        run=current_epoch,
+        summary="Says which epoch is in force, with its digest.",
+    ),
+    Operation(
+        name="epochs.snapshot",
+        method="GET",
+        path="/epochs/{epoch}/snapshot",
+        roles=STAFF,
+        request=EpochNumber,
+        response=Snapshot,
+        run=snapshot,
+        summary="Gives every fact of a published epoch.",
+        example={"epoch": 1},
+    ),
     Operation(
         name="epochs.since",
         method="GET",

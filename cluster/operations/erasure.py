@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Erasure, legal holds and notifications: who asks, who approves, what has to stay, and who was told."""
+"""Erasure: who asks, who approves, what became of every copy, and who was told."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from pydantic import Field
 
 from cluster.office.erasing import carry_out
 from cluster.operations.scope import check_visible, cut, tenant_scope
-from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
+from cluster.operations.table import ANYONE, READERS, Answer, Operation, Page, Request
 from policy.consents.receipts import SignedReceipt
-from policy.consents.status import is_valid
-from policy.erasures.effective import Effective, effective
-from policy.erasures.records import Erasure, HeldKind, Hold, Notification, SubjectKind
-from policy.facts.terms import ANY
+from policy.erasures.records import Erasure, Notification, SubjectKind
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
 
-_REASON = "why, without naming a person"
+#: What is said of a reason; it is kept for ever.
+REASON = "why, without naming a person"
 
 
 class NewErasure(Request):
@@ -28,7 +26,7 @@ class NewErasure(Request):
 
     subject_kind: SubjectKind = Field(description="an expert, a dataset, or the personal data of a consent")
     subject_id: str = Field(max_length=60, description="of the expert, the dataset or the consent record")
-    reason: str = Field(min_length=1, max_length=2000, description=_REASON)
+    reason: str = Field(min_length=1, max_length=2000, description=REASON)
 
 
 class WhichErasure(Request):
@@ -42,34 +40,6 @@ class ErasurePage(Answer):
 
     items: tuple[Erasure, ...]
     next: str | None = None
-
-
-class NewHold(Request):
-    """What has to be kept."""
-
-    subject_kind: HeldKind = Field(description="an expert, a dataset, or all of a tenant")
-    subject_id: str = Field(max_length=63)
-    reason: str = Field(min_length=1, max_length=2000, description=_REASON)
-
-
-class LiftedHold(Request):
-    """A hold that ends."""
-
-    hold_id: str = Field(max_length=60)
-    reason: str = Field(min_length=1, max_length=2000, description=_REASON)
-
-
-class HoldPage(Answer):
-    """Holds, oldest first."""
-
-    items: tuple[Hold, ...]
-    next: str | None = None
-
-
-class WhichExpert(Request):
-    """Which expert."""
-
-    expert_id: str = Field(max_length=60)
 
 
 class WhichNotification(Request):
@@ -122,45 +92,6 @@ def erasure_record(desk: Desk, principal: Principal, request: WhichErasure) -> S
     return desk.erasures.record(_visible(desk, principal, request.erasure_id).id)
 
 
-def set_hold(desk: Desk, principal: Principal, request: NewHold) -> Hold:
-    """Orders that something is kept."""
-    return desk.holds.set(request.subject_kind, request.subject_id, request.reason, principal)
-
-
-def lift_hold(desk: Desk, principal: Principal, request: LiftedHold) -> Hold:
-    """Ends a hold."""
-    return desk.holds.lift(request.hold_id, request.reason, principal)
-
-
-def list_holds(desk: Desk, principal: Principal, request: Page) -> HoldPage:
-    """Holds on one's own things."""
-    items, after = cut(desk.holds.list(tenant_scope(principal)), request, lambda row: row.id)
-    return HoldPage(items=items, next=after)
-
-
-def show_effective(desk: Desk, principal: Principal, request: WhichExpert) -> Effective:
-    """What may be done with an expert, and by whose word not."""
-    expert = desk.register.expert(request.expert_id)
-    check_visible(principal, expert.tenant, what="expert")
-    subjects = [("expert", expert.expert_id), *(("dataset", one) for one in expert.dataset_ids)]
-    consents = [
-        row
-        for row in desk.register.consents(expert.tenant)
-        if row.effect == "permit" and row.expert_id in {ANY, expert.expert_id} and row.dataset_id is None
-    ]
-    rules = [
-        rule
-        for rule in desk.register.rules()
-        if rule.effect == "forbid" and rule.expert_id == expert.expert_id
-    ]
-    return effective(
-        owner_permits=expert.state == "listed" and any(is_valid(row.status) for row in consents),
-        ordered_to_stop=bool(rules),
-        held=bool(desk.holds.on(expert.tenant, *subjects)),
-        erased=expert.state == "erased",
-    )
-
-
 def list_notifications(desk: Desk, principal: Principal, request: Page) -> NotificationPage:
     """What one's own tenant has to know; staff sees what everybody was told."""
     items, after = cut(desk.notifications.list(tenant_scope(principal)), request, lambda row: row.id)
@@ -186,11 +117,8 @@ def _shown(desk: Desk, found: Erasure) -> Erasure:
 
 
 _OWNER_OR_COMPLIANCE = frozenset({Role.OWNER, Role.COMPLIANCE})
-_COMPLIANCE = frozenset({Role.COMPLIANCE})
-_READS = frozenset({Role.OWNER, Role.COMPLIANCE, Role.AUDITOR, Role.OPERATOR})
 _ERASURE = {"erasure_id": "ers_0198f0c2a1b37c4e8d5f60718293a4b5"}
-_EXPERT = {"expert_id": "exp_0198f0c2a1b37c4e8d5f60718293a4b5"}
-_UNSAID = frozenset({"reason"})
+_EXPERT_ID = "exp_0198f0c2a1b37c4e8d5f60718293a4b5"
 
 ROWS = (
     Operation(
@@ -202,14 +130,14 @@ ROWS = (
         response=Erasure,
         run=request_erasure,
         summary="Asks for an expert, data or personal data to be erased; lists every copy, changes nothing.",
-        example={"subject_kind": "expert", "subject_id": _EXPERT["expert_id"], "reason": "consent withdrawn"},
-        unaudited=_UNSAID,
+        example={"subject_kind": "expert", "subject_id": _EXPERT_ID, "reason": "consent withdrawn"},
+        unaudited=frozenset({"reason"}),
     ),
     Operation(
         name="erasures.list",
         method="GET",
         path="/erasures",
-        roles=_READS,
+        roles=READERS,
         request=Page,
         response=ErasurePage,
         run=list_erasures,
@@ -220,7 +148,7 @@ ROWS = (
         name="erasures.show",
         method="GET",
         path="/erasures/{erasure_id}",
-        roles=_READS,
+        roles=READERS,
         request=WhichErasure,
         response=Erasure,
         run=show_erasure,
@@ -264,58 +192,12 @@ ROWS = (
         name="erasures.record",
         method="GET",
         path="/erasures/{erasure_id}/record",
-        roles=_READS,
+        roles=READERS,
         request=WhichErasure,
         response=SignedReceipt,
         run=erasure_record,
         summary="Hands out the signed record of a completed erasure; verify-receipt checks it offline.",
         example=_ERASURE,
-    ),
-    Operation(
-        name="holds.set",
-        method="POST",
-        path="/holds",
-        roles=_COMPLIANCE,
-        request=NewHold,
-        response=Hold,
-        run=set_hold,
-        summary="Orders that something is kept, whoever wants it erased; it permits no use of it.",
-        example={"subject_kind": "expert", "subject_id": _EXPERT["expert_id"], "reason": "case 4711"},
-        unaudited=_UNSAID,
-    ),
-    Operation(
-        name="holds.lift",
-        method="POST",
-        path="/holds/{hold_id}/lift",
-        roles=_COMPLIANCE,
-        request=LiftedHold,
-        response=Hold,
-        run=lift_hold,
-        summary="Ends a legal hold.",
-        example={"hold_id": "hld_0198f0c2a1b37c4e8d5f60718293a4b5", "reason": "case closed"},
-        unaudited=_UNSAID,
-    ),
-    Operation(
-        name="holds.list",
-        method="GET",
-        path="/holds",
-        roles=_READS,
-        request=Page,
-        response=HoldPage,
-        run=list_holds,
-        summary="Lists legal holds on your things, lifted ones included.",
-        isolated=True,
-    ),
-    Operation(
-        name="experts.effective",
-        method="GET",
-        path="/experts/{expert_id}/effective",
-        roles=_READS,
-        request=WhichExpert,
-        response=Effective,
-        run=show_effective,
-        summary="Says whether an expert may serve and be erased after owner, orders and holds were heard.",
-        example=_EXPERT,
     ),
     Operation(
         name="notifications.list",

@@ -10,15 +10,13 @@ from pydantic import Field
 
 from cluster.errors import RoleRequired
 from cluster.operations.scope import sees_everything
-from cluster.operations.table import Answer, Operation, Request
+from cluster.operations.table import STAFF, Answer, Operation, Request
 from model_core.packing.keys import load_or_create_key
 from policy.evidence.pack import make_pack
-from tenants.roles import Principal, Role
+from tenants.roles import Principal
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
-
-_READS = frozenset({Role.AUDITOR, Role.COMPLIANCE, Role.OPERATOR})
 
 
 class EvidenceQuery(Request):
@@ -43,7 +41,7 @@ def evidence(desk: Desk, principal: Principal, request: EvidenceQuery) -> Eviden
     if not sees_everything(principal):
         raise RoleRequired(
             "The evidence names every owner's consents; ask the platform's compliance staff for it.",
-            roles=sorted(str(role) for role in _READS),
+            roles=sorted(str(role) for role in STAFF),
         )
     key = load_or_create_key(desk.home.checkpoint_key)
     files = make_pack(desk.session, desk.now_us, request.name, key, request.epoch)
@@ -56,7 +54,7 @@ ROWS = (
         name="deployments.evidence",
         method="GET",
         path="/deployments/{name}/evidence",
-        roles=_READS,
+        roles=STAFF,
         request=EvidenceQuery,
         response=EvidencePack,
         run=evidence,

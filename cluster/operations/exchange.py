@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.operations.consents import ConsentId
 from cluster.operations.scope import tenant_scope, unknown
-from cluster.operations.table import Answer, Operation
+from cluster.operations.table import READERS, Answer, Operation
 from policy.cards.odrl_bounds import URN
 from policy.cards.odrl_writing import policy_of
 from policy.records.items import ConsentGive, ForbidUse
-from tenants.roles import Principal, Role
+from tenants.roles import Principal
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
@@ -42,7 +42,7 @@ ROWS = (
         name="consents.odrl",
         method="GET",
         path="/consents/{consent_id}/odrl",
-        roles=frozenset({Role.OWNER, Role.COMPLIANCE, Role.AUDITOR, Role.OPERATOR}),
+        roles=READERS,
         request=ConsentId,
         response=OdrlPolicy,
         run=as_odrl,

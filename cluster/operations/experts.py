@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from cluster.errors import WeighingFailed
 from cluster.office.scales import WEIGHED_ACTION, keep_figures
 from cluster.operations.bundles import ReceivedBundle, received_bundle, store_bundle
-from cluster.operations.changes import cut_change
+from cluster.operations.changes import draft_one
 from cluster.operations.intake import TAR, inspect_bundle
 from cluster.operations.scope import check_own, cut, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request, Upload, several
@@ -156,8 +156,7 @@ def resume_expert(desk: Desk, principal: Principal, request: ExpertId) -> Change
     """Drafts the return of a suspended expert."""
     record = visible_expert(desk, principal, request.expert_id)
     item = ExpertResume(expert_id=record.expert_id)
-    drafted = desk.register.propose(principal, f"Resume {record.tenant}/{record.name}", (item,))
-    return cut_change(desk, principal, drafted)
+    return draft_one(desk, principal, f"Resume {record.tenant}/{record.name}", item)
 
 
 def visible_expert(desk: Desk, principal: Principal, expert_id: str) -> ExpertRecord:

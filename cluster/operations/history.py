@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from cluster.operations.deployments import cut_composition
-from cluster.operations.scope import check_visible, cut, sees_everything, unknown
+from cluster.operations.scope import check_visible, cut, cut_lists, sees_everything, unknown
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
 from policy.deciding.composition import Composition
 from policy.errors import UnknownDeployment
@@ -122,8 +122,8 @@ def _own_part(principal: Principal, row: Correction, own: set[str]) -> Correctio
     """A consumer sees its own decisions whole, an owner its experts; neither sees whose word it was."""
     if row.consumer_tenant == principal.tenant:
         return row.model_copy(update={"facts": ()})
-    kept = {name: tuple(one for one in getattr(row, name) if one in own) for name in ("gained", "lost")}
-    return row.model_copy(update={**kept, "facts": ()}) if any(kept.values()) else None
+    kept = cut_lists(row, own, "gained", "lost", facts=())
+    return kept if kept.gained or kept.lost else None
 
 
 ROWS = (

@@ -12,21 +12,16 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from cluster.operations.changes import ChangeId, visible_change
+from cluster.operations.epochs import EpochNumber
 from cluster.operations.experts import visible_expert
-from cluster.operations.scope import cut, sees_everything, tenant_scope
+from cluster.operations.scope import cut, cut_lists, sees_everything, tenant_scope
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
-from policy.preview.report import DeploymentImpact, ExpertImpact, ImpactReport, QualityImpact
+from policy.preview.report import DeploymentImpact, ExpertImpact, ImpactReport
 from policy.records.assets import EvaluationRecord
 from tenants.roles import Principal, Role
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
-
-
-class EpochOfReport(Request):
-    """Which epoch."""
-
-    epoch: int = Field(ge=0, lt=2**31)
 
 
 class ImpactView(Answer):
@@ -74,7 +69,7 @@ def of_change(desk: Desk, principal: Principal, request: ChangeId) -> ImpactView
     return _view(desk, principal, desk.previews.of_change(record.id))
 
 
-def of_epoch(desk: Desk, principal: Principal, request: EpochOfReport) -> ImpactView:
+def of_epoch(desk: Desk, principal: Principal, request: EpochNumber) -> ImpactView:
     """What a publication did."""
     return _view(desk, principal, desk.previews.of_epoch(request.epoch))
 
@@ -145,19 +140,12 @@ def _own_part(desk: Desk, principal: Principal, found: ImpactReport) -> ImpactRe
 
 
 def _cut_line(row: DeploymentImpact, own: frozenset[str]) -> DeploymentImpact:
-    kept = {
-        name: tuple(one for one in getattr(row, name) if one in own)
-        for name in ("before", "after", "gained", "lost")
-    }
-    return row.model_copy(update={**kept, "quality": tuple[QualityImpact, ...]()})
+    return cut_lists(row, own, "before", "after", "gained", "lost", quality=())
 
 
 def _of_own_deployments(row: ExpertImpact, names: set[str]) -> ExpertImpact:
-    kept = {
-        name: tuple(one for one in getattr(row, name) if one in names)
-        for name in ("deployments_gained", "deployments_lost")
-    }
-    return row.model_copy(update={**kept, "decisions_gained": 0, "decisions_lost": 0})
+    fields = ("deployments_gained", "deployments_lost")
+    return cut_lists(row, names, *fields, decisions_gained=0, decisions_lost=0)
 
 
 ROWS = (
@@ -177,7 +165,7 @@ ROWS = (
         method="GET",
         path="/epochs/{epoch}/impact",
         roles=ANYONE,
-        request=EpochOfReport,
+        request=EpochNumber,
         response=ImpactView,
         run=of_epoch,
         summary="Shows what a publication that took effect at once did.",

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cluster.errors import InvalidRequest
 from cluster.operations.scope import check_own, check_visible, cut, tenant_scope
-from cluster.operations.table import Answer, Operation, Page, Request
+from cluster.operations.table import READERS, Answer, Operation, Page, Request
 from tenants.jobs import JobEvent, JobRecord, MetricPoint
 from tenants.roles import Principal, Role
 
@@ -184,7 +184,6 @@ def _view(record: JobRecord) -> JobView:
     return JobView.model_validate(record.model_dump(mode="json"))
 
 
-_SEES = frozenset({Role.OWNER, Role.OPERATOR, Role.COMPLIANCE, Role.AUDITOR})
 _JOB = {"job_id": "job_0198f0c2a1b37c4e8d5f60718293a4b5"}
 
 ROWS = (
@@ -208,7 +207,7 @@ ROWS = (
         name="jobs.list",
         method="GET",
         path="/jobs",
-        roles=_SEES,
+        roles=READERS,
         request=Page,
         response=JobPage,
         run=listed,
@@ -219,7 +218,7 @@ ROWS = (
         name="jobs.show",
         method="GET",
         path="/jobs/{job_id}",
-        roles=_SEES,
+        roles=READERS,
         request=JobId,
         response=JobDetail,
         run=show,
@@ -231,7 +230,7 @@ ROWS = (
         name="jobs.metrics",
         method="GET",
         path="/jobs/{job_id}/metrics",
-        roles=_SEES,
+        roles=READERS,
         request=CurveRequest,
         response=Curves,
         run=metrics,

@@ -12,14 +12,14 @@ from pydantic import Field
 
 from cluster.errors import RoleRequired
 from cluster.operations.scope import sees_everything, tenant_scope
-from cluster.operations.table import ANYONE, Answer, Nothing, Operation, Request
+from cluster.operations.table import ANYONE, STAFF, Answer, Nothing, Operation, Request
 from model_core.packing.ids import new_id
 from model_core.packing.keys import load_or_create_key
 from policy.audit.bundle import write_bundle
 from policy.audit.proofs import Consistency, RowProof, prove_consistency, prove_rows
 from policy.records.audit import AuditRecord, AuditReport, Checkpoint
 from policy.records.epochs import ServerRecord
-from tenants.roles import Principal, Role
+from tenants.roles import Principal
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
@@ -171,14 +171,13 @@ def _version() -> str:
 
 
 _KEPT_EXPORTS = 2  # besides the new one
-_READS = frozenset({Role.AUDITOR, Role.COMPLIANCE, Role.OPERATOR})
 
 ROWS = (
     Operation(
         name="audit.records",
         method="GET",
         path="/audit/records",
-        roles=_READS,
+        roles=STAFF,
         request=AuditPageQuery,
         response=AuditPage,
         run=records,
@@ -199,7 +198,7 @@ ROWS = (
         name="audit.checkpoint",
         method="POST",
         path="/audit/checkpoint",
-        roles=_READS,
+        roles=STAFF,
         request=Nothing,
         response=Checkpoint,
         run=checkpoint,
@@ -210,7 +209,7 @@ ROWS = (
         name="audit.proof",
         method="GET",
         path="/audit/proof/{table}/{key}",
-        roles=_READS,
+        roles=STAFF,
         request=RowQuery,
         response=RowProof,
         run=proof,
@@ -221,7 +220,7 @@ ROWS = (
         name="audit.consistency",
         method="GET",
         path="/audit/consistency/{earlier}",
-        roles=_READS,
+        roles=STAFF,
         request=ConsistencyQuery,
         response=Consistency,
         run=consistency,
@@ -232,7 +231,7 @@ ROWS = (
         name="audit.export",
         method="POST",
         path="/audit/export",
-        roles=_READS,
+        roles=STAFF,
         request=Nothing,
         response=Exported,
         run=export,

@@ -7,9 +7,11 @@ given out, so nothing can be probed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from cluster.operations.table import Page
 from policy.errors import NotFound
@@ -17,6 +19,7 @@ from tenants.errors import UnknownObject
 from tenants.roles import PLATFORM_TENANT, Principal, Role
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 def sees_everything(principal: Principal) -> bool:
@@ -79,6 +82,19 @@ def one_refusal(principal: Principal) -> Iterator[None]:
         raise UnknownObject(
             "There is no such object, or it is not yours. List what you have and name one of it."
         ) from None
+
+
+def cut_lists(record: M, seen: Collection[str], *fields: str, **others: Any) -> M:
+    """A record whose lists hold nothing but what the viewer may see.
+
+    Args:
+        record: any document.
+        seen: what the viewer may see, by the lists' members.
+        *fields: the lists.
+        **others: fields that are replaced as a whole.
+    """
+    kept = {name: tuple(one for one in getattr(record, name) if one in seen) for name in fields}
+    return record.model_copy(update={**kept, **others})
 
 
 def cut(rows: Iterable[T], page: Page, key: Callable[[T], str]) -> tuple[tuple[T, ...], str | None]:

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from cluster.operations.changes import ChangeId, cut_change, visible_change
 from cluster.operations.scope import cut, tenant_scope
-from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
+from cluster.operations.table import ANYONE, EDITORS, Answer, Operation, Page, Request
 from policy.records.changes import RollbackRecord, StopKind, StopRecord
-from tenants.roles import Principal, Role
+from tenants.roles import Principal
 
 if TYPE_CHECKING:
     from cluster.office.desk import Desk
@@ -76,14 +76,12 @@ def roll_back(desk: Desk, principal: Principal, request: ChangeId) -> RollbackRe
     return undone.model_copy(update={"change": cut_change(desk, principal, undone.change)})
 
 
-_STOPS = frozenset({Role.OWNER, Role.DEVELOPER, Role.COMPLIANCE, Role.OPERATOR})
-
 ROWS = (
     Operation(
         name="stops.create",
         method="POST",
         path="/stops",
-        roles=_STOPS,
+        roles=EDITORS,
         request=NewStop,
         response=StopRecord,
         run=stop,
@@ -105,7 +103,7 @@ ROWS = (
         name="stops.sign",
         method="POST",
         path="/stops/{stop_id}/sign",
-        roles=_STOPS,
+        roles=EDITORS,
         request=StopId,
         response=StopRecord,
         run=sign,
@@ -116,7 +114,7 @@ ROWS = (
         name="changes.rollback",
         method="POST",
         path="/changes/{change_id}/rollback",
-        roles=_STOPS,
+        roles=EDITORS,
         request=ChangeId,
         response=RollbackRecord,
         run=roll_back,

@@ -29,6 +29,12 @@ Method = Literal["GET", "POST", "PUT", "DELETE"]
 _PLACEHOLDER = re.compile(r"{([a-z_]+)}")
 
 ANYONE = frozenset(Role)
+#: The platform's staff and its auditors.
+STAFF = frozenset({Role.AUDITOR, Role.COMPLIANCE, Role.OPERATOR})
+#: Who may read what is an owner's, of their own tenant or of all.
+READERS = STAFF | {Role.OWNER}
+#: Who may write changes, review and undo them, and stop things; what each may put into one is asked per edit.
+EDITORS = frozenset({Role.OWNER, Role.DEVELOPER, Role.COMPLIANCE, Role.OPERATOR})
 
 #: Longest weighing of an expert; whoever waits for an operation that weighs waits a little longer.
 LONGEST_WEIGHING_S = 600.0

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cluster.operations.changes import cut_change
+from cluster.operations.changes import draft_one
 from cluster.operations.scope import check_own, cut
 from cluster.operations.table import ANYONE, Answer, Operation, Page, Request
 from policy.facts.snapshot import LicenseFact, RuleFact
 from policy.records.changes import ChangeRecord
 from policy.records.epochs import Publication
 from policy.records.items import (
-    ChangeItem,
     ForbidRule,
     LicensePut,
     ListingPut,
@@ -109,7 +108,7 @@ class LicensePage(Answer):
 
 def permit_rule(desk: Desk, principal: Principal, request: RuleShape) -> ChangeRecord:
     """Drafts a rule that permits."""
-    return _propose(desk, principal, f"Rule: {request.text[:80]}", RulePermit(**request.model_dump()))
+    return draft_one(desk, principal, f"Rule: {request.text[:80]}", RulePermit(**request.model_dump()))
 
 
 def forbid_rule(desk: Desk, principal: Principal, request: RuleShape) -> Publication:
@@ -132,7 +131,7 @@ def list_rules(desk: Desk, principal: Principal, request: Page) -> RulePage:
 def put_listing(desk: Desk, principal: Principal, request: PutListing) -> ChangeRecord:
     """Drafts an offer."""
     check_own(principal, desk.register.expert(request.expert_id).tenant, what="expert")
-    return _propose(desk, principal, f"Listing of {request.expert_id}", ListingPut(**request.model_dump()))
+    return draft_one(desk, principal, f"Listing of {request.expert_id}", ListingPut(**request.model_dump()))
 
 
 def list_listings(desk: Desk, principal: Principal, request: Page) -> ListingPage:
@@ -146,7 +145,7 @@ def list_listings(desk: Desk, principal: Principal, request: Page) -> ListingPag
 def put_license(desk: Desk, principal: Principal, request: PutLicense) -> ChangeRecord:
     """Drafts the facets of a license."""
     fact = LicenseFact(**request.model_dump(), reviewed_by=principal.id)
-    return _propose(desk, principal, f"License {request.key}", LicensePut(fact=fact))
+    return draft_one(desk, principal, f"License {request.key}", LicensePut(fact=fact))
 
 
 def list_licenses(desk: Desk, principal: Principal, request: Page) -> LicensePage:
@@ -154,10 +153,6 @@ def list_licenses(desk: Desk, principal: Principal, request: Page) -> LicensePag
     del principal
     items, after = cut(desk.register.licenses(), request, lambda row: row.key)
     return LicensePage(items=items, next=after)
-
-
-def _propose(desk: Desk, principal: Principal, title: str, item: ChangeItem) -> ChangeRecord:
-    return cut_change(desk, principal, desk.register.propose(principal, title, (item,)))
 
 
 _OWNER = frozenset({Role.OWNER})
