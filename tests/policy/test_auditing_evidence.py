@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from town import Town
+from town import Town, consent
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.keys import SigningKey, generate_key
@@ -20,10 +20,12 @@ from policy.errors import BrokenProof, NotFound
 from policy.evidence.bom import bill_of_materials
 from policy.evidence.facts import gather
 from policy.evidence.pack import compare_packs, make_pack, verify_pack
+from policy.records.items import ConsentRenew, ForbidUse
 from tenants.accounts.database import Database
 from tenants.accounts.scope import PLATFORM
 
 KEY = generate_key()
+DAY = 86_400_000_000
 
 
 def town_of(database: Database) -> Town:
@@ -115,6 +117,28 @@ def test_epochs_are_compared(database: Database, tmp_path: Path) -> None:
         f"deployment/shop-ask@{before}",
         f"deployment/shop-ask@{before + 1}",
     )
+
+
+def test_a_prohibition_and_a_renewal_are_evidence_too(database: Database, tmp_path: Path) -> None:
+    """Words that forbid have no receipt, and a record that was renewed has one for all its words."""
+    town = town_of(database)
+    expert_id = town.act(lambda register: register.experts("acme"))[0].expert_id
+    use = ForbidUse(expert_id=expert_id, purpose="sales")
+    town.act(lambda register: register.forbid_use(use, town.ada))
+    ends = consent(
+        town.act(lambda register: register.experts("acme"))[0],
+        purpose="medical",
+        valid_until_us=town.now + DAY,
+    )
+    town.widen(town.ada, town.alan, ends)
+    word = town.act(lambda register: register.consents("acme"))[-1]
+    town.widen(town.ada, town.alan, ConsentRenew(consent_id=word.id))
+    files = write(town, tmp_path / "pack")
+    assert verify_pack(tmp_path / "pack", {KEY.public_key}).ok
+    told = [(one["effect"], one["record_id"]) for one in json.loads(files["consents.json"])]
+    assert sorted(effect for effect, _ in told) == ["forbid", "permit", "permit", "permit", "permit"]
+    receipts = [one["document"]["header"]["record_id"] for one in json.loads(files["receipts.json"])]
+    assert sorted(receipts) == sorted({record for effect, record in told if effect == "permit"})
 
 
 def test_every_changed_file_is_found(town: Town, tmp_path: Path) -> None:

@@ -175,19 +175,6 @@ def test_strict_names_a_conflict_set_from_which_nothing_can_be_taken() -> None:
     assert all(d.verdict == "deny" and d.valid_until_us is None for d in composition.decisions)
 
 
-@few
-@given(seeds)
-def test_without_a_conflict_strict_and_drop_by_rule_agree(seed: int) -> None:
-    """The two ways of settling differ only where there is something to settle."""
-    snapshot, question = random_world(seed)
-    strict = compose(snapshot, question.model_copy(update={"on_conflict": "strict"}))
-    dropping = compose(snapshot, question.model_copy(update={"on_conflict": "drop_by_rule"}))
-    if not any(one.gate == "set" for one in strict.reasons):
-        assert strict.to_json() == dropping.to_json()
-    else:
-        assert dropping.members or dropping.verdict == "deny"
-
-
 @pytest.mark.parametrize(
     ("code", "fields"),
     [

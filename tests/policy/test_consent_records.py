@@ -165,6 +165,18 @@ def test_a_renewal_goes_on_where_the_old_one_ends(town: Town) -> None:
 
 
 @ONE_ENGINE
+def test_withdrawing_again_names_the_withdrawal_and_not_the_renewal(town: Town) -> None:
+    """Whichever word of a renewed record is withdrawn again, the answer is the epoch that ended them all."""
+    opened(town, valid_until_us=town.now + 30 * DAY)
+    old = only(town)
+    town.widen(town.ada, town.alan, ConsentRenew(consent_id=old.id, valid_until_us=town.now + 90 * DAY))
+    new = only(town)
+    ended = town.act(lambda register: register.withdraw_consent(new.id, town.ada))
+    for word in (old, new):
+        assert town.act(lambda register, one=word: register.withdraw_consent(one.id, town.ada)) == ended
+
+
+@ONE_ENGINE
 def test_renewals_that_are_none_are_refused(town: Town) -> None:
     """Not for shorter, not with an overlap, not what was withdrawn, has no end or belongs to another."""
     expert = opened(town)
@@ -291,6 +303,21 @@ def test_a_lapsed_consent_can_be_renewed(town: Town) -> None:
     with book(town) as read:
         assert [event.event for event in read.file(word.id).events] == ["given", "expired", "renewed"]
         assert read.note_expired() == []
+
+
+@ONE_ENGINE
+def test_renewed_words_do_not_crowd_out_those_that_lapsed(town: Town) -> None:
+    """However few words are looked at, one whose record went on is none of them."""
+    expert = opened(town, valid_until_us=town.now + DAY)
+    renewed = only(town)
+    item = ConsentRenew(consent_id=renewed.id, valid_from_us=renewed.valid_until_us)
+    town.widen(town.ada, town.alan, item)
+    town.widen(town.ada, town.alan, consent(expert, purpose="education", valid_until_us=town.now + 2 * DAY))
+    lapsed = only(town)
+    town.now += 3 * DAY
+    with book(town) as read:
+        assert read.note_expired(limit=1) == [lapsed.id]
+        assert read.note_expired(limit=1) == []
 
 
 @ONE_ENGINE

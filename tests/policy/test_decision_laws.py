@@ -119,44 +119,6 @@ def test_order_and_repetition_of_facts_are_immaterial(seed: int) -> None:
 
 @few
 @given(seeds)
-def test_a_permit_ends_exactly_when_it_says(seed: int) -> None:
-    """Permit at every boundary before valid_until and a microsecond before it; deny at it."""
-    snapshot, question = random_world(seed)
-    for fact in snapshot.experts:
-        decision = decide(snapshot, question, fact)
-        if decision.verdict == "deny":
-            assert decision.valid_until_us is None
-            continue
-        end_us = decision.valid_until_us
-        inside = [t for t in (*TIMES, 2**52) if t >= NOW_US and (end_us is None or t < end_us)]
-        for at_us in inside if end_us is None else [*inside, end_us - 1]:
-            asked = question.model_copy(update={"at_us": at_us})
-            assert decide(snapshot, asked, fact).verdict == "permit"
-        if end_us is not None:
-            asked = question.model_copy(update={"at_us": end_us})
-            assert decide(snapshot, asked, fact).verdict == "deny"
-
-
-@few
-@given(seeds)
-def test_the_cited_facts_suffice_for_a_permit(seed: int) -> None:
-    """With only the cited consents, grants and rules the permit stands, and ends no later."""
-    snapshot, question = random_world(seed)
-    for fact in snapshot.experts:
-        decision = decide(snapshot, question, fact)
-        if decision.verdict == "permit":
-            cited = {one for reason in decision.reasons for one in reason.fact_ids}
-            kept = {
-                kind: tuple(one for one in getattr(snapshot, kind) if one.id in cited)
-                for kind in ("consents", "grants", "rules")
-            }
-            again = decide(snapshot.model_copy(update=kept), question, fact)
-            assert again.verdict == "permit"
-            assert [r.fact_ids for r in again.reasons] == [r.fact_ids for r in decision.reasons]
-
-
-@few
-@given(seeds)
 def test_widening_the_purpose_or_region_never_permits_more(seed: int) -> None:
     """What is permitted for research at large is permitted for each kind of research."""
     snapshot, question = random_world(seed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from town import ERASURE_TABLES, Town, consent, usage
 
 from model_core.packing.keys import generate_key
@@ -37,11 +37,12 @@ from policy.records.paper import ConsentPaper, Notice
 from policy.tables import APPEND_ONLY, LATCHED
 from tenants.accounts.datasets import Datasets
 from tenants.accounts.schema import Base
+from tenants.accounts.scope import PLATFORM, ScopedSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from policy.records import ExpertRecord
+    from policy.records.assets import ExpertRecord
 
 #: What no engine can change is tried on one.
 ONE_ENGINE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -190,6 +191,22 @@ def test_a_rejected_request_changes_nothing(town: Town) -> None:
         assert room.reject(wanted.id, town.carl).state == "rejected"
     assert town.members() == {expert.expert_id}
     assert asked(town, expert).state == "requested"
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_rejection_waits_for_an_approval_before_it_looks(town: Town) -> None:
+    """While somebody approves, nobody reads the request as undecided and closes it over the approval."""
+    wanted = asked(town, town.expert())
+    with erasing(town) as room:
+        room.approve(wanted.id, town.carl)
+        with town.database.engine.connect() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            session = ScopedSession(connection, info={"scope": PLATFORM})
+            with pytest.raises(OperationalError) as waiting:
+                Erasures(session, town.now).reject(wanted.id, town.alan)
+    assert "advisory" in str(waiting.value.statement)
+    with pytest.raises(ErasureClosed), erasing(town) as room:
+        room.reject(wanted.id, town.alan)
 
 
 def test_the_record_names_recipients_and_what_stays(town: Town) -> None:

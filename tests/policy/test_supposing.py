@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from policy.deciding.composition import compose
 from policy.deciding.questions import Question
+from policy.facts.kinds import KINDS
 from policy.facts.snapshot import Snapshot
 from policy.preview.supposing import Supposition, suppose
 from policy.records.assets import ExpertRecord
 from policy.records.items import (
     ChangeItem,
+    ConsentRenew,
+    ExpertResume,
     ForbidRule,
     ForbidUse,
     GrantGive,
     LicensePut,
     ListingPut,
+    RuleLift,
     RulePermit,
+    TenantResume,
 )
 from tests.policy.town import Town, consent, deployment
 
@@ -67,6 +72,53 @@ def test_what_is_supposed_is_what_publishing_says(town: Town) -> None:
     )
     assert first.digest == digest
     assert not first.deployments
+
+
+def _facts(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Every fact as text, without what only a publication can give it: ids, versions and members."""
+    unknown = {"consents": {"id"}, "grants": {"id"}, "rules": {"id"}}
+    unknown |= {"licenses": {"version"}, "deployments": {"members"}}
+    return {
+        kind: sorted(fact.model_dump_json(exclude=unknown.get(kind)) for fact in getattr(snapshot, kind))
+        for kind in KINDS
+    }
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_every_kind_of_edit_is_supposed_as_it_is_written(town: Town) -> None:
+    """One after the other, an edit of each kind supposes the very facts that publishing it leaves."""
+    first, second = town.expert(), town.expert("beta", "numbers")
+    town.open_all(first, second)
+    ends = consent(first, purpose="medical", valid_until_us=town.now + 10**12)
+    town.widen(town.ada, town.alan, ends)
+    rule = ForbidRule(text="no", purpose="sales")
+    town.act(lambda register: register.add_forbid_rule(rule, town.carl))
+    town.act(lambda register: register.suspend_expert(second.expert_id, town.bob))
+    town.act(lambda register: register.suspend_tenant("club", town.olga))
+    now = town.act(lambda register: register.snapshot(None))
+    terms = now.licenses_by_key["mit"].model_copy(update={"attribution": True, "reviewed_by": "cleo"})
+    ending = next(fact.id for fact in now.consents if fact.valid_until_us is not None)
+    forbidding = next(fact.id for fact in now.rules if fact.effect == "forbid")
+    edits: list[tuple[Any, ChangeItem]] = [
+        (town.ada, consent(first, purpose="education", commercial=True)),
+        (town.ada, ConsentRenew(consent_id=ending, valid_until_us=town.now + 10**13)),
+        (town.ada, GrantGive(expert_id=first.expert_id, consumer_tenant="club", purpose="education")),
+        (town.carl, RulePermit(text="schools", purpose="education")),
+        (town.ada, ListingPut(expert_id=first.expert_id, price_micro_per_1k_tokens=7, license="Apache-2.0")),
+        (town.bob, ExpertResume(expert_id=second.expert_id)),
+        (town.olga, TenantResume(slug="club")),
+        (town.dora, deployment(town.base, purpose="education")),
+        (town.carl, LicensePut(fact=terms)),
+        (town.carl, RuleLift(rule_id=forbidding)),
+    ]
+    assert {type(item) for _, item in edits} == set(get_args(get_args(ChangeItem)[0]))
+    for author, item in edits:
+        before = town.act(lambda register: register.snapshot(None))
+        published = town.widen(author, town.cleo, item)
+        after = town.act(lambda register: register.snapshot(None))
+        supposition = Supposition(items=(item,))
+        supposed = suppose(before, supposition, tenant=author.tenant, at_us=published.at_us)
+        assert _facts(supposed) == _facts(after) != _facts(before), item.kind
 
 
 @pytest.mark.parametrize("kind", ["consent", "grant", "expert", "forbid", "rule"])
