@@ -138,7 +138,7 @@ def test_each_law_of_one_world_holds_for_published_facts(name: str, database: Da
 
 
 def test_a_denial_is_mended_by_what_it_names_on_either_engine(database: Database) -> None:
-    """What a published denial names, written, makes it a permit; without that of one gate, that gate denies."""
+    """What a published denial names, written, makes it a permit; less one gate's, that gate alone denies."""
     keep = through(database)
     seen = 0
     for seed in range(700_000, 700_040):
