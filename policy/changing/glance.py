@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a draft does to every deployment, by expert: the quick look that every reviewer gets.
 
-Pure: two snapshots in, a preview out. Knows neither logged decisions nor money (``policy.preview.weighing``).
+Pure: two snapshots in, a preview out. Knows neither logged decisions nor money (``policy.preview``).
 """
 
 from __future__ import annotations

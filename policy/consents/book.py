@@ -8,12 +8,13 @@ there were records get one with the next thing that happens to them. Knows nothi
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy.orm import aliased
 
 from model_core.packing.canonical import canonical_bytes
 from model_core.packing.ids import new_id
 from policy.consents.reading import ConsentReader, to_notice
-from policy.consents.status import Event, is_valid, may_follow, status_after
+from policy.consents.status import VALID, Event, is_valid, may_follow, status_after
 from policy.errors import ConsentEventRefused
 from policy.guards.authority import unknown
 from policy.records.paper import ConsentPaper, Notice, NoticeRecord
@@ -102,8 +103,13 @@ class ConsentBook(ConsentReader):
         """The epoch in which the last word of a record ended; None while one of them stands."""
         if word.state == "given" or self._standing_with(word):
             return None
-        query = select(ConsentEventRow.epoch).where(
-            ConsentEventRow.consent_id == word.id, ConsentEventRow.event == "withdrawn"
+        of_record = select(ConsentFileEventRow.consent_id).where(
+            ConsentFileEventRow.record_id == (self._known_record(word.id) or "")
+        )
+        # A word that was renewed ended before its record did.
+        query = select(func.max(ConsentEventRow.epoch)).where(
+            ConsentEventRow.event == "withdrawn",
+            or_(ConsentEventRow.consent_id == word.id, ConsentEventRow.consent_id.in_(of_record)),
         )
         return self._session.scalar(query)
 
@@ -132,7 +138,7 @@ class ConsentBook(ConsentReader):
             .join(ConsentFileEventRow, ConsentFileEventRow.consent_id == ConsentRow.id)
             .where(
                 ConsentFileEventRow.record_id == (self._known_record(word.id) or ""),
-                ConsentFileEventRow.event.in_(("given", "renewed")),
+                ConsentFileEventRow.event.in_(VALID),
                 ConsentRow.state == "given",
                 ConsentRow.id != word.id,
             )
@@ -151,12 +157,12 @@ class ConsentBook(ConsentReader):
             ConsentRow.valid_until_us <= self._now_us,
             ~_has_event("expired"),
             ~_has_event("invalidated"),
+            ~_went_on(),
         )
         noted = []
         for word in self._session.scalars(query.order_by(ConsentRow.valid_until_us).limit(limit)):
             record_id = self._record_of(word)
-            last = self._last_word(record_id)
-            if last is not None and last.consent_id == word.id and is_valid(self._status(record_id)):
+            if is_valid(self._status(record_id)):
                 self._append(record_id, word.tenant, "expired", None, word=word)
                 noted.append(word.id)
         return noted
@@ -247,3 +253,14 @@ class ConsentBook(ConsentReader):
 
 def _has_event(event: str) -> ColumnElement[bool]:
     return exists().where(ConsentFileEventRow.consent_id == ConsentRow.id, ConsentFileEventRow.event == event)
+
+
+def _went_on() -> ColumnElement[bool]:
+    """Whether a word's record has a later one: it was renewed, and its own end is not the record's."""
+    own, later = aliased(ConsentFileEventRow), aliased(ConsentFileEventRow)
+    return exists().where(
+        own.consent_id == ConsentRow.id,
+        later.record_id == own.record_id,
+        later.n > own.n,
+        later.event.in_(VALID),
+    )

@@ -10,7 +10,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from policy.consents.records import ConsentFile, Expiring, FileEvent
-from policy.consents.status import Status, is_valid, status_after
+from policy.consents.status import VALID, Status, is_valid, status_after
 from policy.facts.snapshot import ConsentFact
 from policy.guards.authority import unknown
 from policy.publishing.publication import to_fact
@@ -172,7 +172,7 @@ class ConsentReader:
     def _last_word(self, record_id: str) -> ConsentFileEventRow | None:
         query = select(ConsentFileEventRow).where(
             ConsentFileEventRow.record_id == record_id,
-            ConsentFileEventRow.event.in_(("given", "renewed")),
+            ConsentFileEventRow.event.in_(VALID),
         )
         return self._session.scalars(query.order_by(ConsentFileEventRow.n.desc()).limit(1)).one_or_none()
 

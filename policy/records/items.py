@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a change can hold: the widening edits. Pure documents; who may make them is decided in ``changes``."""
+"""What a change can hold: the widening edits. Pure; who may make them: ``policy.changing.changes``."""
 
 from __future__ import annotations
 
