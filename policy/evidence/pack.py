@@ -120,11 +120,15 @@ def make_pack(
 
 
 def _receipts(session: Session, facts: Facts, key: SigningKey, now_us: int) -> list[dict[str, Any]]:
-    """A receipt for where each owner's word stands, signed by itself, so that it can be handed on alone."""
+    """A receipt for where each consent stands, signed by itself, so that it can be handed on alone.
+
+    A record has one for all its words; a prohibition has none, since it is no consent.
+    """
     reader = ConsentReader(session, now_us)
+    records = dict.fromkeys(word.record_id for word in facts.consents if word.effect == "permit")
     documents = (
-        consent_receipt(reader.file(word.id), None, (), platform=PLATFORM_TENANT, issued_at_us=now_us)
-        for word in facts.consents
+        consent_receipt(reader.file(record_id), None, (), platform=PLATFORM_TENANT, issued_at_us=now_us)
+        for record_id in records
     )
     return [sign_receipt(document, key).model_dump(mode="json") for document in documents]
 

@@ -82,7 +82,7 @@ def readme(facts: Facts, public_key: str) -> str:
 | `attribution.md` | whom the endpoint names, and its duties |
 | `composition.json` | the composition with the decision and the reasons for every candidate |
 | `consents.json` | the owners' words behind it, with their history |
-| `receipts.json` | a signed receipt for each word (ISO/IEC TS 27560 fields) |
+| `receipts.json` | a signed receipt for each consent (ISO/IEC TS 27560 fields) |
 | `decisions.json` | logged decisions, each decided again from its snapshot |
 | `licenses.json` | reviewed facets of the licenses, with their digests |
 | `proofs.json` | rows behind all this, each with its path to the signed root |
