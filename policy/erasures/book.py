@@ -123,6 +123,9 @@ class Erasures:
             NotAllowed: the principal could not have approved it and did not ask for it.
             ErasureClosed: it was decided before.
         """
+        Publisher(
+            self._session, self._now_us
+        ).lock()  # as approving does: whoever comes second finds it closed
         row = self._open(erasure_id, principal)
         row.state, row.decided_by, row.decided_at_us = "rejected", principal.id, self._now_us
         self._session.flush()
