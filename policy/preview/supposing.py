@@ -4,7 +4,7 @@
 An edit of a change becomes the fact that publishing it would write; what would be forbidden, withdrawn or
 suspended is supposed the same way. Where anything is supposed that widens, deployments are taken as reviewed
 anew, as a publication of it would. It does not know who may suppose what, nor whether a register would take
-the edits.
+the edits; and of a suspended expert not whether it was ever offered, so resuming it supposes that it was.
 """
 
 from __future__ import annotations
@@ -167,14 +167,15 @@ def _consent(
 
 def _renewed(facts: list[Any], item: ConsentRenew, fact_id: str, at_us: int) -> list[Any]:
     """The consents with one that goes on for longer; without change where there is no such consent."""
-    start_us = at_us if item.valid_from_us is None else item.valid_from_us
+    start_us = max(at_us, item.valid_from_us or at_us)
     found = []
     for fact in facts:
         if fact.id != item.consent_id:
             found.append(fact)
             continue
-        overlaps = fact.valid_until_us is None or start_us < fact.valid_until_us
-        found.append(fact.model_copy(update={"state": "withdrawn"} if overlaps else {}))
+        if fact.valid_until_us is not None and fact.valid_until_us <= start_us:
+            found.append(fact)
+        # Else it ends as the new one begins, and a word that a later one replaced is no fact any more.
         new = {"id": fact_id, "valid_from_us": start_us, "valid_until_us": item.valid_until_us}
         found.append(fact.model_copy(update=new))
     return found
