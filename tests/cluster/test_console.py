@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from cluster.gateway.console.charts import curve_chart
 from cluster.gateway.console.forms import amount, day, settings
-from cluster.gateway.console.reading import VIEWS, reads_as
+from cluster.gateway.console.reading import VIEWS, home, reads_as
 from cluster.gateway.console.render import show_credits
+from cluster.gateway.console.visit import Visit
 from cluster.office.calendar import weigh_next
 from model_core.errors import ProductError
 
@@ -347,6 +349,8 @@ def test_a_draft_is_written_scheduled_and_seen_through(town: Any, browser: Brows
     revised = _send(ada, address, f"{address}/revise")
     assert "opened again as a draft" in revised.text
     assert "revised" in bob.get(address).text
+    given_up = _send(ada, revised.url.path, f"{revised.url.path}/withdraw")
+    assert "Withdrawn. Nothing was published." in given_up.text
 
 
 def test_a_stop_is_one_form_and_waits_for_a_signature(town: Any, browser: Browser) -> None:
@@ -368,6 +372,23 @@ def test_a_stop_is_one_form_and_waits_for_a_signature(town: Any, browser: Browse
     shown = dora.get(f"/console/epochs/{row['epoch']}").text
     assert "Deployments that change." in shown
     _check_page(shown, "epoch")
+
+
+def test_an_overdue_stop_is_on_the_first_page_however_many_followed() -> None:
+    """The oldest stop, which nobody signed, is named before the newest ones, which need nothing."""
+    stops = [{"id": f"stp_{n}", "state": "signed"} for n in range(300, 0, -1)]
+    stops += [{"id": "stp_0", "state": "overdue"}]
+
+    class Answers:
+        async def call(self, operation: str, **fields: Any) -> dict[str, Any]:
+            if operation != "stops.list":
+                return {"items": []}
+            wanted = fields.get("overdue")
+            rows = [row for row in stops if wanted in {None, row["state"] == "overdue"}]
+            return {"items": rows[: fields["limit"]]}
+
+    shown = asyncio.run(home(cast("Visit", Answers())))
+    assert [row["id"] for row in shown["unsigned"]] == ["stp_0"]
 
 
 def test_a_published_change_is_rolled_back_with_one_button(town: Any, browser: Browser) -> None:

@@ -163,7 +163,7 @@ ACTS = (
         path="/console/changes/{change_id}/withdraw",
         operation="changes.withdraw",
         to="/console/changes/{change_id}",
-        note="rejected",
+        note="given_up",
     ),
     Act(
         path="/console/changes/{change_id}/revise",

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.gateway.console.forgetting import erasure, erasures
 from cluster.gateway.console.render import show_credits
-from cluster.gateway.console.reviewing import STATES, around, epoch, stops
+from cluster.gateway.console.reviewing import STATES, around, epoch, expert_names, stops
 from cluster.gateway.console.visit import Visit
 
 Values = dict[str, Any]
@@ -44,12 +44,13 @@ async def _optional(visit: Visit, operation: str, **fields: Any) -> dict[str, An
 
 async def home(visit: Visit) -> Values:
     """What is going on."""
-    status, proposed, stopped = await asyncio.gather(
+    status, proposed, overdue, stopped = await asyncio.gather(
         visit.call("status.show"),
         visit.call("changes.list", state="proposed", limit=20),
-        visit.call("stops.list", limit=20),
+        visit.call("stops.list", overdue=True, limit=100),  # of all stops the oldest
+        visit.call("stops.list", overdue=False, limit=100),
     )
-    unsigned = [row for row in stopped["items"] if row["state"] != "signed"]
+    unsigned = overdue["items"] + [row for row in stopped["items"] if row["state"] != "signed"]
     return {"overview": status, "proposed": proposed["items"], "unsigned": unsigned}
 
 
@@ -96,7 +97,7 @@ async def consents(visit: Visit) -> Values:
         visit.call("experts.list", limit=500),
         visit.call("grants.list", limit=500),
     )
-    names = {row["id"]: f"{row['tenant']}/{row['name']} v{row['version']}" for row in catalogue["items"]}
+    names = expert_names(catalogue)
     own = [row for row in catalogue["items"] if row["tenant"] == visit.session.tenant]
     return {
         "consents": found["items"],
@@ -130,7 +131,7 @@ async def change(visit: Visit) -> Values:
         visit.call("experts.list", limit=500),
         visit.call("me.show"),
     )
-    names = {row["id"]: f"{row['tenant']}/{row['name']} v{row['version']}" for row in catalogue["items"]}
+    names = expert_names(catalogue)
     return await around(visit, found) | {
         "change": found,
         "names": names,

@@ -16,6 +16,11 @@ STATES = ("draft", "proposed", "scheduled", "approved", "rejected", "withdrawn",
 _LAID_OPEN = ("proposed", "scheduled", "approved", "failed")
 
 
+def expert_names(catalogue: dict[str, Any]) -> dict[str, str]:
+    """What people call the experts of an answer of ``experts.list``, by id."""
+    return {row["id"]: f"{row['tenant']}/{row['name']} v{row['version']}" for row in catalogue["items"]}
+
+
 async def around(visit: Visit, found: dict[str, Any]) -> Values:
     """What stands around one change: its report, who runs it, and its edits as its author writes them."""
     change_id = found["id"]
@@ -33,7 +38,7 @@ async def around(visit: Visit, found: dict[str, Any]) -> Values:
 
 
 async def stops(visit: Visit) -> Values:
-    """Emergency stops, and what can be stopped."""
+    """Emergency stops, and whose signature may not be the second."""
     found, me = await asyncio.gather(
         visit.call("stops.list", limit=100, after=visit.query("after")), visit.call("me.show")
     )
@@ -46,5 +51,4 @@ async def epoch(visit: Visit) -> Values:
     impact, catalogue = await asyncio.gather(
         visit.call("epochs.impact", epoch=number), visit.call("experts.list", limit=500)
     )
-    names = {row["id"]: f"{row['tenant']}/{row['name']} v{row['version']}" for row in catalogue["items"]}
-    return {"epoch": number, "impact": impact, "names": names}
+    return {"epoch": number, "impact": impact, "names": expert_names(catalogue)}

@@ -40,6 +40,7 @@ NOTES = {
     "lifted": "Lifted.",
     "noted": "Noted.",
     "rejected": "Rejected. Nothing was published.",
+    "given_up": "Withdrawn. Nothing was published.",
     "submitted": "Submitted. It starts when there is room.",
     "cancelling": "Its end was asked for.",
     "uploaded": "Received and registered.",
