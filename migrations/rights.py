@@ -25,7 +25,7 @@ APPLICATION: Final = "marketplace_application"
 DECIDER: Final = "marketplace_decider"
 
 #: What the decider reads: enough to answer from published snapshots, and nobody's rows.
-DECIDED_FROM: Final = ("publications", "snapshots")
+DECIDED_FROM: Final = ("publications", "snapshots", "published_facts")
 
 _POSTGRES: Final[Any] = postgresql.dialect()  # type: ignore[no-untyped-call]
 _TENANT: Final = f"(SELECT current_setting('{SETTING}', true))"

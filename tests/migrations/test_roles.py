@@ -16,11 +16,14 @@ from cluster.bootstrap import open_database, upgrade_database
 from cluster.cli.main import root
 from cluster.settings import Settings
 from migrations.rights import APPLICATION, DECIDED_FROM
+from policy.publishing.publication import Publisher
+from policy.records.items import RulePermit
 from policy.tables import APPEND_ONLY, LATCHED
 from tenants.accounts.database import Database
 from tenants.accounts.role_check import check_role
 from tenants.accounts.schema import Base
 from tenants.errors import SchemaBehind, UnsafeDatabaseRole
+from tests.policy.town import Town
 
 EVERY_RIGHT = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 
@@ -74,6 +77,20 @@ def test_the_decider_reads_publications_and_nothing_else(postgres: Any) -> None:
     with engine.connect() as connection, pytest.raises(DBAPIError, match="permission denied"):
         connection.execute(text("DELETE FROM publications"))
     engine.dispose()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_the_decider_can_read_what_it_decides_from(postgres: Any, database: Database) -> None:
+    """As the role that only decides, a published epoch is read whole, and checked against its digest."""
+    town = Town(database)
+    town.widen(town.carl, town.cleo, RulePermit(text="to begin with"))
+    town.widen(town.carl, town.cleo, RulePermit(text="and on", purpose="research"))
+    published = town.act(lambda register: register.snapshot())
+    reader = Database(postgres.url("blank", "marketplace_reader"))
+    with reader.reading() as session:
+        read = Publisher(session, town.now).snapshot()
+    reader.close()
+    assert (read.epoch, read.rules) == (2, published.rules)
 
 
 @pytest.mark.parametrize(
