@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -105,12 +107,24 @@ def open_database(settings: Settings, *, patience_s: float = _LOCK_PATIENCE_S) -
                 raise
             time.sleep(0.05)
         else:
-            seal_database(database)
-            if database.is_sqlite:
-                _upgrade(database, database)
-            else:
-                _check_ready(database)
-            return database
+            break
+    with _closed_on_failure(database):
+        seal_database(database)
+        if database.is_sqlite:
+            _upgrade(database, database)
+        else:
+            _check_ready(database)
+    return database
+
+
+@contextmanager
+def _closed_on_failure(database: Database) -> Iterator[None]:
+    """Lets go of a database that was not made ready: its lock would hide the reason from the next try."""
+    try:
+        yield
+    except BaseException:
+        database.close()
+        raise
 
 
 def upgrade_database(settings: Settings) -> None:
@@ -124,18 +138,16 @@ def upgrade_database(settings: Settings) -> None:
     """
     if settings.embedded_database:
         return
-    database = Database(settings.database_url, scope=PLATFORM)
-    owner = Database(settings.migrator_database_url) if settings.migrator_database_url else None
-    try:
+    with ExitStack() as opened:
+        database = Database(settings.database_url, scope=PLATFORM)
+        opened.callback(database.close)
         check_role(database.engine)
-        if owner is not None:
+        if settings.migrator_database_url:
+            owner = Database(settings.migrator_database_url)
+            opened.callback(owner.close)
             seal_database(database)
             _upgrade(owner, database)
         _check_ready(database)
-    finally:
-        database.close()
-        if owner is not None:
-            owner.close()
 
 
 def _upgrade(owner: Database, database: Database) -> None:
@@ -172,7 +184,7 @@ def open_office(document: dict[str, Any]) -> Office:
     log_to(home.logs, "office", settings.log_level)
     store = open_store(settings, home)
     database = open_database(settings)
-    with database.unit_of_work() as session:
+    with _closed_on_failure(database), database.unit_of_work() as session:
         desk = Desk(session=session, home=home, artifacts=store, settings=settings)
         found_platform(desk)
         import_starter_base(desk)

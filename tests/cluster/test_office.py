@@ -211,6 +211,22 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
     _in_office(tmp_path, story)
 
 
+def test_an_office_whose_first_work_fails_says_so_twice_and_opens_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A try that fails after the database was locked lets go of it, so the next one tells the same reason."""
+
+    def fails(_desk: Any) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cluster.bootstrap.import_starter_base", fails)
+        for _ in range(2):
+            with pytest.raises(OSError, match="the disk is full"):
+                open_office(_settings(tmp_path))
+    open_office(_settings(tmp_path)).close()
+
+
 def test_an_office_that_cannot_open_says_why_and_opens_later(tmp_path: Path, monkeypatch: Any) -> None:
     """The actor survives a database that is still held, says so, and opens with a later question."""
     monkeypatch.setattr("cluster.bootstrap.open_database.__kwdefaults__", {"patience_s": 0.1})
