@@ -23,7 +23,6 @@ from cluster.office.protocol import (
     OFFICE_NAME,
     Admission,
     Caller,
-    EpochEvent,
     EpochNews,
     JobClaim,
     JobDirection,
@@ -113,11 +112,6 @@ class OfficeClient:
         """
         answer = await self._send(False, "wait_epoch", server_id, seen_epoch, timeout_s, changes)
         return cast("EpochNews", answer)
-
-    async def epochs_after(self, epoch: int, limit: int = 100, timeout_s: float = 20.0) -> list[EpochEvent]:
-        """Long-polls for the epochs above one."""
-        answer = await self._send(True, "epochs_after", epoch, limit, min(timeout_s, self._answer_s / 2))
-        return cast("list[EpochEvent]", answer)
 
     async def acknowledge(
         self, server_id: str, epoch: int, snapshot_digest: str, compositions: dict[str, str]

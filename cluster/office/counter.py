@@ -30,7 +30,6 @@ from cluster.office.jobs import (
 from cluster.office.protocol import (
     Admission,
     Caller,
-    EpochEvent,
     EpochNews,
     JobClaim,
     JobDirection,
@@ -202,23 +201,6 @@ class Office:
                 return news
             if not await self.changed(generation, left_s):
                 return news
-
-    async def epochs_after(self, epoch: int, limit: int = 100, timeout_s: float = 20.0) -> list[EpochEvent]:
-        """Long-polls for the epochs above one, lowest first."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-
-        def above(desk: Desk) -> list[EpochEvent]:
-            rows = desk.register.publications(epoch, limit)
-            return [
-                EpochEvent(**{name: getattr(row, name) for name in EpochEvent.model_fields}) for row in rows
-            ]
-
-        while True:
-            generation = self._generation
-            events = await self._read(above)
-            left_s = deadline - asyncio.get_running_loop().time()
-            if events or left_s <= 0 or not await self.changed(generation, left_s):
-                return events
 
     @property
     def generation(self) -> int:

@@ -130,22 +130,6 @@ class EpochNews(Message):
     stopped: dict[str, str] = Field(default_factory=dict)
 
 
-class EpochEvent(Message):
-    """That an epoch was published.
-
-    Attributes:
-        epoch: its number.
-        snapshot_digest: of what it froze.
-        reason: the kind of act that it carries, as ``consent.withdraw`` or ``change``.
-        at_us: when it was published, microseconds since the Unix epoch.
-    """
-
-    epoch: int
-    snapshot_digest: str
-    reason: str
-    at_us: int
-
-
 class MetricReading(Message):
     """One point of a training curve."""
 
@@ -301,13 +285,6 @@ class OfficeProtocol(Protocol):
         """Long-polls for an epoch above ``seen_epoch`` (-1 asks for the newest at once). Repeatable.
 
         With ``changes`` the answer may hold what changed in place of the whole snapshot.
-        """
-        ...
-
-    async def epochs_after(self, epoch: int, limit: int = 100, timeout_s: float = 20.0) -> list[EpochEvent]:
-        """Long-polls for the epochs above one, lowest first and without a gap. Repeatable.
-
-        Answers as soon as there is one, and with none when the time is up.
         """
         ...
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The office tells of every epoch, in order, at least once, and lets others wait for epochs."""
+"""The office tells of every epoch, in order and at least once."""
 
 from __future__ import annotations
 
@@ -86,26 +86,5 @@ def test_the_announcer_is_woken_by_a_publication(tmp_path: Path) -> None:
         teller.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await teller
-
-    _in_office(tmp_path, story)
-
-
-def test_whoever_waits_for_epochs_gets_all_of_them(tmp_path: Path) -> None:
-    """Those that are there come at once, later ones when they come, and none when the time is up."""
-
-    async def story(office: Office, operator: str) -> None:
-        compliance = await _compliance(office, operator)
-        assert await office.epochs_after(0, timeout_s=0.05) == []
-        waiting = asyncio.create_task(office.epochs_after(0, timeout_s=60))
-        await asyncio.sleep(0.05)
-        await _publish(office, compliance)
-        (first,) = await asyncio.wait_for(waiting, 50)
-        assert (first.epoch, first.reason) == (1, "rule.forbid")
-        await _publish(office, compliance)
-        await _publish(office, compliance)
-        assert [one.epoch for one in await office.epochs_after(1)] == [2, 3]
-        assert [one.epoch for one in await office.epochs_after(0, limit=1)] == [1]
-        news = await office.wait_epoch("srv", -1)
-        assert (await office.epochs_after(2))[0].snapshot_digest == news.snapshot_digest
 
     _in_office(tmp_path, story)
