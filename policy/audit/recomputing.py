@@ -3,7 +3,7 @@
 
 Seals say that a row is the one that was written; this says that what was written follows from the acts in
 the audit chain: epochs and their snapshots from ``epoch.publish``, changes from the epoch that carried them
-out or the act that rejected them, deployments from the last snapshot, keys and their roles from the acts
+out or the act that closed them, deployments from the last snapshot, keys and their roles from the acts
 that made and revoked them, and the sums of budgets from reservations and usage. Acts of before this was
 chained explain nothing, so a missing act counts only in a chain that begins with the founding of the
 platform.
@@ -42,7 +42,14 @@ SENTENCES: Final[Mapping[str, str]] = {
     "budget_differs": "the sums are not those of the tenant's reservations and usage",
 }
 _NEVER: Final = 1 << 62
-_ACTS: Final = ("epoch.publish", "changes.reject", "keys.create", "keys.revoke")
+#: Act that closes a change without effect → what its stage may say then. An author's rejection withdraws.
+_CLOSINGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "changes.reject": ("", "withdrawn"),
+    "changes.withdraw": ("withdrawn",),
+    "changes.revise": ("revised",),
+    "changes.fail": ("failed",),
+}
+_ACTS: Final = ("epoch.publish", *_CLOSINGS, "keys.create", "keys.revoke")
 
 
 def recompute(session: Session) -> Iterator[Bad]:
@@ -50,7 +57,7 @@ def recompute(session: Session) -> Iterator[Bad]:
     acts = _acts(session)
     founded = session.scalar(select(AuditRow.action).where(AuditRow.seq == 1)) == "tenants.create"
     yield from _publications(session, acts["epoch.publish"])
-    yield from _changes(session, acts)
+    yield from _changes(session, acts, founded=founded)
     yield from _deployments(session)
     yield from _keys(session, acts, founded=founded)
     yield from _budgets(session)
@@ -83,17 +90,23 @@ def _publications(session: Session, acts: Mapping[str, tuple[str, Mapping[str, A
         yield _bad("publications", missing.removeprefix("epoch:"), "publication_unexplained")
 
 
-def _changes(session: Session, acts: Mapping[str, Any]) -> Iterator[Bad]:
+def _changes(session: Session, acts: Mapping[str, Any], *, founded: bool) -> Iterator[Bad]:
     published = {
         facts["change_id"]: (int(name.removeprefix("epoch:")))
         for name, (_, facts) in acts["epoch.publish"].items()
         if facts.get("change_id")
     }
-    query = select(ChangeRow.id, ChangeRow.state, ChangeRow.epoch).order_by(ChangeRow.id)
-    for change_id, state, epoch in session.execute(query):
-        rejected = f"changes/{change_id}" in acts["changes.reject"]
+    row = ChangeRow
+    query = select(row.id, row.state, row.stage, row.epoch).order_by(row.id)
+    for change_id, state, stage, epoch in session.execute(query):
+        stages = [ends for act, ends in _CLOSINGS.items() if f"changes/{change_id}" in acts[act]]
         told = published.pop(change_id, None)
-        if told != epoch or (told is not None and state != "approved") or (rejected and state != "rejected"):
+        holds = told == epoch and (told is None or state == "approved")
+        if stages:
+            holds = holds and state == "rejected" and stage in stages[0]
+        elif founded:
+            holds = holds and state != "rejected"
+        if not holds:
             yield _bad("changes", change_id, "change_unexplained")
     for change_id in sorted(published):
         yield _bad("changes", change_id, "change_unexplained")

@@ -23,11 +23,13 @@ from policy.audit.rows import RECOMPUTED, UNSEALED, key_text
 from policy.audit.sealing import _lock_key, append_seal, make_seal, seal_database, seal_of
 from policy.audit.verifying import sealed_tables, verify_rows
 from policy.records.audit import AuditReport, Checkpoint
+from policy.records.items import RulePermit
 from policy.tables.seals import SealRow
 from tenants.accounts.accounts import Accounts
 from tenants.accounts.database import Database
 from tenants.accounts.schema import Base
 from tenants.accounts.scope import PLATFORM
+from tenants.accounts.tables import KeyRow
 
 KEY = generate_key()
 TABLES = sorted(table.name for table in sealed_tables())
@@ -369,6 +371,48 @@ def test_what_was_written_by_the_product_itself_must_follow_from_the_acts(databa
                 report = Audit(session, START).verify()
             assert (report.ok, report.reason) == ((True, "") if back else (False, reason))
     assert town.now > START
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("act", "stage", "others"),
+    [
+        ("changes.reject", "", ("failed", "revised")),
+        ("changes.withdraw", "withdrawn", ("", "failed")),
+        ("changes.revise", "revised", ("", "withdrawn")),
+        ("changes.fail", "failed", ("", "withdrawn")),
+    ],
+)
+def test_how_a_change_was_closed_follows_from_the_act(
+    database: Database, act: str, stage: str, others: tuple[str, ...]
+) -> None:
+    """A closed change that says it ended otherwise, or is open again, or that no act closed, is found."""
+    town = Town(database)
+    with database.unit_of_work() as session:
+        audit = Audit(session, START)
+        audit.append("platform", "tenants.create", "tenants/platform", {})
+        for key in session.scalars(select(KeyRow)).all():
+            audit.append("platform", "keys.create", f"keys/{key.key_id}", {"roles": key.roles.split()})
+    change = town.propose(town.carl, RulePermit(text="schools"))
+    with database.engine.begin() as connection:
+        drop_triggers(connection)
+
+    def verified_as(state: str, said: str) -> AuditReport:
+        with database.unit_of_work() as session:
+            row = session.get_one(policy.tables.ChangeRow, change.id)
+            row.state, row.stage = state, said
+        with database.reading() as session:
+            return Audit(session, START).verify()
+
+    assert verified_as("proposed", "").ok
+    unexplained = verified_as("rejected", stage)
+    assert (unexplained.reason, unexplained.bad) == ("change_unexplained", (f"changes {change.id}",))
+    with database.unit_of_work() as session:
+        Audit(session, START).append("platform", act, f"changes/{change.id}", {})
+    assert verified_as("rejected", stage).ok
+    assert verified_as("proposed", "").reason == "change_unexplained"
+    for other in others:
+        assert verified_as("rejected", other).reason == "change_unexplained"
 
 
 def _with_other_purpose(document: str) -> str:
