@@ -8,7 +8,10 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+import click
 import pytest
+
+from cluster.cli.main import root
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cluster", "policy", "tenants", "model_core", "migrations")
@@ -64,3 +67,44 @@ def test_every_operation_has_a_command() -> None:
     from cluster.operations.catalogue import OPERATIONS
 
     assert {row.noun for row in OPERATIONS.values()} - set(_NOUNS.values()) == {"me", "status"}
+
+
+def named_commands(text: str) -> list[str]:
+    """What a page writes as code and calls a command: in lines of a shell, or between backticks."""
+    fences = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join(fences).replace("\\\n", " ").replace("$(", "\n").splitlines()
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    return [
+        line[line.index("marketplace ") :].rstrip(") ") for line in lines if "marketplace " in line
+    ] + spans
+
+
+def what_is_wrong(said: str) -> str:
+    """Names the verb or option that the command line does not have; nothing if all is well or no command."""
+    words = re.sub(r"^marketplace (--(json|(only|key|url) \S+) )*", "", said).split()
+    context = click.Context(root)
+    group = root.get_command(context, words[0]) if len(words) > 1 else None
+    if not isinstance(group, click.Group) or not re.fullmatch(r"[a-z-]+", words[1]):
+        return ""
+    verb = group.get_command(context, words[1])
+    if verb is None:
+        return f"{said!r}: there is no verb {words[1]}"
+    known = {name for one in verb.params for name in (*one.opts, *one.secondary_opts)}
+    options = {word for word in words[2:] if re.fullmatch(r"--[a-z][a-z0-9-]*", word)}
+    return f"{said!r}: there is no {options - known}" if options - known else ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_documents_exist(page: Path) -> None:
+    """Every noun with a verb that a document writes as code is a command, and has the options beside it."""
+    said = named_commands(page.read_text(encoding="utf-8"))
+    assert [wrong for wrong in map(what_is_wrong, said) if wrong] == []
+
+
+def test_commands_that_do_not_exist_are_noticed() -> None:
+    """A wrong verb and a wrong option are found in a shell's lines, inside others, and between backticks."""
+    page = """`change bless`\n```sh\nX=$(marketplace --only id stop create --knd expert)
+marketplace ask $(marketplace --json key lst)\n```\n`change show --json`, `stop list --overdue`\n"""
+    wrong = [found for found in map(what_is_wrong, named_commands(page)) if found]
+    assert len(wrong) == 4, wrong
