@@ -19,6 +19,7 @@ from cluster.office.counter import Office
 from cluster.office.desk import Desk, now_us
 from model_core.errors import ProductError
 from policy.preview.asking import Asking
+from policy.preview.previews import Plan
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ async def keep_calendar(office: Office) -> None:
 
 async def keep_weighing(office: Office) -> None:
     """Weighs changes for as long as the office is open."""
-    await _keep(office, weigh_next)
+    await _keep(office, partial(weigh_next, refused={}))
 
 
 async def _keep(office: Office, act: Callable[[Office], Awaitable[float]]) -> None:
@@ -65,20 +66,31 @@ async def publish_due(office: Office) -> float:
     return min(_LOOK_S, max(0.0, (due_us - now_us()) / 1e6))
 
 
-async def weigh_next(office: Office) -> float:
+async def weigh_next(office: Office, refused: dict[str, int] | None = None) -> float:
     """Weighs one change or publication that has no report, and answers how long to rest, in seconds.
 
     Args:
         office: open.
+        refused: changes that could not be weighed (their edits fit the register no more) and when, in
+            microseconds; passed over for a while so that others have their turn, and kept by this.
     """
-    change_id = await office.look(lambda desk: desk.previews.next_change(_PATIENCE_US))
-    if change_id is not None:
-        plan = await office.do(lambda desk: desk.previews.plan_change(change_id), wakes=False)
-    else:
+    refused = {} if refused is None else refused
+    waiting = {one for one, at_us in refused.items() if now_us() - at_us < _PATIENCE_US}
+    change_id = await office.look(lambda desk: desk.previews.next_change(_PATIENCE_US, waiting))
+    if change_id is None:
         epoch = await office.look(lambda desk: desk.previews.next_publication())
-        if epoch is None:
-            return _LOOK_S
-        plan = await office.look(lambda desk: desk.previews.plan_publication(epoch))
+        if epoch is not None:
+            await _weigh(office, await office.look(lambda desk: desk.previews.plan_publication(epoch)))
+        return _LOOK_S
+    try:
+        await _weigh(office, await office.do(lambda desk: desk.previews.plan_change(change_id), wakes=False))
+    except ProductError:
+        refused[change_id] = now_us()
+        raise
+    return _LOOK_S
+
+
+async def _weigh(office: Office, plan: Plan) -> None:
     asking = await office.look(lambda desk: desk.previews.begin(plan))
     last: str | None = ""
     while last is not None:
@@ -87,7 +99,6 @@ async def weigh_next(office: Office) -> float:
         await asyncio.sleep((time.monotonic() - began_s) * _REST_FACTOR)
     report = await office.look(lambda desk: desk.previews.finish(plan, asking))
     await office.do(lambda desk: desk.previews.store(report), wakes=False)
-    return _LOOK_S
 
 
 def _ask_page(asking: Asking, last: str, desk: Desk) -> str | None:

@@ -9,7 +9,7 @@ later edit or epoch makes it stale, and says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -179,8 +179,13 @@ class Previews:
             return True
         return open_ and report.epoch_base != self._publisher.current_epoch()
 
-    def next_change(self, patience_us: int) -> str | None:
-        """An open change that has no report, or a stale one that is older than the patience."""
+    def next_change(self, patience_us: int, without: Collection[str] = ()) -> str | None:
+        """An open change that has no report, or a stale one that is older than the patience.
+
+        Args:
+            patience_us: how old a stale report may be.
+            without: changes that are passed over.
+        """
         report = ImpactReportRow
         made = select(report.change_id, report.at_us, report.change_digest, report.epoch_base)
         of_open = made.join(ChangeRow, ChangeRow.id == report.change_id).where(ChangeRow.state == "proposed")
@@ -189,6 +194,8 @@ class Previews:
         waiting = select(ChangeRow.id, ChangeRow.digest).where(ChangeRow.state == "proposed")
         epoch = self._publisher.current_epoch()
         for change_id, digest in self._session.execute(waiting.order_by(ChangeRow.id.desc())).all():
+            if change_id in without:
+                continue
             if change_id not in newest:
                 return str(change_id)
             _, at_us, of_digest, epoch_base = newest[change_id]

@@ -13,6 +13,7 @@ from cluster.bootstrap import open_office
 from cluster.errors import OfficeFault
 from cluster.office import calendar
 from cluster.office.calendar import publish_due, weigh_next
+from model_core.errors import ProductError
 
 
 def edits(town: Any) -> list[dict[str, Any]]:
@@ -197,6 +198,23 @@ def test_measurements_are_recorded_by_who_does_not_own_the_expert(town: Any) -> 
     assert town.get("eve", "/evaluations")["items"] == []
     wrong = town.ask("operator", "POST", "/evaluations", json=body | {"evidence_digest": "nothing"})
     assert wrong.status_code == 422
+
+
+def test_a_change_that_fits_no_more_keeps_no_other_from_its_report(town: Any) -> None:
+    """The newest open change lifts a rule that is gone; the one before it has its report all the same."""
+    rule = town.post("carol", "/rules/forbid", text="Not there.", region="us")["subject"]
+    healthy = town.post("ada", "/changes", title="one", items=edits(town))
+    twin, stale = (
+        town.post("carol", "/changes", title="lift", items=[{"kind": "rule.lift", "rule_id": rule}])
+        for _ in range(2)
+    )
+    town.approve("dora", twin)
+    refused: dict[str, int] = {}
+    with pytest.raises(ProductError):
+        town.wait(weigh_next(town.office, refused))
+    assert refused.keys() == {stale["id"]}
+    town.wait(weigh_next(town.office, refused))
+    assert town.get("ada", f"/changes/{healthy['id']}/impact")["state"] == "current"
 
 
 def test_the_office_goes_on_after_a_refusal(town: Any, monkeypatch: pytest.MonkeyPatch) -> None:
