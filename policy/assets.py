@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -18,6 +19,9 @@ from policy.records.assets import BaseRecord, ExpertRecord
 from policy.tables import BaseRow, ExpertDatasetRow, ExpertRow
 from tenants.accounts.database import lock_for_writing
 from tenants.accounts.tables import DatasetRow, TenantRow
+
+# More ids than this are not worth naming in a query.
+_FEW: Final = 500
 
 
 class Assets:
@@ -144,9 +148,13 @@ class Assets:
         return row
 
     def _experts(self, rows: Sequence[ExpertRow]) -> list[ExpertRecord]:
-        listings = latest_listings(self._session)
+        links = select(ExpertDatasetRow).order_by(ExpertDatasetRow.dataset_id)
+        ids = None if len(rows) > _FEW else [row.expert_id for row in rows]
+        if ids is not None:
+            links = links.where(ExpertDatasetRow.expert_id.in_(ids))
+        listings = latest_listings(self._session, ids)
         lineage: dict[str, list[str]] = {}
-        for link in self._session.scalars(select(ExpertDatasetRow).order_by(ExpertDatasetRow.dataset_id)):
+        for link in self._session.scalars(links):
             lineage.setdefault(link.expert_id, []).append(link.dataset_id)
         records = []
         for row in rows:

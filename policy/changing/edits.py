@@ -13,7 +13,7 @@ from policy.consents.renewal import check_renewal, renew
 from policy.deciding.licenses import check_expression
 from policy.errors import InvalidChange
 from policy.facts import vocabulary
-from policy.facts.snapshot import DeploymentFact
+from policy.facts.snapshot import DeploymentFact, LicenseFact
 from policy.facts.terms import ANY
 from policy.guards.authority import unknown
 from policy.guards.overlaps import write_alone
@@ -140,7 +140,7 @@ class Edits:
             case DeploymentPut():
                 self._put_deployment(item)
             case LicensePut():
-                self._put_license(item)
+                self.put_license(item.fact)
             case RuleLift():
                 self._forbidding(item.rule_id).state = "removed"
         self._session.flush()
@@ -189,6 +189,15 @@ class Edits:
         self._session.flush()
         return row.id
 
+    def put_license(self, terms: LicenseFact) -> int:
+        """Writes the next version of a license's terms, whatever version they name; returns it."""
+        known = read_licenses(self._session).get(terms.key.lower())
+        fact = terms.model_copy(update={"version": 1 if known is None else known.version + 1})
+        facets = canonical_bytes(fact.model_dump(mode="json")).decode()
+        row = LicenseRow(key=fact.key.lower(), version=fact.version, facets=facets, at_us=self._now_us)
+        self._session.add(row)
+        return fact.version
+
     def _add_grant(self, item: GrantGive) -> None:
         values = item.model_dump(exclude={"kind", "valid_from_us", "commercial"})
         row = GrantRow(
@@ -226,15 +235,6 @@ class Edits:
             self._session.add(row)
         row.tenant, row.base_digest, row.document = item.tenant, item.base_digest, document
         row.state, row.at_us, row.version = "live", self._now_us, row.version + 1
-
-    def _put_license(self, item: LicensePut) -> None:
-        known = read_licenses(self._session).get(item.fact.key.lower())
-        version = 1 if known is None else known.version + 1
-        fact = item.fact.model_copy(update={"version": version})
-        facets = canonical_bytes(fact.model_dump(mode="json")).decode()
-        self._session.add(
-            LicenseRow(key=fact.key.lower(), version=version, facets=facets, at_us=self._now_us)
-        )
 
     def _check_deployment(self, item: DeploymentPut) -> None:
         if self._session.get(BaseRow, item.base_digest) is None:

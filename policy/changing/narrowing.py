@@ -59,7 +59,7 @@ class Narrowing:
         # The owner's own word and that of the staff end the same; the record tells them apart.
         event: Event = "withdrawn" if principal.tenant == row.tenant else "revoked"
         book.end(row, event, principal.id, epoch)
-        return self._narrowed("consent.withdraw", consent_id, principal)
+        return self.publish("consent.withdraw", consent_id, principal)
 
     def invalidate_consent(self, consent_id: str, principal: Principal) -> Publication:
         """Lets compliance find that a consent was never good; it ends like a withdrawn one.
@@ -74,7 +74,7 @@ class Narrowing:
         if row is None or row.effect != "permit":
             raise unknown("consent", consent_id)
         ConsentBook(self._session, self._now_us).end(row, "invalidated", principal.id, epoch)
-        return self._narrowed("consent.invalidate", consent_id, principal)
+        return self.publish("consent.invalidate", consent_id, principal)
 
     def forbid_use(self, item: ForbidUse, principal: Principal) -> Publication:
         """Lets an owner forbid uses of its expert; stronger than every permit.
@@ -88,7 +88,7 @@ class Narrowing:
         Authority(self._session).check_owner(principal, item.expert_id, item.dataset_id)
         self._edits.check(item)
         consent_id = self._edits.add_consent(item, "forbid", principal.tenant, epoch, principal.id)
-        return self._narrowed("consent.forbid", consent_id, principal)
+        return self.publish("consent.forbid", consent_id, principal)
 
     def suspend_expert(self, expert_id: str, principal: Principal) -> Publication:
         """Takes an expert out of every composition.
@@ -104,7 +104,7 @@ class Narrowing:
         check_narrower(principal, "expert", expert_id, row.tenant, Role.OWNER)
         if row.state != "erased":
             row.state = "suspended"
-        return self._narrowed("expert.suspend", expert_id, principal)
+        return self.publish("expert.suspend", expert_id, principal)
 
     def revoke_grant(self, grant_id: str, principal: Principal) -> Publication:
         """Ends a consumer's access. Revoking again returns the publication that did it.
@@ -121,7 +121,7 @@ class Narrowing:
         if row.state == "revoked":
             return self._published_by("grant.revoke", grant_id)
         row.state = "revoked"
-        return self._narrowed("grant.revoke", grant_id, principal)
+        return self.publish("grant.revoke", grant_id, principal)
 
     def add_forbid_rule(self, rule: ForbidRule, principal: Principal) -> Publication:
         """Lets compliance forbid uses; stronger than every permit.
@@ -134,7 +134,7 @@ class Narrowing:
         Authority.check_compliance(principal)
         self._edits.check_rule(rule)
         rule_id = self._edits.add_rule(rule.model_dump(), "forbid")
-        return self._narrowed("rule.forbid", rule_id, principal)
+        return self.publish("rule.forbid", rule_id, principal)
 
     def remove_permit_rule(self, rule_id: str, principal: Principal) -> Publication:
         """Takes back a permitting rule. A forbidding one is not taken back alone: that would widen.
@@ -151,7 +151,7 @@ class Narrowing:
         if row.state == "removed":
             return self._published_by("rule.remove", rule_id)
         row.state = "removed"
-        return self._narrowed("rule.remove", rule_id, principal)
+        return self.publish("rule.remove", rule_id, principal)
 
     def remove_deployment(
         self, name: str, principal: Principal, expected_version: int | None = None
@@ -177,7 +177,7 @@ class Narrowing:
             return self._published_by("deployment.remove", name)
         check_version(row.version, expected_version, name)
         row.state = "removed"
-        return self._narrowed("deployment.remove", name, principal)
+        return self.publish("deployment.remove", name, principal)
 
     def suspend_tenant(self, slug: str, principal: Principal) -> Publication:
         """Stops a tenant's keys, its endpoints and the use of its experts.
@@ -189,9 +189,10 @@ class Narrowing:
         self._publisher.lock()
         Authority.check_platform(principal)
         Accounts(self._session, self._now_us).suspend_tenant(slug)
-        return self._narrowed("tenant.suspend", slug, principal)
+        return self.publish("tenant.suspend", slug, principal)
 
-    def _narrowed(self, reason: str, subject: str, principal: Principal) -> Publication:
+    def publish(self, reason: str, subject: str, principal: Principal) -> Publication:
+        """Publishes what was narrowed in this unit of work, and logs what that decides."""
         self._session.flush()
         publication = self._publisher.publish(reason=reason, subject=subject, principal_id=principal.id)
         DecisionLog(self._session, self._now_us).record_standing(publication.epoch)

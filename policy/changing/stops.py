@@ -14,13 +14,11 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from model_core.packing.canonical import canonical_bytes
 from model_core.packing.ids import new_id
 from policy.changing.edits import Edits
 from policy.changing.narrowing import Narrowing
 from policy.errors import AlreadySigned, NotAllowed, SelfApproval
 from policy.guards.authority import Authority, check_narrower, unknown
-from policy.publishing.decision_log import DecisionLog
 from policy.publishing.publication import Publisher, columns_for, read_licenses
 from policy.records.changes import StopKind, StopRecord
 from policy.records.epochs import Publication
@@ -128,13 +126,8 @@ class Stops:
         known = read_licenses(self._session).get(key.lower())
         if known is None:
             raise unknown("license", key)
-        changes = {**_NOTHING_ALLOWED, "version": known.version + 1, "reviewed_by": principal.name}
-        fact = known.model_copy(update=changes)
-        facets = canonical_bytes(fact.model_dump(mode="json")).decode()
-        self._session.add(
-            LicenseRow(key=key.lower(), version=fact.version, facets=facets, at_us=self._now_us)
-        )
-        return self._narrowed("license.stop", key.lower(), principal)
+        self._edits.put_license(known.model_copy(update={**_NOTHING_ALLOWED, "reviewed_by": principal.name}))
+        return self._narrowing.publish("license.stop", key.lower(), principal)
 
     def _carry_out(
         self, principal: Principal, kind: StopKind, subject: str, reason: str
@@ -154,7 +147,7 @@ class Stops:
                 rule = ForbidRule(purpose=subject, text=reason)
                 self._edits.check_rule(rule)
                 rule_id = self._edits.add_rule(rule.model_dump(), "forbid")
-                return self._narrowed("rule.forbid", rule_id, principal), rule_id
+                return self._narrowing.publish("rule.forbid", rule_id, principal), rule_id
 
     def _check(self, principal: Principal, kind: StopKind, subject: str) -> str | None:
         """Lets those pass who may stop this, and returns whose it is."""
@@ -179,12 +172,6 @@ class Stops:
             check_narrower(principal, kind, object_id, tenant, own)
         elif not principal.has(Role.COMPLIANCE, Role.OPERATOR):
             raise NotAllowed(f"To stop a {kind} a key needs the role compliance or operator.", kind=kind)
-
-    def _narrowed(self, reason: str, subject: str, principal: Principal) -> Publication:
-        self._session.flush()
-        publication = self._publisher.publish(reason=reason, subject=subject, principal_id=principal.id)
-        DecisionLog(self._session, self._now_us).record_standing(publication.epoch)
-        return publication
 
     def _license_version(self, key: str) -> int:
         query = select(func.max(LicenseRow.version)).where(LicenseRow.key == key.lower())

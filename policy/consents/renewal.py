@@ -13,21 +13,9 @@ from model_core.packing.ids import new_id
 from policy.consents.book import ConsentBook
 from policy.errors import InvalidChange
 from policy.guards.authority import unknown
-from policy.guards.overlaps import write_alone
+from policy.guards.overlaps import CONSENT_WORDS, write_alone
 from policy.records.items import ConsentRenew
 from policy.tables import ConsentEventRow, ConsentRow
-
-_SAME = (
-    "tenant",
-    "expert_id",
-    "dataset_id",
-    "effect",
-    "action",
-    "purpose",
-    "region",
-    "recipient",
-    "commercial",
-)
 
 
 def check_renewal(session: Session, now_us: int, item: ConsentRenew) -> ConsentRow:
@@ -82,7 +70,7 @@ def renew(session: Session, now_us: int, item: ConsentRenew, epoch: int, princip
     if old.valid_until_us is not None and start_us < old.valid_until_us:
         book.end_word(old, principal_id, epoch)
     new = ConsentRow(
-        **{name: getattr(old, name) for name in _SAME},
+        **{name: getattr(old, name) for name in CONSENT_WORDS},
         id=new_id("con"),
         valid_from_us=start_us,
         valid_until_us=item.valid_until_us,

@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from policy.errors import Overlaps
 from policy.tables import ConsentRow, GrantRow
 
-_CONSENT: Final = (
+#: Everything that a consent says but for its times.
+CONSENT_WORDS: Final = (
     "tenant",
     "expert_id",
     "dataset_id",
@@ -56,7 +57,7 @@ def overlapping(session: Session, row: ConsentRow | GrantRow) -> str | None:
         table.state == "given",
         *(
             getattr(table, name).is_not_distinct_from(getattr(row, name))
-            for name in (_CONSENT if isinstance(row, ConsentRow) else _GRANT)
+            for name in (CONSENT_WORDS if isinstance(row, ConsentRow) else _GRANT)
         ),
         or_(table.valid_until_us.is_(None), table.valid_until_us > row.valid_from_us),
     )
