@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the OpenAPI description says of the doors that are not made of the table: AuthZEN's."""
+"""What the OpenAPI description says of the doors that are not made of the table: AuthZEN's, and streams."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class OtherDoor:
         path: whole path.
         summary: one sentence.
         request: the body, if there is one.
-        answers: what may come back, as one of several documents.
+        answers: what may come back, as one of several documents; none for a stream of events.
+        parameters: what may be said beside the body, as the description writes it.
     """
 
     name: str
@@ -43,12 +44,20 @@ class OtherDoor:
     summary: str
     request: type[BaseModel] | None
     answers: tuple[type[BaseModel], ...]
+    parameters: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer goes on until somebody hangs up."""
+        return not self.answers
 
     def describe(self, schema_of: Callable[[type[BaseModel], Mode], dict[str, Any]]) -> dict[str, Any]:
         """The operation object; ``schema_of`` finds a model's reference by model and mode."""
         found = [schema_of(kind, "serialization") for kind in self.answers]
         schema = found[0] if len(found) == 1 else {"anyOf": found}
-        good = {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+        events = {"text/event-stream": {"schema": {"type": "string"}}}
+        answer = events if self.streams else {"application/json": {"schema": schema}}
+        good = {"description": "Done.", "content": answer}
         problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
         plain = {"text/plain": {"schema": {"type": "string"}}}
         content = plain if self.path.startswith(_ACCESS) else problem
@@ -61,6 +70,14 @@ class OtherDoor:
             "tags": [self.name.partition(".")[0]],
             "responses": responses,
         }
+        if self.streams:
+            responses["422"] = {
+                "description": "It says where to begin as something else.",
+                "content": content,
+            }
+            responses["429"] = {"description": "Every place for a stream is taken.", "content": content}
+        if self.parameters:
+            described["parameters"] = list(self.parameters)
         if self.request is not None:
             body = {"schema": schema_of(self.request, "validation")}
             described["requestBody"] = {"required": True, "content": {"application/json": body}}
@@ -87,5 +104,29 @@ OTHER_DOORS = (
         summary="Names the addresses of the authorization API.",
         request=None,
         answers=(Metadata,),
+    ),
+    OtherDoor(
+        name="epochs.stream",
+        method="GET",
+        path="/api/v1/epochs/stream",
+        summary="Tells of every epoch as it is published, each an event whose id is the epoch's number.",
+        request=None,
+        answers=(),
+        parameters=(
+            {
+                "in": "query",
+                "name": "after",
+                "required": False,
+                "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999, "default": 0},
+                "description": "Begins with the epoch after this one.",
+            },
+            {
+                "in": "header",
+                "name": "Last-Event-ID",
+                "required": False,
+                "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+                "description": "The last epoch that was seen; it goes before ``after``.",
+            },
+        ),
     ),
 )

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from cluster.gateway import epochs
+from cluster.gateway.description import describe
 from cluster.gateway.tags import matches
+from cluster.operations.catalogue import OPERATIONS
 from model_core.packing.canonical import canonical_bytes
 from policy.facts.snapshot import Snapshot
 
@@ -45,6 +47,11 @@ def _events(lines: Iterator[str], wanted: int) -> list[dict[str, Any]]:
 def _stream(town: Any, who: str, **options: Any) -> Any:
     headers = {"Authorization": f"Bearer {town.keys[who]}"} | options.pop("headers", {})
     return town.http.stream("GET", "/api/v1/epochs/stream", headers=headers, **options)
+
+
+def _described() -> dict[str, Any]:
+    found: dict[str, Any] = describe(OPERATIONS)["paths"]["/api/v1/epochs/stream"]["get"]
+    return found
 
 
 def test_a_snapshot_is_known_by_its_root(town: Any) -> None:
@@ -116,8 +123,20 @@ def test_a_quiet_stream_says_that_it_lives_and_ends_with_its_key(town: Any) -> N
 
 @pytest.mark.parametrize("bad", [{"after": "x"}, {"after": "-1"}, {"after": "9" * 30}, {"before": "1"}])
 def test_a_stream_that_begins_nowhere_is_refused(town: Any, bad: dict[str, str]) -> None:
-    """The place to begin is a number."""
+    """The place to begin is a number; the description names the refusal."""
     assert town.ask("dev", "GET", "/epochs/stream", params=bad).status_code == 422
+    assert "422" in _described()["responses"]
+
+
+def test_the_stream_is_described(town: Any) -> None:
+    """What opens, what refuses and what may be said is what the description of the API says."""
+    described = _described()
+    with _stream(town, "dev", params={"after": 0}) as answer:
+        said = described["responses"][str(answer.status_code)]
+        assert answer.headers["content-type"].partition(";")[0] in said["content"]
+    refused = town.http.get("/api/v1/epochs/stream")
+    assert refused.headers["content-type"] in described["responses"][str(refused.status_code)]["content"]
+    assert [one["name"] for one in described["parameters"]] == ["after", "Last-Event-ID"]
 
 
 def test_streams_are_bounded(town: Any, monkeypatch: pytest.MonkeyPatch) -> None:
