@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from model_core.packing.canonical import canonical_bytes, digest_bytes
 from model_core.packing.ids import new_id
 from policy.billing import ledger
+from policy.billing.statements import Statements
 from policy.errors import InvalidUsage, NotFound
 from policy.records.billing import Balance, BudgetRecord, EntryRecord, Statement
 from policy.tables import (
@@ -234,7 +235,7 @@ class Ledger:
     def _documents(self, settlement_id: str) -> dict[str, dict[str, Any]]:
         """Statement documents of a settlement by tenant, from append-only rows alone."""
         settlement = self._session.get_one(SettlementRow, settlement_id)
-        writer = _Writer(settlement_id, settlement.at_us)
+        writer = Statements(settlement_id, settlement.at_us)
         record, share, batch = UsageRecordRow, UsageShareRow, SettledBatchRow
         in_batch = (batch.server_id == record.server_id) & (batch.sequence == record.sequence)
         key = (record.tenant, record.deployment)
@@ -275,57 +276,6 @@ class Ledger:
             }
             writer.add_line(tenant, owner, line, int(amount), int(fee))
         return writer.documents()
-
-
-class _Writer:
-    """Collects what a settlement says to each tenant."""
-
-    def __init__(self, settlement_id: str, at_us: int) -> None:
-        self._head = {
-            "schema_version": 1,
-            "settlement": settlement_id,
-            "at_us": at_us,
-            "pricing_version": ledger.PRICING_VERSION,
-        }
-        self._parts: dict[str, dict[str, list[dict[str, Any]]]] = {}
-
-    def add_total(self, tenant: str, deployment: str, prompt: int, completion: int, requests: int) -> None:
-        row = {
-            "deployment": deployment,
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "requests": requests,
-        }
-        self._part(tenant, "usage").append(row)
-
-    def add_line(self, tenant: str, owner: str, line: dict[str, Any], amount: int, fee: int) -> None:
-        self._part(tenant, "charges").append({**line, "owner": owner, "amount_micro": amount})
-        if amount:
-            earned = {**line, "consumer": tenant, "amount_micro": amount - fee}
-            self._part(owner, "earnings").append(earned)
-        if fee:
-            self._part(PLATFORM_TENANT, "fees").append({**line, "consumer": tenant, "amount_micro": fee})
-
-    def documents(self) -> dict[str, dict[str, Any]]:
-        return {tenant: self._document(tenant, parts) for tenant, parts in self._parts.items()}
-
-    def _document(self, tenant: str, parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        # Databases return groups in any order; the canonical bytes of a line are its place.
-        ordered = {name: sorted(rows, key=canonical_bytes) for name, rows in parts.items()}
-        sums = {name: sum(row.get("amount_micro", 0) for row in rows) for name, rows in ordered.items()}
-        earned = sums["earnings"] + sums["fees"]
-        return {
-            **self._head,
-            "tenant": tenant,
-            **ordered,
-            "charged_micro": sums["charges"],
-            "earned_micro": earned,
-            "net_micro": earned - sums["charges"],
-        }
-
-    def _part(self, tenant: str, name: str) -> list[dict[str, Any]]:
-        empty: dict[str, list[dict[str, Any]]] = {"usage": [], "charges": [], "earnings": [], "fees": []}
-        return self._parts.setdefault(tenant, empty)[name]
 
 
 def _statement(row: StatementRow) -> Statement:
