@@ -59,7 +59,7 @@ def of_epoch(desk: Desk, principal: Principal, request: EpochNumber) -> Acknowle
 
 def of_change(desk: Desk, principal: Principal, request: ChangeId) -> ChangeAcknowledgements:
     """Who runs a change."""
-    record = visible_change(desk, principal, request.change_id, previewed=False)
+    record = visible_change(desk, principal, request.change_id)
     if record.epoch is None:
         return ChangeAcknowledgements(change_id=record.id, epoch=None, published_at_us=None, servers=())
     said = {one.server_id: one.at_us for one in desk.register.acknowledgements(record.epoch)}

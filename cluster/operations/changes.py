@@ -7,13 +7,14 @@ published one in ``epochs`` and ``acknowledging`` beside it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from cluster.operations.scope import check_visible, cut, cut_lists, sees_everything, tenant_scope, unknown
 from cluster.operations.table import ANYONE, EDITORS, Answer, Operation, Page, Request
-from policy.errors import NotFound
+from policy.errors import NotFound, PolicyError
 from policy.records.changes import ChangeRecord, ChangeState, DeploymentPreview, Preview
 from policy.records.items import ChangeItem
 from tenants.roles import Principal
@@ -96,12 +97,17 @@ def listed(desk: Desk, principal: Principal, request: ChangeQuery) -> ChangePage
 
 def show(desk: Desk, principal: Principal, request: ChangeId) -> ChangeRecord:
     """One change with its items and preview."""
-    return cut_change(desk, principal, visible_change(desk, principal, request.change_id))
+    record = visible_change(desk, principal, request.change_id)
+    if record.state == "proposed":
+        # Edits that fit the register no more have no preview; they can be read and rejected all the same.
+        with suppress(PolicyError):
+            record = desk.register.change(record.id)
+    return cut_change(desk, principal, record)
 
 
 def preview(desk: Desk, principal: Principal, request: ChangeId) -> Preview:
     """What the change would do now."""
-    record = visible_change(desk, principal, request.change_id, previewed=False)
+    record = visible_change(desk, principal, request.change_id)
     if record.state == "draft":
         return _cut_preview(desk, principal, desk.drafts.preview(record.id))
     return _cut_preview(desk, principal, desk.register.preview(record.id))
@@ -109,7 +115,7 @@ def preview(desk: Desk, principal: Principal, request: ChangeId) -> Preview:
 
 def approve(desk: Desk, principal: Principal, request: Approval) -> Approved:
     """Publishes a change, or lets it wait for its moment."""
-    record = visible_change(desk, principal, request.change_id, previewed=False)
+    record = visible_change(desk, principal, request.change_id)
     if record.effective_at_us is not None and desk.schedule.time_us() < record.effective_at_us:
         waiting = desk.register.schedule(record.id, request.digest, principal)
         return Approved(
@@ -130,7 +136,7 @@ def approve(desk: Desk, principal: Principal, request: Approval) -> Approved:
 
 def reject(desk: Desk, principal: Principal, request: Rejection) -> ChangeRecord:
     """Closes a change without publishing it."""
-    record = visible_change(desk, principal, request.change_id, previewed=False)
+    record = visible_change(desk, principal, request.change_id)
     return desk.register.reject(record.id, principal, request.comment)
 
 
@@ -139,16 +145,14 @@ def draft_one(desk: Desk, principal: Principal, title: str, item: ChangeItem) ->
     return cut_change(desk, principal, desk.register.propose(principal, title, (item,)))
 
 
-def visible_change(
-    desk: Desk, principal: Principal, change_id: str, *, previewed: bool = True
-) -> ChangeRecord:
-    """A change or draft that the principal may see.
+def visible_change(desk: Desk, principal: Principal, change_id: str) -> ChangeRecord:
+    """A change or draft that the principal may see, without its preview.
 
     Raises:
         UnknownObject: there is none, or it is another tenant's.
     """
     try:
-        record = desk.drafts.find(change_id) or desk.register.change(change_id, previewed=previewed)
+        record = desk.drafts.find(change_id) or desk.register.change(change_id, previewed=False)
     except NotFound:
         raise unknown("change") from None
     check_visible(principal, record.tenant, what="change")

@@ -43,7 +43,7 @@ class Withdrawal(ChangeId):
 
 def edit(desk: Desk, principal: Principal, request: DraftEdit) -> ChangeRecord:
     """Writes a draft's next version."""
-    visible_change(desk, principal, request.change_id, previewed=False)
+    visible_change(desk, principal, request.change_id)
     return desk.drafts.edit(
         request.change_id, principal, request.version, request.title, request.items, request.effective_at_us
     )
@@ -51,19 +51,19 @@ def edit(desk: Desk, principal: Principal, request: DraftEdit) -> ChangeRecord:
 
 def submit(desk: Desk, principal: Principal, request: DraftVersion) -> ChangeRecord:
     """Lays a draft before its reviewers."""
-    visible_change(desk, principal, request.change_id, previewed=False)
+    visible_change(desk, principal, request.change_id)
     return cut_change(desk, principal, desk.drafts.submit(request.change_id, principal, request.version))
 
 
 def revise(desk: Desk, principal: Principal, request: ChangeId) -> ChangeRecord:
     """Closes one's change and opens a draft of it."""
-    visible_change(desk, principal, request.change_id, previewed=False)
+    visible_change(desk, principal, request.change_id)
     return desk.drafts.revise(request.change_id, principal)
 
 
 def withdraw(desk: Desk, principal: Principal, request: Withdrawal) -> ChangeRecord:
     """Gives one's change up."""
-    visible_change(desk, principal, request.change_id, previewed=False)
+    visible_change(desk, principal, request.change_id)
     return desk.drafts.withdraw(request.change_id, principal, request.comment)
 
 

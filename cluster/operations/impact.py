@@ -65,7 +65,7 @@ class EvaluationPage(Answer):
 
 def of_change(desk: Desk, principal: Principal, request: ChangeId) -> ImpactView:
     """What a change would do."""
-    record = visible_change(desk, principal, request.change_id, previewed=False)
+    record = visible_change(desk, principal, request.change_id)
     return _view(desk, principal, desk.previews.of_change(record.id))
 
 

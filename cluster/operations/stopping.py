@@ -69,7 +69,7 @@ def sign(desk: Desk, principal: Principal, request: StopId) -> StopRecord:
 
 def roll_back(desk: Desk, principal: Principal, request: ChangeId) -> RollbackRecord:
     """Undoes a published change."""
-    record = visible_change(desk, principal, request.change_id, previewed=False)
+    record = visible_change(desk, principal, request.change_id)
     undone = desk.rollback.roll_back(record.id, principal)
     if undone.change is None:
         return undone

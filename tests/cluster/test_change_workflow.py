@@ -217,6 +217,18 @@ def test_a_change_that_fits_no_more_keeps_no_other_from_its_report(town: Any) ->
     assert town.get("ada", f"/changes/{healthy['id']}/impact")["state"] == "current"
 
 
+def test_a_change_that_fits_no_more_can_be_read_and_rejected(town: Any) -> None:
+    """Its page and its record are there without a preview, which itself says why; a reviewer closes it."""
+    rule = town.post("carol", "/rules/forbid", text="Not there.", region="us")["subject"]
+    lifting = [{"kind": "rule.lift", "rule_id": rule}]
+    twin, stale = (town.post("carol", "/changes", title="lift", items=lifting) for _ in range(2))
+    town.approve("dora", twin)
+    shown = town.get("dora", f"/changes/{stale['id']}")
+    assert (shown["state"], shown["items"], shown["preview"]) == ("proposed", stale["items"], None)
+    assert town.ask("dora", "GET", f"/changes/{stale['id']}/preview").status_code in {404, 409, 422}
+    assert town.post("dora", f"/changes/{stale['id']}/reject", comment="It is gone.")["state"] == "rejected"
+
+
 def test_the_office_goes_on_after_a_refusal(town: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused piece of the office's own work is tried again, and the loop lives on."""
     asked: list[int] = []
