@@ -35,6 +35,7 @@ from policy.changing.approving import Approving
 from policy.changing.contents import change_digest, check_form, read_items, write_items
 from policy.changing.edits import Edits
 from policy.changing.glance import compare
+from policy.changing.showing import change_record
 from policy.errors import (
     ChangeClosed,
     InvalidChange,
@@ -46,7 +47,7 @@ from policy.facts.snapshot import Snapshot
 from policy.guards.authority import Authority
 from policy.publishing.decision_log import DecisionLog
 from policy.publishing.publication import Publisher
-from policy.records.changes import ApprovalRecord, ChangeRecord, Preview
+from policy.records.changes import ChangeRecord, Preview
 from policy.records.epochs import Publication
 from policy.records.items import ChangeItem, DeploymentPut
 from policy.tables import ApprovalRow, ChangeRow, PublicationRow
@@ -323,17 +324,3 @@ class Changes:
 
 # Named here because inside the class ``list`` is the method.
 Records = list[ChangeRecord]
-
-
-def change_record(
-    row: ChangeRow, approval: ApprovalRow | None = None, *, preview: Preview | None = None
-) -> ChangeRecord:
-    """A row as a document."""
-    fields = {name: getattr(row, name) for name in ChangeRecord.model_fields if name in row.__table__.columns}
-    said = None
-    if approval is not None:
-        said = ApprovalRecord(
-            principal_id=approval.principal_id, name=approval.principal_name, at_us=approval.at_us
-        )
-    more = {"state": row.stage or row.state, "approval": said, "preview": preview}
-    return ChangeRecord.model_validate({**fields, "items": read_items(row.items), **more})

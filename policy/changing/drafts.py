@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from model_core.packing.ids import new_id
 from policy.changing.changes import Changes
 from policy.changing.contents import change_digest, check_form, read_items, write_items
+from policy.changing.showing import draft_record
 from policy.errors import ChangeClosed, NotAllowed, NotFound, NotYours, StaleDraft
 from policy.guards.authority import Authority
 from policy.records.changes import ChangeRecord, Preview
@@ -70,7 +71,7 @@ class Drafts:
         )
         self._session.add(row)
         self._session.flush()
-        return _record(row)
+        return draft_record(row)
 
     def edit(
         self,
@@ -103,7 +104,7 @@ class Drafts:
         row.digest = change_digest(row.id, row.title, row.author_id, document, effective_at_us)
         row.version, row.edited_at_us = version + 1, self._now_us
         self._session.flush()
-        return _record(row)
+        return draft_record(row)
 
     def submit(self, change_id: str, principal: Principal, version: int) -> ChangeRecord:
         """Lays a draft before its reviewers, under its id.
@@ -131,7 +132,7 @@ class Drafts:
             row = self._own(change_id, principal, row.version)
             row.state, row.edited_at_us = "withdrawn", self._now_us
             self._session.flush()
-            return _record(row)
+            return draft_record(row)
         self._check_author(change_id, principal)
         return self._changes.reject(change_id, principal, comment)
 
@@ -168,12 +169,12 @@ class Drafts:
         query = select(DraftRow).where(DraftRow.state != "submitted").order_by(DraftRow.id.desc())
         if state is not None:
             query = query.where(DraftRow.state == state)
-        return [_record(row) for row in self._session.scalars(query)]
+        return [draft_record(row) for row in self._session.scalars(query)]
 
     def find(self, change_id: str) -> ChangeRecord | None:
         """A draft, or None where there is none of this id or it went into review."""
         row = self._session.get(DraftRow, change_id)
-        return None if row is None or row.state == "submitted" else _record(row)
+        return None if row is None or row.state == "submitted" else draft_record(row)
 
     def _check(
         self, principal: Principal, title: str, items: Sequence[ChangeItem], effective_at_us: int | None
@@ -219,24 +220,3 @@ def _refuse_stranger(change_id: str, tenant: str, principal: Principal) -> None:
     if tenant != principal.tenant and not principal.has(*PLATFORM_ROLES):
         raise NotYours("There is no such change; list the changes.", change_id=change_id)
     raise NotAllowed("Only its author edits, submits, revises or withdraws a change.", change_id=change_id)
-
-
-def _record(row: DraftRow) -> ChangeRecord:
-    return ChangeRecord(
-        id=row.id,
-        title=row.title,
-        tenant=row.tenant,
-        author_id=row.author_id,
-        author_name=row.author_name,
-        items=read_items(row.items),
-        digest=row.digest,
-        state="draft" if row.state == "draft" else "withdrawn",
-        created_at_us=row.created_at_us,
-        decided_by=None,
-        decided_at_us=None,
-        comment="",
-        epoch=None,
-        effective_at_us=row.effective_at_us,
-        revises=row.revises,
-        version=row.version,
-    )

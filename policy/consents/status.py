@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Event = Literal[
     "requested",
@@ -22,28 +22,9 @@ Event = Literal[
     "expired",
     "invalidated",
 ]
-Status = Literal[
-    "unknown",
-    "requested",
-    "refused",
-    "given",
-    "renewed",
-    "withdrawn",
-    "revoked",
-    "expired",
-    "invalidated",
-]
+Status = Literal["unknown", Event]
 
-EVENTS: Final[tuple[Event, ...]] = (
-    "requested",
-    "refused",
-    "given",
-    "renewed",
-    "withdrawn",
-    "revoked",
-    "expired",
-    "invalidated",
-)
+EVENTS: Final[tuple[Event, ...]] = get_args(Event)
 """``withdrawn`` is the owner's own act, ``revoked`` that of the platform's staff, ``invalidated`` a finding
 that the consent was never good, ``expired`` a note that its time has run out."""
 
