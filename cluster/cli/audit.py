@@ -6,7 +6,6 @@ Verifying a bundle asks nobody: no marketplace, no database, no network.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import click
 
 from cluster.cli.context import Door
+from cluster.cli.values import JsonText
 
 
 @click.command("verify")
@@ -27,7 +27,9 @@ from cluster.cli.context import Door
     help="A checkpoint file that you kept from before; repeat for several.",
 )
 @click.option("--public-key", "keys", multiple=True, help="Trust checkpoints of this key, 64 hex digits.")
-@click.option("--checkpoints", "documents", help="Documents of audit.checkpoint, as JSON or @file.")
+@click.option(
+    "--checkpoints", "documents", type=JsonText(), help="Documents of audit.checkpoint, as JSON or @file."
+)
 @click.pass_obj
 def verify(
     door: Door,
@@ -36,7 +38,7 @@ def verify(
     bundle: Path | None,
     anchors: tuple[Path, ...],
     keys: tuple[str, ...],
-    documents: str | None,
+    documents: Any,
 ) -> None:
     """Check the audit chain and every stored row; of BUNDLE offline, or of the running marketplace.
 
@@ -50,8 +52,9 @@ def verify(
     if bundle is None:
         if anchors or keys:
             raise click.UsageError("--checkpoint and --public-key need a BUNDLE; send --checkpoints instead.")
+        kept = documents if isinstance(documents, list | None) else [documents]
         with door.client() as client:
-            report = client.call("audit.verify", **_documents(documents))
+            report = client.call("audit.verify", checkpoints=kept or [])
     else:
         from policy.audit.bundle import verify_bundle
 
@@ -80,11 +83,3 @@ def export(door: Door, /, *, out: Path) -> None:
         shutil.move(written, out)
         made = {**made, "folder": str(out)}
     door.show(made)
-
-
-def _documents(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    content = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
-    found = json.loads(content)
-    return {"checkpoints": found if isinstance(found, list) else [found]}

@@ -22,6 +22,7 @@ from cluster.cli.evidence import make as make_evidence
 from cluster.cli.export import export
 from cluster.cli.models import import_base, import_expert
 from cluster.cli.receipts import verify_receipt
+from cluster.cli.values import JsonText
 from cluster.cli.watch import watch
 from cluster.operations.catalogue import OPERATIONS
 from cluster.operations.table import Operation
@@ -35,21 +36,6 @@ _BY_HAND: dict[str, tuple[click.Command, ...]] = {
     "consent": (verify_receipt,),
     "audit": (audit.verify, audit.export),
 }
-
-
-class _Json(click.ParamType[Any]):
-    """A JSON value, or ``@file`` that holds one."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        text = Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") else value
-        try:
-            return json.loads(text)
-        except ValueError:
-            self.fail("expected JSON, or @file with JSON in it", param, ctx)
 
 
 def noun_group(noun: str, plural: str) -> click.Group:
@@ -109,17 +95,17 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         rest = [part for part in get_args(annotation) if part is not type(None)]
-        return _kind(rest[0]) if len(rest) == 1 else (_Json(), False)
+        return _kind(rest[0]) if len(rest) == 1 else (JsonText(), False)
     if origin is Literal:
         return click.Choice([str(choice) for choice in get_args(annotation)]), False
     if origin in (tuple, list, set, frozenset):
         inner, _ = _kind(get_args(annotation)[0])
-        return (inner, True) if not isinstance(inner, _Json) else (_Json(), False)
+        return (inner, True) if not isinstance(inner, JsonText) else (JsonText(), False)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return click.Choice([str(member.value) for member in annotation]), False
     if annotation in (str, int, float, bool):
         return annotation, False
-    return _Json(), False
+    return JsonText(), False
 
 
 def _plain(value: Any) -> Any:

@@ -37,3 +37,14 @@ def test_examples_stand_on_lines_of_their_own() -> None:
     said = CliRunner().invoke(root, ["base", "import", "--help"]).output
     assert any(line.strip().startswith("marketplace base import") for line in said.splitlines())
     assert "Example:\n" in said
+
+
+@pytest.mark.parametrize("text", ["{", "@nowhere.json"])
+@pytest.mark.parametrize(
+    "words", [["audit", "verify", "--checkpoints"], ["job", "submit", "--recipe"]], ids=str
+)
+def test_what_is_no_json_is_a_usage_error(words: list[str], text: str) -> None:
+    """JSON that cannot be read, or lies nowhere, ends in a sentence and not in a traceback."""
+    said = CliRunner().invoke(root, [*words, text])
+    assert said.exit_code == 2, said.output
+    assert "expected JSON, or @file with JSON in it" in said.output
