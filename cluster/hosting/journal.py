@@ -34,8 +34,9 @@ from typing import Any
 
 from cluster.hosting.errors import JournalDamaged
 from cluster.hosting.journal_lines import decode_line, encode_line, lines_of, records_line
-from cluster.hosting.journals import draft_after, is_over, part_name, put_away, server_and_part, sync_folder
+from cluster.hosting.journals import draft_after, is_over, part_name, put_away, server_and_part
 from cluster.office.protocol import UsageRecord
+from model_core.packing.files import sync_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

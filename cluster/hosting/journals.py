@@ -8,7 +8,6 @@ got its name. Settled journals lie in ``closed/`` and are kept as evidence.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -84,12 +83,3 @@ def journal_records(folder: Path) -> Iterator[UsageRecord]:
             if body is not None and body.get("k") == "use":
                 for entry in body["r"]:
                     yield UsageRecord.model_validate(entry)
-
-
-def sync_folder(folder: Path) -> None:
-    """Brings a folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
