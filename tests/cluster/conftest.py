@@ -228,6 +228,17 @@ class Town:
 
         return cast("dict[str, int]", self.wait(self.office.do(count, wakes=False)))
 
+    def set_clock(self, now_us: int) -> None:
+        """Has all that the office does from now on happen at one moment."""
+        plain = type(self.office)._desk
+
+        def at(office: Any, session: Any) -> Any:
+            made = plain(office, session)
+            made.now_us = now_us
+            return made
+
+        self.office._desk = at.__get__(self.office)  # type: ignore[method-assign]
+
     def wait(self, question: Coroutine[Any, Any, Any]) -> Any:
         """Asks the office itself, as the foreman does, and waits for the answer."""
         return asyncio.run_coroutine_threadsafe(question, self._loop).result(60)

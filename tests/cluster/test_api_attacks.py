@@ -7,8 +7,6 @@ import itertools
 import json
 from typing import Any
 
-import pytest
-
 from cluster.office import desk as desks
 from cluster.operations.catalogue import OPERATIONS
 from cluster.operations.table import Operation
@@ -37,12 +35,12 @@ SQL = (
 
 
 def test_no_key_reaches_beyond_its_roles(town: Any) -> None:
-    """Every operation refuses every set of a tenant's roles that its row does not name."""
-    names = intruders(town)
+    """Every operation refuses every set of a tenant's roles, and each of the platform's, not in its row."""
+    held = {who: set(who.split("-")[1:]) for who in intruders(town)}
+    held |= {who: {str(role)} for role, who in PLATFORM_KEYS.items()}
     before = town.state()
     wrong = []
-    for row, who in itertools.product(OPERATIONS.values(), names):
-        roles = set(who.split("-")[1:])
+    for row, (who, roles) in itertools.product(OPERATIONS.values(), held.items()):
         if roles & {str(role) for role in row.roles}:
             continue
         answer = send(town, who, row, {})
@@ -135,13 +133,13 @@ def test_a_revoked_key_opens_nothing_again(town: Any) -> None:
     assert town.state() == before
 
 
-def test_a_key_ends_at_its_moment(town: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_ends_at_its_moment(town: Any) -> None:
     """A key that expires is refused from the stated microsecond on, and never before."""
     end_us = desks.now_us() + 10**12
     body = {"tenant": "north", "principal": "ada", "roles": ["owner"], "expires_at_us": end_us}
     town.keys["short"] = town.post("operator", "/keys", **body)["secret"]
     for now_us, status in ((end_us - 1, 200), (end_us, 401), (end_us + 1, 401)):
-        _set_clock(town, monkeypatch, now_us)
+        town.set_clock(now_us)
         assert town.ask("short", "GET", "/me").status_code == status
 
 
@@ -231,27 +229,14 @@ def test_statements_in_any_field_are_plain_text(town: Any) -> None:
 # -- clocks ------------------------------------------------------------------------------------------------
 
 
-def _set_clock(town: Any, monkeypatch: pytest.MonkeyPatch, now_us: int) -> None:
-    from cluster.office.desk import Desk
-
-    plain = type(town.office)._desk
-
-    def at(self: Any, session: Any) -> Desk:
-        made = plain(self, session)
-        made.now_us = now_us
-        return made
-
-    monkeypatch.setattr(town.office, "_desk", at.__get__(town.office))
-
-
-def test_a_clock_set_back_brings_nothing_back(town: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_set_back_brings_nothing_back(town: Any) -> None:
     """With a clock a year behind, what was withdrawn stays so and published time never runs backwards."""
     town.post("ada", f"/consents/{town.ids['consent']}/withdraw")
     last = town.get("carol", "/epochs/current")
     key = town.post("operator", "/keys", tenant="north", principal="ada", roles=["owner"])
     town.post("operator", f"/keys/{key['id']}/revoke")
     town.keys["gone"] = key["secret"]
-    _set_clock(town, monkeypatch, last["published_at_us"] - 365 * 86_400_000_000)
+    town.set_clock(last["published_at_us"] - 365 * 86_400_000_000)
     assert town.get("dev", "/deployments/notes-research")["composition"]["members"] == []
     assert town.ask("gone", "GET", "/me").json()["code"] == "key_revoked"
     narrowed = town.post("ada", "/consents/forbid", expert_id=town.ids["expert"], purpose="research")
