@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from cluster.gateway.authzen_shapes import ACCESS
 from cluster.problems import PROBLEM_MEDIA_TYPE, Problem, problem_of
 
 _OPENAI_TYPES = {
@@ -34,7 +35,7 @@ def refusal(error: BaseException, path: str, request_id: str) -> Response:
     if path == "/v1" or path.startswith("/v1/"):
         status = plain_status(problem)
         return JSONResponse({"error": openai_error(problem)}, status_code=status, headers=headers)
-    if path.startswith("/access/v1/"):
+    if path.startswith(f"{ACCESS}/"):
         status = plain_status(problem)
         return PlainTextResponse(problem.detail, status, headers | {"X-Marketplace-Code": problem.code})
     return JSONResponse(

@@ -19,6 +19,8 @@ from starlette.responses import JSONResponse, Response
 from cluster.errors import InvalidRequest
 from cluster.gateway.answers import plain_status
 from cluster.gateway.authzen_shapes import (
+    ACCESS,
+    WELL_KNOWN,
     Batch,
     Decided,
     DecidedAll,
@@ -36,8 +38,6 @@ from cluster.problems import invalid_request, problem_of
 from model_core.errors import ProductError
 from policy.facts.terms import ACTIONS
 
-ACCESS = "/access/v1"
-WELL_KNOWN = "/.well-known/authzen-configuration"
 _MAX_REQUEST_ID = 200
 _PLAIN = ("outcome", "codes", "reasons", "nearest_miss", "obligations", "valid_until_us")
 

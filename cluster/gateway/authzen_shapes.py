@@ -25,6 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import InvalidRequest
 
+#: Where the standard's addresses begin, and where a client finds them.
+ACCESS = "/access/v1"
+WELL_KNOWN = "/.well-known/authzen-configuration"
 MAX_EVALUATIONS = 50
 MAX_PAGE = 100
 

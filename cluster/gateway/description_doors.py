@@ -9,11 +9,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from cluster.gateway.authzen_shapes import Batch, Decided, DecidedAll, Evaluation, Found, Metadata, Search
+from cluster.gateway.authzen_shapes import (
+    ACCESS,
+    WELL_KNOWN,
+    Batch,
+    Decided,
+    DecidedAll,
+    Evaluation,
+    Found,
+    Metadata,
+    Search,
+)
 
 Mode = Literal["validation", "serialization"]
 
-_ACCESS = "/access/v1"
 _PLAIN_REFUSALS = {
     "400": "The request cannot be understood, or would not be understood in full.",
     "401": "No key, or one that opens nothing.",
@@ -60,7 +69,7 @@ class OtherDoor:
         good = {"description": "Done.", "content": answer}
         problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
         plain = {"text/plain": {"schema": {"type": "string"}}}
-        content = plain if self.path.startswith(_ACCESS) else problem
+        content = plain if self.path.startswith(ACCESS) else problem
         responses: dict[str, Any] = {"200": good}
         for status, text in _PLAIN_REFUSALS.items():
             responses[status] = {"description": text, "content": content}
@@ -85,7 +94,7 @@ class OtherDoor:
 
 
 def _authzen(name: str, summary: str, request: type[BaseModel], *answers: type[BaseModel]) -> OtherDoor:
-    path = f"{_ACCESS}/{name.replace('_', '/')}"
+    path = f"{ACCESS}/{name.replace('_', '/')}"
     return OtherDoor(
         name=f"authzen.{name}", method="POST", path=path, summary=summary, request=request, answers=answers
     )
@@ -100,7 +109,7 @@ OTHER_DOORS = (
     OtherDoor(
         name="authzen.configuration",
         method="GET",
-        path="/.well-known/authzen-configuration",
+        path=WELL_KNOWN,
         summary="Names the addresses of the authorization API.",
         request=None,
         answers=(Metadata,),
