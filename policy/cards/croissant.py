@@ -3,14 +3,14 @@
 
 From a Croissant card come name, description, languages, dates, the license as an SPDX expression, the words
 on responsible use, and from ``usageInfo`` the terms. Several licenses or terms on the same data hold
-together. Fields that say how files are laid out are not terms and are passed over; everything else that is
-not read is listed.
+together; a permit that another term may limit is left to the owner. Fields that say how files are laid out
+are not terms and are passed over; everything else that is not read is listed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
@@ -89,12 +89,7 @@ def _types(node: Node) -> set[str]:
 
 def _croissant(node: Node, known: Mapping[str, Node], scope: Scope) -> Import:
     license_, drafts = _license(node, known)
-    terms = drafts
-    for one in listed(field(node, "usageInfo")):
-        terms = terms.joined(_usage(followed(one, known), scope))
-    codes = [text for one in listed(field(node, "usageInfo")) if (text := _code(followed(one, known)))]
-    if codes:
-        terms = terms.joined(drafts_of_codes(codes, scope))
+    terms = drafts.joined(_terms([followed(one, known) for one in listed(field(node, "usageInfo"))], scope))
     if any(one.where in {"usageInfo", "license"} for one in terms.not_imported):
         terms = terms.withheld("usageInfo", "terms beside it could not be read")
     names = read_data("croissant-1.json")
@@ -111,9 +106,25 @@ def _croissant(node: Node, known: Mapping[str, Node], scope: Scope) -> Import:
     )
 
 
+def _terms(values: Sequence[object], scope: Scope) -> Drafts:
+    """Terms on the same data hold together: what one permits and another may limit is not permitted."""
+    policies = [_usage(one, scope) for one in values if _code(one) is None]
+    codes = [text for one in values if (text := _code(one))]
+    # Codes narrow each other and are read together.
+    parts = [*policies, drafts_of_codes(codes, scope)] if codes else policies
+    joined = Drafts()
+    for part in parts:
+        joined = joined.joined(part)
+    permitting = sum(bool(one.consents) for one in policies)
+    unread = len(parts) > 1 and any(one.not_imported for one in parts)
+    if unread or permitting > 1 or (permitting and codes):
+        return joined.withheld(
+            "usageInfo", "terms beside it may limit it, and what they leave has no word here"
+        )
+    return joined
+
+
 def _usage(value: object, scope: Scope) -> Drafts:
-    if _code(value) is not None:
-        return Drafts()  # codes narrow each other and are read together
     if isinstance(value, Mapping) and _types(value) & _POLICIES:
         return drafts_of_policy(value, scope, "usageInfo policy")
     what = (text_of(value) or "a value without a text")[:200]

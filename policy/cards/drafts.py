@@ -59,7 +59,7 @@ class Drafts(BaseModel):
     notes: tuple[str, ...] = ()
 
     def joined(self, other: Drafts) -> Drafts:
-        """Both together. Permits of several terms on the same data stand beside each other."""
+        """Both beside each other."""
         return Drafts(
             consents=_once(self.consents + other.consents),
             forbids=_once(self.forbids + other.forbids),

@@ -330,6 +330,24 @@ def test_terms_that_are_neither_codes_nor_policies_withhold_the_others() -> None
     assert "Ask the ethics board." in {one.what for one in found.drafts.not_imported}
 
 
+@pytest.mark.parametrize(
+    ("terms", "permitted"),
+    [
+        ([_policy(permission=_permit())], 1),
+        (["DUO:0000042", _policy(permission=_permit())], 0),
+        (["DUO:0000046", _policy(permission=_permit())], 0),
+        (["DUO:0000042", _policy(prohibition=_permit(_when("purpose", "eq", "weapons")))], 1),
+        (["DUO:0000042", _policy(prohibition={"action": "unheardOf"})], 0),
+        ([_policy(permission=_permit()), _policy(permission=_permit(_when("spatial", "eq", "de")))], 0),
+    ],
+)
+def test_terms_that_hold_together_permit_no_more_than_each(terms: list[Any], permitted: int) -> None:
+    """Where one of several terms may limit what another permits, the permit is listed and not drafted."""
+    drafts = read_card(_croissant(usageInfo=terms), SCOPE).drafts
+    assert len(drafts.consents) == permitted
+    assert permitted or any(one.what.startswith("permit ") for one in drafts.not_imported)
+
+
 _BOTH = _when("spatial", "isAnyOf", ["de", "fr"])
 
 
