@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,23 @@ def test_questions_are_distinct_and_about_all_experts() -> None:
     assert all(one.candidates == "*" or len(one.candidates or ()) == 12 for one in asked)
 
 
-def test_deciding_is_compared_before_it_is_timed() -> None:
+def test_answers_are_compared_before_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is not that of the explaining decision, or not Cedar's, ends the benchmark."""
+    explained = deciding.compose
+
+    def without_members(*asked: Any) -> Any:
+        return explained(*asked).model_copy(update={"members": ()})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deciding, "compose", without_members)
+        with pytest.raises(AssertionError, match="members"):
+            deciding.compose_rows(experts=12, questions=20)
+    monkeypatch.setattr(deciding.Cedar, "permitted_singly", lambda _self, requests: [False] * len(requests))
+    with pytest.raises(AssertionError, match="Cedar decides otherwise"):
+        deciding.cedar_rows(experts=24, questions=6, rounds=1)
+
+
+def test_every_bound_and_peer_has_a_row() -> None:
     """Small registers give all rows: ours against ourselves, Cedar and the bounds."""
     rows = [
         *deciding.compose_rows(experts=12, questions=20),

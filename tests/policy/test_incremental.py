@@ -44,7 +44,6 @@ def check_epochs(town: Town, since: int) -> None:
 @settings(
     max_examples=6,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(acts=ACTS)
