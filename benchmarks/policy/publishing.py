@@ -82,7 +82,13 @@ def publish_rows(
     rebuilt_s = [_rebuilt_s(database) for _ in range(3)]
     members, of_all = _withdrawals(database, world, acts)
     return [
-        at_most(f"snapshot of {of}, rebuilt from the database", min(rebuilt_s), REBUILD_S, unit="s", bar=1),
+        at_most(
+            f"snapshot of {of}, rebuilt from the database, best of three",
+            min(rebuilt_s),
+            REBUILD_S,
+            unit="s",
+            bar=1,
+        ),
         at_most(
             f"withdrawal of any consent among {of}, the whole unit of work, p50",
             statistics.median(of_all),
