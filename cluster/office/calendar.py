@@ -57,9 +57,13 @@ async def publish_due(office: Office) -> float:
         office: open.
     """
     due_us = await office.look(lambda desk: desk.schedule.next_due_us())
-    if due_us is not None and due_us <= await office.look(lambda desk: desk.schedule.time_us()):
-        for change in await office.do(lambda desk: desk.schedule.publish_due()):
+    while due_us is not None and due_us <= await office.look(lambda desk: desk.schedule.time_us()):
+        # One at a time, so that a withdrawal waits for one of them at the most.
+        done = await office.do(lambda desk: desk.schedule.publish_due(1))
+        for change in done:
             log.info("a scheduled change", extra={"change_id": change.id, "state": change.state})
+        if not done:
+            break
         due_us = await office.look(lambda desk: desk.schedule.next_due_us())
     if due_us is None:
         return _LOOK_S

@@ -39,8 +39,11 @@ class Schedule:
         """The register's time; see ``Changes.time_us``."""
         return self._changes.time_us()
 
-    def publish_due(self) -> list[ChangeRecord]:
-        """Publishes every change whose moment has come, each as an epoch of its own, in order of moments.
+    def publish_due(self, most: int | None = None) -> list[ChangeRecord]:
+        """Publishes the changes whose moment has come, each as an epoch of its own, in order of moments.
+
+        Args:
+            most: how many at the most; all with None.
 
         Returns:
             What became of each: ``approved`` with its epoch, or ``failed`` with the reason as comment.
@@ -52,6 +55,7 @@ class Schedule:
             .where(ChangeRow.state == "proposed", ChangeRow.stage == "scheduled")
             .where(ChangeRow.effective_at_us <= self._changes.time_us())
             .order_by(ChangeRow.effective_at_us, ChangeRow.id)
+            .limit(most)
         )
         return [self._publish(change_id) for change_id in self._session.scalars(query).all()]
 

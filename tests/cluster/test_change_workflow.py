@@ -80,6 +80,20 @@ def test_the_office_publishes_on_time(town: Any) -> None:
     assert town.get("ada", "/epochs/current")["published_at_us"] == moment
 
 
+def test_what_is_due_together_is_published_one_by_one(town: Any) -> None:
+    """Two changes of one moment are two units of work, between which a withdrawal has its turn."""
+    moment = now_us() + HOUR_US
+    for purpose in ("education", "advertising"):
+        items = [edits(town)[0] | {"purpose": purpose}]
+        town.approve("bob", town.post("ada", "/changes", title="t", items=items, effective_at_us=moment))
+    epoch = town.get("ada", "/epochs/current")["epoch"]
+    town.set_clock(moment)
+    units = town.office.generation
+    town.wait(publish_due(town.office))
+    assert town.office.generation - units == 2
+    assert town.get("ada", "/epochs/current")["epoch"] == epoch + 2
+
+
 def test_a_moment_outlives_the_office(town: Any) -> None:
     """A change that became due while no office was open is published by the next one."""
     moment = now_us() + HOUR_US
