@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from model_core.packing.canonical import canonical_bytes, check_digest
 from model_core.packing.ids import check_name, new_id
 from model_core.packing.manifest import BaseManifest, ExpertManifest
+from policy.epochs.reading import card_license, columns_for, latest_listings
 from policy.errors import AssetConflict
 from policy.guards.authority import unknown
-from policy.publishing.publication import card_license, columns_for, latest_listings
 from policy.records.assets import BaseRecord, ExpertRecord
 from policy.tables import BaseRow, ExpertDatasetRow, ExpertRow
 from tenants.accounts.database import lock_for_writing

@@ -21,10 +21,11 @@ from policy.changing.narrowing import Narrowing
 from policy.consents.reading import ConsentReader
 from policy.deciding.composition import Composition, compose
 from policy.deciding.questions import Question
+from policy.epochs.reading import columns_for, read_licenses, to_fact
 from policy.facts.snapshot import GrantFact, LicenseFact, RuleFact, Snapshot
 from policy.guards.authority import unknown
 from policy.publishing.decision_log import DecisionLog
-from policy.publishing.publication import Publisher, columns_for, read_licenses, to_fact
+from policy.publishing.publication import Publisher
 from policy.publishing.servers import Servers
 from policy.records.assets import BaseRecord, DeploymentRecord, ExpertRecord
 from policy.records.changes import ChangeRecord, Preview

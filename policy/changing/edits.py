@@ -11,6 +11,7 @@ from model_core.packing.ids import new_id
 from policy.consents.book import ConsentBook
 from policy.consents.renewal import check_renewal, renew
 from policy.deciding.licenses import check_expression
+from policy.epochs.reading import read_licenses
 from policy.errors import InvalidChange
 from policy.facts import vocabulary
 from policy.facts.snapshot import DeploymentFact, LicenseFact
@@ -18,7 +19,6 @@ from policy.facts.terms import ANY
 from policy.guards.authority import unknown
 from policy.guards.overlaps import write_alone
 from policy.guards.versions import check_version
-from policy.publishing.publication import read_licenses
 from policy.records.items import (
     ChangeItem,
     ConsentGive,

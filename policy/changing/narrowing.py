@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 from policy.changing.edits import Edits
 from policy.consents.book import ConsentBook
 from policy.consents.status import Event
+from policy.epochs.reading import to_fact
 from policy.errors import NotFound
 from policy.guards.authority import Authority, check_narrower, unknown
 from policy.guards.versions import check_version
 from policy.publishing.decision_log import DecisionLog
-from policy.publishing.publication import Publisher, to_fact
+from policy.publishing.publication import Publisher
 from policy.records.epochs import Publication
 from policy.records.items import ForbidRule, ForbidUse
 from policy.tables import (

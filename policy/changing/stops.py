@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session
 from model_core.packing.ids import new_id
 from policy.changing.edits import Edits
 from policy.changing.narrowing import Narrowing
+from policy.epochs.reading import columns_for, read_licenses
 from policy.errors import AlreadySigned, NotAllowed, SelfApproval
 from policy.guards.authority import Authority, check_narrower, unknown
-from policy.publishing.publication import Publisher, columns_for, read_licenses
+from policy.publishing.publication import Publisher
 from policy.records.changes import StopKind, StopRecord
 from policy.records.epochs import Publication
 from policy.records.items import ForbidRule

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from policy.consents.records import ConsentFile, Expiring, FileEvent
 from policy.consents.status import VALID, Status, is_valid, status_after
+from policy.epochs.reading import to_fact
 from policy.facts.snapshot import ConsentFact
 from policy.guards.authority import unknown
-from policy.publishing.publication import to_fact
 from policy.records.paper import ConsentPaper, NoticeRecord
 from policy.tables import ConsentEventRow, ConsentRow
 from policy.tables.consents import ConsentFileEventRow, ConsentFileRow, NoticeRow

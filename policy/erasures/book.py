@@ -19,6 +19,7 @@ from model_core.packing.ids import new_id
 from model_core.packing.keys import SigningKey
 from policy.consents.reading import ConsentReader
 from policy.consents.receipts import ERASURE, SignedReceipt, sign_receipt
+from policy.epochs.reading import columns_for
 from policy.erasures.copies import copies_of
 from policy.erasures.holds import Holds
 from policy.erasures.notifications import Notifications
@@ -26,7 +27,7 @@ from policy.erasures.records import Copy, Erasure, Outcome, SubjectKind
 from policy.errors import ErasureClosed, InvalidChange, NotAllowed, SelfApproval
 from policy.guards.authority import unknown
 from policy.publishing.decision_log import DecisionLog
-from policy.publishing.publication import Publisher, columns_for
+from policy.publishing.publication import Publisher
 from policy.tables import ErasureEventRow, ErasureRow, ExpertDatasetRow, ExpertRow
 from tenants.accounts.database import lock_for_writing
 from tenants.accounts.tables import DatasetRow

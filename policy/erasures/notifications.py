@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from model_core.packing.canonical import canonical_bytes
 from model_core.packing.ids import new_id
+from policy.epochs.reading import columns_for
 from policy.erasures.records import Notification
 from policy.errors import NotYours
 from policy.guards.authority import unknown
-from policy.publishing.publication import columns_for
 from policy.tables import NotificationRow
 from tenants.roles import Principal
 

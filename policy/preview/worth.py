@@ -17,11 +17,11 @@ from model_core.packing.canonical import check_digest
 from model_core.packing.ids import new_id
 from policy.billing import ledger
 from policy.billing.metering import Metering
+from policy.epochs.reading import to_fact
 from policy.facts.snapshot import Snapshot
 from policy.facts.terms import ANY
 from policy.guards.authority import unknown
 from policy.preview.report import DeploymentImpact, MoneyImpact, QualityImpact
-from policy.publishing.publication import to_fact
 from policy.records.assets import EvaluationRecord
 from policy.tables import EvaluationRow, ExpertRow
 from tenants.roles import Principal

@@ -22,14 +22,7 @@ from policy.deciding.composition import Composition, compose
 from policy.deciding.questions import Question
 from policy.deciding.remembered import remembered
 from policy.epochs import archive
-from policy.epochs.reading import (
-    Reader,
-    card_license,
-    columns_for,
-    latest_listings,
-    read_licenses,
-    to_fact,
-)
+from policy.epochs.reading import Reader, to_fact
 from policy.errors import NotFound
 from policy.facts import vocabulary
 from policy.facts.kinds import Fact
@@ -41,16 +34,6 @@ from policy.publishing.touched import Touched, narrowed, touched_by
 from policy.records.epochs import Publication
 from policy.tables import PublicationRow
 from tenants.accounts.database import lock_for_writing
-
-__all__ = [
-    "PLATFORM_ACTOR",
-    "Publisher",
-    "card_license",
-    "columns_for",
-    "latest_listings",
-    "read_licenses",
-    "to_fact",
-]
 
 PLATFORM_ACTOR: Final = "platform"
 
