@@ -25,7 +25,7 @@ from cluster.office.scales import Scales
 from cluster.settings import Settings
 from cluster.telemetry import log_to
 from model_core.packing.bundle import CheckedBundle, check_bundle, countersign_bundle, reseal_bundle
-from model_core.packing.files import copy_plain_file
+from model_core.packing.files import copy_plain_file, sync_folder
 from model_core.packing.keys import load_or_create_key
 from model_core.packing.manifest import MANIFEST_FILE, SEAL_FILE, BaseManifest
 from model_core.packing.seal import TrustedKeys
@@ -111,7 +111,7 @@ def open_database(settings: Settings, *, patience_s: float = _LOCK_PATIENCE_S) -
     with _closed_on_failure(database):
         seal_database(database)
         if database.is_sqlite:
-            _upgrade(database, database)
+            _upgrade(database, database, Home(settings.home))
         else:
             _check_ready(database)
     return database
@@ -146,16 +146,20 @@ def upgrade_database(settings: Settings) -> None:
             owner = Database(settings.migrator_database_url)
             opened.callback(owner.close)
             seal_database(database)
-            _upgrade(owner, database)
+            _upgrade(owner, database, Home(settings.home))
         _check_ready(database)
 
 
-def _upgrade(owner: Database, database: Database) -> None:
-    """Upgrades as the tables' owner, and seals what that changed as the office."""
-    earlier = migrations.current(owner.engine)
+def _upgrade(owner: Database, database: Database, home: Home) -> None:
+    """Upgrades as the tables' owner, and seals what that changed as the office, if need be at the next start."""
+    if migrations.current(owner.engine) not in {None, migrations.head()}:
+        home.make_folder(home.root)
+        home.upgrade_mark.touch(mode=0o600)
+        sync_folder(home.root)
     migrations.upgrade(owner.engine)
-    if earlier not in {None, migrations.head()}:
+    if home.upgrade_mark.exists():
         _adopt(database)
+        home.upgrade_mark.unlink()
 
 
 def _check_ready(database: Database) -> None:

@@ -81,6 +81,11 @@ class Home:
         return self.root / "audit-exports"
 
     @property
+    def upgrade_mark(self) -> Path:
+        """File that is there from before a schema's upgrade until what it changed is sealed."""
+        return self.root / "upgrade.unsealed"
+
+    @property
     def receipt_key(self) -> Path:
         """Ed25519 key that signs receipts for owners."""
         return self.keys / "receipt.key"

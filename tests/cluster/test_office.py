@@ -227,6 +227,27 @@ def test_an_office_whose_first_work_fails_says_so_twice_and_opens_later(
     open_office(_settings(tmp_path)).close()
 
 
+def test_an_upgrade_that_ended_before_it_was_sealed_is_sealed_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The schema is new and its rows are not sealed: the next start does that, and the one after nothing."""
+    open_office(_settings(tmp_path)).close()
+    adopted: list[str] = []
+
+    def ends(_database: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("migrations.current", lambda _engine: "0001")
+        patched.setattr("cluster.bootstrap._adopt", ends)
+        with pytest.raises(KeyboardInterrupt):
+            open_office(_settings(tmp_path))
+    monkeypatch.setattr("cluster.bootstrap._adopt", lambda _database: adopted.append("once"))
+    for _ in range(2):
+        open_office(_settings(tmp_path)).close()
+    assert adopted == ["once"]
+
+
 def test_an_office_that_cannot_open_says_why_and_opens_later(tmp_path: Path, monkeypatch: Any) -> None:
     """The actor survives a database that is still held, says so, and opens with a later question."""
     monkeypatch.setattr("cluster.bootstrap.open_database.__kwdefaults__", {"patience_s": 0.1})
