@@ -151,7 +151,7 @@ def upgrade_database(settings: Settings) -> None:
 
 
 def _upgrade(owner: Database, database: Database, home: Home) -> None:
-    """Upgrades as the tables' owner, and seals what that changed as the office, if need be at the next start."""
+    """Upgrades as the tables' owner, and seals what that changed as the office; a later start if need be."""
     if migrations.current(owner.engine) not in {None, migrations.head()}:
         home.make_folder(home.root)
         home.upgrade_mark.touch(mode=0o600)
