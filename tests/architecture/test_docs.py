@@ -12,6 +12,7 @@ import click
 import pytest
 
 from cluster.cli.main import root
+from cluster.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cluster", "policy", "tenants", "model_core", "migrations")
@@ -69,15 +70,24 @@ def test_every_operation_has_a_command() -> None:
     assert {row.noun for row in OPERATIONS.values()} - set(_NOUNS.values()) == {"me", "status"}
 
 
+def test_the_operators_guide_lists_every_setting() -> None:
+    """Its table has a row for each variable that is read, and for no other."""
+    text = (ROOT / "docs/guides/operator.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `MARKETPLACE_")]
+    listed = [name for row in rows for name in re.findall(r"`MARKETPLACE_(\w+)`", row)]
+    assert sorted(listed) == sorted(name.upper() for name in Settings.model_fields)
+
+
 def named_commands(text: str) -> list[str]:
     """What a page writes as code and calls a command: in lines of a shell, or between backticks."""
     fences = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join(fences).replace("\\\n", " ").replace("$(", "\n").splitlines()
-    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
-    return [
-        line[line.index("marketplace ") :].rstrip(") ") for line in lines if "marketplace " in line
-    ] + spans
+    lines = "\n".join(fences).replace("\\\n", " ").splitlines()
+    called = [part for line in lines for part in line.split("$(") if "marketplace " in part]
+    spans = [part for span in re.findall(r"`([^`]+)`", prose) for part in " ".join(span.split()).split("$(")]
+    return [part[part.index("marketplace ") :].rstrip(") ") for part in called] + [
+        part.rstrip(") ") for part in spans
+    ]
 
 
 def what_is_wrong(said: str) -> str:
