@@ -10,6 +10,7 @@ are not terms and are passed over; everything else that is not read is listed.
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -34,7 +35,7 @@ from policy.deciding.license_expressions import parse
 from policy.errors import InvalidLicenseExpression
 from policy.facts.vocabulary import read_data
 
-_DATE: Final = re.compile(r"(\d{4})(?:-(\d{2}))?(?:-(\d{2}))?")
+_DATE: Final = re.compile(r"(?<![\d+])([12]\d{3})(?!\d)(?:-(0[1-9]|1[0-2])(?:-(0[1-9]|[12]\d|3[01]))?)?")
 _MAX_NOTE: Final = 2_000
 _POLICIES: Final = frozenset({"Policy", "Set", "Offer", "Agreement"})
 
@@ -202,7 +203,10 @@ def _facts(node: Node, known: Mapping[str, Node]) -> ImportedCard:
 
 
 def _day(found: re.Match[str], *, last: bool) -> str:
+    """The day that is meant; of a month or a year its first or its last."""
     year, month, day = found.groups()
     if month is None:
-        return f"{year}-12-31" if last else f"{year}-01-01"
-    return f"{year}-{month}-{day or '01'}"
+        month = "12" if last else "01"
+    if day is None:
+        day = str(monthrange(int(year), int(month))[1]) if last else "01"
+    return f"{year}-{month}-{day}"

@@ -312,6 +312,23 @@ def test_a_card_becomes_facts_license_and_drafts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("frame", "days"),
+    [
+        ("2020-03-07/2021-02-03", ("2020-03-07", "2021-02-03")),
+        (["2020-03", "2024-02"], ("2020-03-01", "2024-02-29")),
+        ("2021", ("2021-01-01", "2021-12-31")),
+        ("2021-13-40", ("2021-01-01", "2021-12-31")),
+        ("2021-03-07T10:00:00+0100", ("2021-03-07", "2021-03-07")),
+        ("long ago", (None, None)),
+    ],
+)
+def test_collection_begins_with_a_first_day_and_ends_with_a_last(frame: Any, days: tuple[Any, Any]) -> None:
+    """A month or a year stands for all its days; what is no date is passed over."""
+    card = read_card(_croissant(dataCollectionTimeFrame=frame), SCOPE).card
+    assert (card.collected_from, card.collected_to) == days
+
+
+@pytest.mark.parametrize(
     "parts",
     [{"license": "https://example.org/terms"}, {"license": {"@type": "CreativeWork"}}, {"license": "MIT OR"}],
 )
