@@ -9,6 +9,7 @@ that cannot be written is a warning, and the next round tries again.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from datetime import UTC, datetime
@@ -72,7 +73,14 @@ def _sign(desk: Desk) -> Checkpoint:
 
 def _write(path: Path, data: bytes, how: int) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    before, whole = os.fstat(handle).st_size, False
+    try:
+        whole = os.write(handle, data) == len(data)
+        os.fsync(handle)
+    finally:
+        if not whole:
+            # Half a note would make the whole file unreadable for whoever verifies with it.
+            os.ftruncate(handle, before)
+        os.close(handle)
+    if not whole:
+        raise OSError(errno.ENOSPC, "short write")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def test_checkpoints_are_appended_by_day(database: Database, tmp_path: Path) -> 
     assert [[note.seals for note in day] for day in notes] == [[1, 2], [3, 4]]
     (latest,) = read_notes((tmp_path / "checkpoints" / "latest.txt").read_text(), {KEY.public_key})
     assert latest == notes[-1][-1]
+
+
+def test_a_full_disk_leaves_no_half_of_a_checkpoint(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note that did not fit is taken back whole, so the day's other notes can still be read."""
+    grow(database, 0)
+    with database.reading() as session:
+        point = Audit(session, START).checkpoint(KEY)
+    day = export_checkpoint(tmp_path, point)
+    really_write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda handle, data: really_write(handle, data[:40]))
+        with pytest.raises(OSError, match="short write"):
+            export_checkpoint(tmp_path, point)
+    export_checkpoint(tmp_path, point)
+    assert len(read_notes(day.read_text(), {KEY.public_key})) == 2
 
 
 def test_the_command_line_verifies_offline(database: Database, tmp_path: Path) -> None:
