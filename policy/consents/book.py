@@ -150,7 +150,7 @@ class ConsentBook(ConsentReader):
 
         Nothing waits for this: a word ends by itself. It completes the record.
         """
-        lock_for_writing(self._session, "consent_records")
+        self._write_alone()
         query = select(ConsentRow).where(
             ConsentRow.state == "given",
             ConsentRow.effect == "permit",
@@ -169,8 +169,13 @@ class ConsentBook(ConsentReader):
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    def _write_alone(self) -> None:
+        """Waits for whoever else writes into records: where one stands is read after that."""
+        lock_for_writing(self._session, "consent_records")
+
     def _record_of(self, word: ConsentRow) -> str:
         """The record of a word; one from before there were records gets one now, with what is known."""
+        self._write_alone()
         known = self._known_record(word.id)
         if known is not None:
             return known
@@ -222,6 +227,7 @@ class ConsentBook(ConsentReader):
         word: ConsentRow | None = None,
         epoch: int | None = None,
     ) -> None:
+        self._write_alone()
         events = self._events(record_id)
         status = status_after(one.event for one in events)
         if not may_follow(status, event):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from town import Town, consent, digest
 
 from policy.consents.book import ConsentBook
@@ -25,8 +25,10 @@ from policy.records.assets import ExpertRecord
 from policy.records.consents import ConsentRecord
 from policy.records.items import ConsentRenew
 from policy.records.paper import ConsentPaper, Notice
+from policy.register import Register
 from policy.tables import ConsentRow
 from tenants.accounts.datasets import Datasets
+from tenants.accounts.scope import PLATFORM, ScopedSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -288,6 +290,24 @@ def test_time_ends_a_consent_without_the_office(town: Town) -> None:
         assert read.note_expired() == []
         assert [event.event for event in read.file(word.id).events] == ["given", "expired"]
         assert read.file(word.id).events[-1].principal_id is None
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_withdrawal_waits_for_the_notes_of_lapsed_words(town: Town) -> None:
+    """Two who write into records at once come one after the other, and neither is in the other's way."""
+    opened(town, valid_until_us=town.now + DAY)
+    word = only(town)
+    town.now += 2 * DAY
+    with book(town) as noting:
+        assert noting.note_expired() == [word.id]
+        with town.database.engine.connect() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            session = ScopedSession(connection, info={"scope": PLATFORM})
+            with pytest.raises(OperationalError) as waiting:
+                Register(session, town.now).withdraw_consent(word.id, town.ada)
+    assert "advisory" in str(waiting.value.statement)
+    town.act(lambda register: register.withdraw_consent(word.id, town.ada))
+    assert only(town).state == "withdrawn"
 
 
 @ONE_ENGINE
