@@ -7,6 +7,7 @@ Knows tables and triggers, not what they mean.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -46,8 +47,9 @@ def current(engine: Engine) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
+@cache
 def head() -> str:
-    """The revision of this release."""
+    """The revision of this release; the files of its history are read once a process."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
     if revision is None:
         raise RuntimeError("the package was built without its migrations")
