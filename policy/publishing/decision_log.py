@@ -95,9 +95,9 @@ class DecisionLog:
             else:
                 composed = compose(snapshot, question)
                 verdicts = _verdicts(composed)
-            if fact.name not in newest or self._said(newest[fact.name]) != verdicts:
+            if fact.name not in newest or self._said(fact.name, newest[fact.name]) != verdicts:
                 logged = self.record(composed or compose(snapshot, question), question)
-                place_of_verdicts(logged).append(verdicts)
+                place_of_verdicts(fact.name)[:] = [(logged, verdicts)]
 
     def _newest(self, names: Sequence[str]) -> dict[str, str]:
         """Id of the last logged answer, by those of these deployments that have one."""
@@ -115,12 +115,14 @@ class DecisionLog:
         found = self._session.execute(query)
         return {name: decision_id for name, decision_id in found if decision_id is not None}
 
-    def _said(self, decision_id: str) -> Any:
-        place = place_of_verdicts(decision_id)
-        if not place:
-            answer = self._row(decision_id).answer
-            place.append(_verdicts(Composition.model_validate_json(answer)))
-        return place[0]
+    def _said(self, deployment: str, decision_id: str) -> Any:
+        place = place_of_verdicts(deployment)
+        for known, verdicts in place:
+            if known == decision_id:
+                return verdicts
+        verdicts = _verdicts(Composition.model_validate_json(self._row(decision_id).answer))
+        place[:] = [(decision_id, verdicts)]
+        return verdicts
 
     def list(
         self,
@@ -217,9 +219,13 @@ def _verdicts(composition: Composition) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def place_of_verdicts(decision_id: str) -> list[Any]:
-    """Where the verdicts of a logged answer are kept by whoever read it first: rows never change."""
-    del decision_id
+def place_of_verdicts(deployment: str) -> list[tuple[str, Any]]:
+    """Where the last logged answer of a deployment is kept: its id and its verdicts, which never change.
+
+    Only the last one is compared with. What is kept of an answer whose unit of work was undone goes by an id
+    that no row has.
+    """
+    del deployment
     return []
 
 
