@@ -67,10 +67,18 @@ class ServedTransport:
         self._application = application
         self._handle = handle
         self._targeted: dict[str, tuple[DeploymentHandle[Any], DeploymentHandle[Any]]] = {}
+        self._present: frozenset[str] = frozenset()
 
     def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
         """Tells which replicas there are."""
-        listen(self._application, listener)
+
+        def told(replicas: frozenset[str]) -> None:
+            self._present = replicas
+            for gone in set(self._targeted) - replicas:
+                self._targeted.pop(gone, None)
+            listener(replicas)
+
+        listen(self._application, told)
 
     async def line(self, replica: str, name: str) -> AsyncGenerator[Frame, None]:
         """Opens a line; closing it ends it at the replica."""
@@ -106,10 +114,13 @@ class ServedTransport:
         await plain.keep.remote(name)
 
     def _to(self, replica: str) -> tuple[DeploymentHandle[Any], DeploymentHandle[Any]]:
-        if replica not in self._targeted:
+        known = self._targeted.get(replica)
+        if known is None:
             plain = self._handle.options(session_id=replica)
-            self._targeted[replica] = (plain, plain.options(stream=True))
-        return self._targeted[replica]
+            known = plain, plain.options(stream=True)
+            if replica in self._present:  # who is leaving is asked a few times more, and never again
+                self._targeted[replica] = known
+        return known
 
 
 class ServedHosts:

@@ -408,3 +408,27 @@ def test_a_replica_that_dies_over_the_beginning_of_a_request_is_lost_and_no_refu
                 await transport.begin("r", "l", "s", admitted(), GenerationRequest(prompt="x", max_tokens=1))
 
     told(story)
+
+
+def test_handles_of_replicas_that_left_are_not_kept() -> None:
+    """However many replicas come and go, there is a handle for each one that is there, and made once."""
+    from cluster.gateway.deploy import ServedTransport
+    from cluster.hosting.announcements import announce
+
+    made = []
+
+    class Handle:
+        def options(self, *, session_id: str = "", stream: bool = False) -> Handle:
+            made.append((session_id, stream))
+            return self
+
+    transport, heard = ServedTransport("of-many", Handle()), []
+    transport.listen(heard.append)
+    for number in range(5):
+        there = frozenset({f"r{number}", "stays"})
+        announce("of-many", there)
+        for name in (*there, *there, f"r{number - 1}"):  # the last one drains what it has
+            transport._to(name)
+    assert heard[-1] == there
+    assert transport._targeted.keys() == there
+    assert made.count(("stays", False)) == 1
