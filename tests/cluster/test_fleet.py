@@ -415,14 +415,15 @@ def test_handles_of_replicas_that_left_are_not_kept() -> None:
     from cluster.gateway.deploy import ServedTransport
     from cluster.hosting.announcements import announce
 
-    made = []
+    made: list[tuple[str, bool]] = []
+    heard: list[frozenset[str]] = []
 
     class Handle:
         def options(self, *, session_id: str = "", stream: bool = False) -> Handle:
             made.append((session_id, stream))
             return self
 
-    transport, heard = ServedTransport("of-many", Handle()), []
+    transport = ServedTransport("of-many", Handle())
     transport.listen(heard.append)
     for number in range(5):
         there = frozenset({f"r{number}", "stays"})
