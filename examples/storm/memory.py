@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
@@ -209,14 +209,15 @@ class Memory:
                 packed = house.home / "weights"
                 gone = not list(packed.glob(f"*{ware.digest.removeprefix('sha256:')}*.weights"))
                 others = {name: one for name, one in town.endpoints.items() if ware.name not in one[1]}
-                load = Load(streams=options.open_streams, tokens=(90, 100), seed=turn)
+                load = Load(streams=options.open_streams, tokens=(90, 100), seed=turn, apart=True)
                 crowd = Crowd(house.url, town.keys, others, load)
                 crowd.start()
                 play.await_streams(crowd, options.open_streams, timeout_s=60)
                 time.sleep(_STRETCH_S)
-                act = publisher.give(ware)
                 name = next(name for name, one in town.endpoints.items() if ware.name in one[1])
-                waits.append((_first_token_us(house, town, name, ware.name) - act.told_us) / 1e6)
+                with _Asker(house, town, name) as asker:
+                    act = publisher.give(ware)
+                    waits.append((asker.first_token_us(ware.name) - act.told_us) / 1e6)
                 time.sleep(_STRETCH_S)
                 crowd.stop()
                 quiet = largest_gap_ms(crowd.answers, act.sent_us - _STRETCH_US, act.sent_us)
@@ -231,19 +232,37 @@ class Memory:
         self.note("a new version's first token after its publication", said, max(waits) <= 1)
 
 
-def _first_token_us(house: play.Place, town: Town, name: str, expert: str) -> int:
-    """When the first token of an answer arrived that the expert had a share in."""
-    key = town.keys[town.endpoints[name][0]]
+class _Asker:
+    """A client of one endpoint; made before it is needed, since the making alone takes a core for 20 ms.
 
-    async def until() -> int:
-        async with httpx.AsyncClient(base_url=house.url, timeout=60, trust_env=False) as http:
-            while True:
-                answer = Answer(endpoint=name)
-                await ask(http, key, answer, {"prompt": PROMPT, "max_tokens": 8})
-                if any(part["experts"].get(expert) for part in answer.segments):
-                    return answer.arrivals_us[0]
+    Args:
+        house: where it asks.
+        town: what was founded.
+        name: of the endpoint.
+    """
 
-    return asyncio.run(until())
+    def __init__(self, house: play.Place, town: Town, name: str) -> None:
+        self._key, self._name = town.keys[town.endpoints[name][0]], name
+        self._http = httpx.AsyncClient(base_url=house.url, timeout=60, trust_env=False)
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._http.aclose())
+        self._runner.close()
+
+    def first_token_us(self, expert: str) -> int:
+        """When the first token of an answer arrived that the expert had a share in."""
+        return self._runner.run(self._first_token_us(expert))
+
+    async def _first_token_us(self, expert: str) -> int:
+        while True:
+            answer = Answer(endpoint=self._name)
+            await ask(self._http, self._key, answer, {"prompt": PROMPT, "max_tokens": 8})
+            if any(part["experts"].get(expert) for part in answer.segments):
+                return answer.arrivals_us[0]
 
 
 def _large(dtype: str) -> Sizes:

@@ -8,7 +8,9 @@ against ledger, journals and recorder afterwards.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import random
 import threading
 import time
@@ -130,6 +132,8 @@ class Load:
         prompts: what is asked; repeated, so that prefixes can be used again.
         leaving: share of answers whose client hangs up in the middle.
         seed: of the clients' choices.
+        apart: whether clients read as soon as something comes, as on a machine of their own: one that shares
+            the marketplace's cores waits for its turn of them, and its wait is no stream's doing.
     """
 
     streams: int
@@ -137,6 +141,7 @@ class Load:
     prompts: tuple[str, ...] = ("def wrap(text, width):\n    lines = []\n", "import re\n\nclass Text:\n")
     leaving: float = 0.0
     seed: int = 1
+    apart: bool = False
 
 
 class Crowd:
@@ -154,7 +159,7 @@ class Crowd:
     ) -> None:
         self._url, self._keys, self._endpoints, self._load = url, keys, endpoints, load
         self._stopping = False
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="crowd", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="crowd", daemon=True)
         self.answers: list[Answer] = []
         self.open: set[int] = set()
         self.busy: Counter[str] = Counter()
@@ -181,6 +186,13 @@ class Crowd:
             answer.tokens and answer.began_us > since_us and expert in self._endpoints[answer.endpoint][1]
             for answer in list(self.live.values())
         )
+
+    def _work(self) -> None:
+        if self._load.apart:
+            # This thread alone. Who may not have it measures what the kernel makes clients wait, too.
+            with contextlib.suppress(PermissionError):
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        asyncio.run(self._run())
 
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._load.streams)
