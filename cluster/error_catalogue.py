@@ -188,7 +188,6 @@ CATALOGUE: Mapping[str, Row] = {
     "receipt_invalid": _row(422, "Not a receipt of this platform"),
     "legal_hold": _row(409, "It has to be kept"),
     "erasure_closed": _row(409, "The erasure does not allow this now"),
-    "not_a_narrowing": _row(409, "This would widen"),
     "asset_conflict": _row(409, "Registered otherwise"),
     "epoch_regressed": _row(409, "A lower epoch than before"),
     "budget_exceeded": _row(402, "The budget does not cover it"),

@@ -30,7 +30,6 @@ Tree::
         ├── LegalHold                somebody ordered that this is kept
         ├── ErasureClosed            an erasure cannot take this step where it stands
         ├── BrokenProof              evidence that cannot be read, or that nobody trusted signed
-        ├── NotANarrowing            an immediate act that would permit something
         ├── AssetConflict            the same name or digest with other facts
         ├── EpochRegressed           a server reports an epoch lower than one it reported before
         ├── BudgetExceeded           the tenant's budget does not cover the request
@@ -199,12 +198,6 @@ class ErasureClosed(PolicyError):
     """An erasure cannot take this step where it stands."""
 
     code = "erasure_closed"
-
-
-class NotANarrowing(PolicyError):
-    """An immediate act that would permit something."""
-
-    code = "not_a_narrowing"
 
 
 class AssetConflict(PolicyError):

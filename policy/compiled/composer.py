@@ -192,7 +192,7 @@ class Compiled:
         named = canonical_bytes(what_runs(asked.base_digest, (), top_k))
         if serving:  # the members' digests were quoted beforehand
             quoted = b",".join(compress(self._quoted, members))
-            named = named.replace(b'"experts":[]', b'"experts":[%b]' % quoted, 1)
+            named = named.replace(b'"experts":[]', b'"experts":[%b]' % quoted)
         return Composed(
             deployment=asked.deployment,
             tenant=asked.tenant,

@@ -17,7 +17,7 @@ from policy.compiled import Compiled, Composed, compile_snapshot
 from policy.deciding.questions import Question, resolve
 from policy.facts.snapshot import Snapshot
 
-_KEPT_SNAPSHOTS = 32
+_KEPT_SNAPSHOTS = 4
 
 
 class _Made(NamedTuple):

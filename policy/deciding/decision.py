@@ -150,7 +150,7 @@ def _begun(named: str) -> bytes:
 
 
 def _in_order(misses: list[NearestMiss]) -> tuple[NearestMiss, ...]:
-    return tuple(misses if len(misses) < 2 else sorted(misses, key=_miss_order))
+    return tuple(sorted(misses, key=_miss_order))
 
 
 def _miss_order(miss: NearestMiss) -> tuple[int, str, str]:

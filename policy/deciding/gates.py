@@ -56,8 +56,7 @@ def _identity(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
 
 def _consent(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
     permits, forbids = hearing.consents_of(expert)
-    if forbids:
-        _prohibitions(hearing, forbids, findings)
+    _prohibitions(hearing, forbids, findings)
     about = vars(expert)
     _permission(hearing, permits, _OF_EXPERT, about["tenant"], None, findings)
     if not about["datasets"]:

@@ -274,6 +274,7 @@ def _licenses(
                 {"royalty_ppm": dice.choice((400_000, 500_000, 600_000, 1_000_000))},
                 {"share_alike_group": dice.choice(("CC-BY-SA-4.0", "GPL"))},
                 {"attribution": None, "notice": True, "flow_down": ("a", "b"), "user_cap": 5},
+                {"attribution": True, "title": "A title", "notice": True, "url": "https://example.org/terms"},
             )
         )
         facts[place] = facts[place].model_copy(update=changed)
@@ -307,7 +308,7 @@ def _quarrel(dice: random.Random) -> Snapshot:
         "deployments": (
             deployment(
                 action=action,
-                commercial=not sharing,
+                commercial=not sharing if dice.random() < 0.9 else sharing,
                 on_conflict=dice.choice(("strict", "drop_by_rule")),
                 priority=dice.choice(((), ("exp_3", "exp_2"))),
             ),
@@ -459,10 +460,13 @@ def _break_something(dice: random.Random, fields: dict[str, Any]) -> None:
     stated: dict[str, Any]
     what = dice.choice(
         ("nothing",) * 10
-        + ("rule", "rule", "grant", "revocation", "consent", "prohibition", "owner", "consumer", "base")
+        + ("rule", "one rule", "grant", "revocation", "consent", "prohibition", "owner", "consumer", "base")
     )
     if what == "rule":
         fields["rules"] = [one for one in fields["rules"] if one.effect == "forbid"]
+    elif what == "one rule":  # whatever else there is, the rule that permits everything is gone
+        own = _random_rule(dice, 9).model_copy(update={"effect": "permit", "consumer_tenant": "*"})
+        fields["rules"] = [own, *fields["rules"][1:]]
     elif what == "grant":
         fields["grants"] = fields["grants"][1:]
     elif what == "revocation":

@@ -3,7 +3,8 @@
 
 Changed are comparisons, and/or, conditions, constants, arithmetic and set operators, least and most, any and
 all, filters of comprehensions, and statements that are left out. Docstrings, annotations, sentences for
-people and messages of errors stay as they are. Knows nothing of what the code does.
+people and messages of errors stay as they are, and so does what would be the same program: ``strict`` of
+``zip`` over parts of one length, and a ``return None`` at the end. Knows nothing of what the code does.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "lis
 _METHODS = {"union": "intersection", "intersection": "union", "any": "all", "all": "any", "lower": "upper"}
 _METHODS |= {"logical_and": "logical_or", "logical_or": "logical_and", "minimum": "maximum"}
 _METHODS |= {"maximum": "minimum", "append": "count", "add": "discard"}
-_SPEAKING = {"sentence", "text", "title", "name", "message"}
+_SPEAKING = {"sentence", "text", "title", "name", "message", "strict"}
 
 
 class Mutant(NamedTuple):
@@ -76,7 +77,9 @@ def _walk(node: ast.AST, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...
         ):
             continue
         for place, child in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(child, ast.AST) and not _is_docstring(child) and not _speaks(child):
+            if isinstance(child, ast.AST) and not (
+                _is_docstring(child) or _speaks(child) or _ends_anyway(node, child)
+            ):
                 yield from _walk(child, (*path, field, place if isinstance(value, list) else None))
 
 
@@ -86,6 +89,12 @@ def _is_docstring(node: ast.AST) -> bool:
 
 def _speaks(node: ast.AST) -> bool:
     return isinstance(node, ast.keyword) and node.arg in _SPEAKING
+
+
+def _ends_anyway(node: ast.AST, child: ast.AST) -> bool:
+    if not isinstance(node, ast.FunctionDef) or child is not node.body[-1]:
+        return False
+    return isinstance(child, ast.Return) and getattr(child.value, "value", child) is None
 
 
 def _at(tree: ast.AST, path: tuple[Any, ...]) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 TESTS = (
+    "test_deciding_edges",
     "test_golden_decisions",
     "test_composition",
     "test_licenses",

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edges of deciding that random worlds show too seldom, or that no world can show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from worlds import (
+    NOW_US,
+    ask,
+    bundle,
+    consent,
+    dataset,
+    deployment,
+    expert,
+    grant,
+    license_fact,
+    random_world,
+    rule,
+    world,
+)
+
+from model_core.packing.canonical import digest_of
+from policy.compiled import compile_snapshot
+from policy.deciding.composition import Question, compose
+from policy.deciding.decision import decide
+from policy.deciding.license_expressions import parse
+from policy.deciding.licenses import check_expression
+from policy.deciding.questions import resolve
+from policy.deciding.reasons import obligations_in_order, reason
+from policy.errors import IncompleteQuestion, InvalidLicenseExpression
+from policy.facts.snapshot import Snapshot
+from policy.facts.terms import ACTIONS
+from policy.facts.vocabulary import action_permits
+
+
+def differs(snapshot: Snapshot, **asked: Any) -> tuple[str, ...]:
+    """In what the nearest consent falls short."""
+    (near,) = (one for one in decide(snapshot, ask(**asked), "exp_1").nearest_miss if one.gate == "consent")
+    return near.differs
+
+
+def test_the_input_digest_is_that_of_snapshot_use_and_expert() -> None:
+    """Whoever holds the three can compute it."""
+    snapshot = world()
+    use = ["app", snapshot.bases[0].base_digest, "infer", "research", "eu", False]
+    named = {"expert": bundle(1), "snapshot": snapshot.digest, "use": use}
+    assert decide(snapshot, ask(), "exp_1").input_digest == digest_of(named)
+
+
+@pytest.mark.parametrize(
+    ("fields", "short"),
+    [
+        ({"action": "evaluate"}, ("action",)),
+        ({"purpose": "military-research"}, ("purpose",)),
+        ({"region": "us"}, ("region",)),
+        ({"action": "gibberish"}, ("action", "words")),
+        ({"purpose": "gibberish"}, ("purpose", "words")),
+        ({"region": "atlantis"}, ("region", "words")),
+        ({"recipient": "bank"}, ("recipient",)),
+        ({"state": "withdrawn"}, ("state",)),
+        ({"valid_until_us": NOW_US}, ("expired",)),
+        ({"valid_from_us": NOW_US + 1}, ("not_yet",)),
+    ],
+)
+def test_the_nearest_permit_says_in_what_it_falls_short(fields: Any, short: tuple[str, ...]) -> None:
+    """One thing that is otherwise is one thing that is named, and words nobody knows are named as such."""
+    assert differs(world(consents=(consent(**fields),))) == short
+    assert differs(world(consents=(consent(commercial=False),)), commercial=True) == ("commercial",)
+
+
+@pytest.mark.parametrize(("commercial", "said"), [(True, ", commercial"), (False, ", non-commercial")])
+def test_what_is_needed_says_whether_the_use_is_commercial(commercial: bool, said: str) -> None:
+    """The sentence that goes to the owner names the whole use."""
+    (near, *_) = decide(world(consents=()), ask(commercial=commercial), "exp_1").nearest_miss
+    assert said in near.sentence
+
+
+def test_a_denial_owes_nothing_and_a_permit_owes_in_order() -> None:
+    """Obligations and licenses belong to what may run, in one order whatever they came from."""
+    owed = 0
+    for seed in range(60):
+        snapshot, question = random_world(seed)
+        for one in compose(snapshot, question).decisions:
+            if one.verdict == "deny":
+                assert (one.obligations, one.licenses, one.valid_until_us) == ((), (), None)
+            else:
+                assert one.obligations == obligations_in_order(one.obligations)
+                owed += len(one.obligations)
+    assert owed
+
+
+def test_groups_in_conflict_are_named_in_order() -> None:
+    """The sentence of a conflict does not depend on the order in which Python keeps a set."""
+    groups = [f"G{n}" for n in range(9)]
+    licenses = [license_fact(f"LicenseRef-{name}", share_alike_group=name) for name in groups]
+    snapshot = world(
+        licenses=(license_fact("CC0-1.0"), *licenses),
+        experts=tuple(expert(n, license=one.key) for n, one in enumerate(licenses, 1)),
+        consents=tuple(consent(n, action="export_weights") for n in range(1, 10)),
+        grants=tuple(grant(n, action="export_weights") for n in range(1, 10)),
+        rules=(rule(action="export_weights"),),
+        deployments=(deployment(action="export_weights", on_conflict="drop_by_rule"),),
+    )
+    said = compose(snapshot, ask())
+    assert len(said.members) == 1
+    clashes = [r.sentence for d in said.decisions for r in d.reasons if r.code == "conflict_share_alike"]
+    assert len(clashes) == 8
+    assert all("G0 and G" in one for one in clashes)
+    alone = expert(1, license=" AND ".join(one.key for one in reversed(licenses)))
+    denied = decide(snapshot.model_copy(update={"experts": (alone,)}), ask(), "exp_1")
+    (clash,) = (one for one in denied.reasons if one.code == "share_alike_conflict")
+    assert " and ".join(groups) in clash.sentence
+
+
+def test_few_names_among_many_experts_are_looked_up() -> None:
+    """Named by id, by bundle or by a name that nobody has: the same as when all are gone through."""
+    many = range(1, 60)
+    crowd = world(
+        experts=tuple(expert(n) for n in many),
+        consents=tuple(consent(n) for n in many),
+        grants=tuple(grant(n) for n in many),
+    )
+    said = compose(crowd, ask(candidates=("exp_3", bundle(9), "nobody")))
+    assert [one.expert_id for one in said.members] == ["exp_3", "exp_9"]
+    assert [one.reasons[0].code for one in said.decisions if one.verdict == "deny"] == ["unknown_expert"]
+
+
+def test_what_is_no_license_is_refused_though_somebody_reviewed_it() -> None:
+    """NOASSERTION and NONE state that nothing is known, whatever a table holds under them."""
+    for key in ("NOASSERTION", "NONE"):
+        table = {key.lower(): license_fact(key), "mit": license_fact("MIT")}
+        with pytest.raises(InvalidLicenseExpression):
+            check_expression(f"MIT AND {key}", table)
+        named = expert(license=key)
+        denied = decide(world(experts=(named,), licenses=tuple(table.values())), ask(), "exp_1")
+        assert "unknown_license" in [one.code for one in denied.reasons]
+    blank = {"mit": license_fact("MIT", reviewed_by=" ")}
+    with pytest.raises(InvalidLicenseExpression):
+        check_expression("MIT", blank)
+
+
+@pytest.mark.parametrize(("nested", "readable"), [(30, True), (50, False)])
+def test_an_expression_is_read_to_a_depth(nested: int, readable: bool) -> None:
+    """What nests too deep is refused with a sentence, before anything recurses into it."""
+    text = "MIT"
+    for place in range(nested):
+        text = f"({text} {('AND', 'OR')[place % 2]} CC0-1.0)"
+    if readable:
+        assert parse(text).kind in ("and", "or")
+    else:
+        with pytest.raises(InvalidLicenseExpression):
+            parse(text)
+
+
+def test_a_permit_for_one_action_is_none_for_another() -> None:
+    """Actions have no hierarchy: each is permitted by its own name, or by the wildcard."""
+    for stated in ACTIONS:
+        for asked in ACTIONS:
+            assert action_permits(stated, asked) == (stated == asked)
+    assert decide(world(rules=(rule(action="evaluate"),)), ask(), "exp_1").outcome != "permit"
+
+
+def test_a_notice_names_where_the_terms_are_on_both_paths() -> None:
+    """The address of a license's text where there is one, else its key; servers say the same."""
+    for fields, text in (({"url": "https://example.org/t"}, "https://example.org/t"), ({}, "X-1")):
+        x = license_fact("X-1", notice=True, **fields)
+        snapshot = world(experts=(expert(license="X-1"),), licenses=(license_fact("CC0-1.0"), x))
+        said = compose(snapshot, ask())
+        assert {one.text for one in said.obligations if one.kind == "notice"} == {text}
+        assert compile_snapshot(snapshot).deployment("lab", NOW_US).obligations == said.obligations
+
+
+@pytest.mark.parametrize(("commercial", "members"), [(True, 0), (False, 2)])
+def test_royalties_clash_only_where_they_are_due(commercial: bool, members: int) -> None:
+    """More than a whole in royalties stands against commerce alone, also for those who serve."""
+    several = tuple(
+        expert(n, license=key, datasets=(dataset(n),))
+        for n, key in ((1, "LicenseRef-70"), (2, "LicenseRef-40"))
+    )
+    snapshot = world(
+        experts=several,
+        consents=tuple(consent(n, action="export_weights") for n in (1, 2)),
+        grants=tuple(grant(n, action="export_weights") for n in (1, 2)),
+        rules=(rule(action="export_weights"),),
+        deployments=(deployment(action="export_weights", commercial=commercial),),
+    )
+    assert len(compose(snapshot, ask()).members) == members
+    assert len(compile_snapshot(snapshot).deployment("lab", NOW_US).members) == members
+
+
+def test_questions_and_reasons_are_frozen() -> None:
+    """What was asked and why it was answered so can not be written over."""
+    question = ask()
+    frozen: tuple[tuple[BaseModel, str], ...] = (
+        (question, "purpose"),
+        (resolve(world(), question), "purpose"),
+        (reason("no_consent", tenant="anna"), "code"),
+    )
+    for document, field in frozen:
+        with pytest.raises(ValidationError):
+            setattr(document, field, "other")
+
+
+def test_a_question_names_what_it_leaves_out() -> None:
+    """All that is missing, and nothing that was said."""
+    with pytest.raises(IncompleteQuestion) as refused:
+        compose(world(), Question(at_us=1, tenant="app", region="eu"))
+    assert refused.value.facts["missing"] == ["base_digest", "purpose", "commercial"]
