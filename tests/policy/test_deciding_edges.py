@@ -26,14 +26,15 @@ from model_core.packing.canonical import digest_of
 from policy.compiled import compile_snapshot
 from policy.deciding.composition import Question, compose
 from policy.deciding.decision import decide
-from policy.deciding.license_expressions import parse
+from policy.deciding.license_expressions import MAX_DEPTH, parse
 from policy.deciding.licenses import check_expression
+from policy.deciding.members import composition_digest
 from policy.deciding.questions import resolve
 from policy.deciding.reasons import obligations_in_order, reason
 from policy.errors import IncompleteQuestion, InvalidLicenseExpression
 from policy.facts.snapshot import Snapshot
 from policy.facts.terms import ACTIONS
-from policy.facts.vocabulary import action_permits
+from policy.facts.vocabulary import action_permits, vocabulary
 
 
 def differs(snapshot: Snapshot, **asked: Any) -> tuple[str, ...]:
@@ -117,14 +118,15 @@ def test_groups_in_conflict_are_named_in_order() -> None:
 
 def test_few_names_among_many_experts_are_looked_up() -> None:
     """Named by id, by bundle or by a name that nobody has: the same as when all are gone through."""
-    many = range(1, 60)
+    many = range(1, 240)
     crowd = world(
         experts=tuple(expert(n) for n in many),
         consents=tuple(consent(n) for n in many),
         grants=tuple(grant(n) for n in many),
     )
-    said = compose(crowd, ask(candidates=("exp_3", bundle(9), "nobody")))
-    assert [one.expert_id for one in said.members] == ["exp_3", "exp_9"]
+    named = (*(f"exp_{n}" for n in range(20, 3, -2)), bundle(3), "nobody")
+    said = compose(crowd, ask(candidates=named))
+    assert [one.expert_id for one in said.members] == [f"exp_{n}" for n in (3, *range(4, 21, 2))]
     assert [one.reasons[0].code for one in said.decisions if one.verdict == "deny"] == ["unknown_expert"]
 
 
@@ -142,7 +144,7 @@ def test_what_is_no_license_is_refused_though_somebody_reviewed_it() -> None:
         check_expression("MIT", blank)
 
 
-@pytest.mark.parametrize(("nested", "readable"), [(30, True), (50, False)])
+@pytest.mark.parametrize(("nested", "readable"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False)])
 def test_an_expression_is_read_to_a_depth(nested: int, readable: bool) -> None:
     """What nests too deep is refused with a sentence, before anything recurses into it."""
     text = "MIT"
@@ -209,3 +211,99 @@ def test_a_question_names_what_it_leaves_out() -> None:
     with pytest.raises(IncompleteQuestion) as refused:
         compose(world(), Question(at_us=1, tenant="app", region="eu"))
     assert refused.value.facts["missing"] == ["base_digest", "purpose", "commercial"]
+
+
+def both(snapshot: Snapshot, **asked: Any) -> list[str]:
+    """Who serves, on which the explaining decision and the compiled snapshot agree."""
+    said = [one.expert_id for one in compose(snapshot, ask(**asked)).members]
+    compiled = compile_snapshot(snapshot).compose(resolve(snapshot, ask(**asked)))
+    assert [one.expert_id for one in compiled.members] == said
+    return said
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"consents": (consent(purpose="gibberish"),)},
+        {"consents": (consent(region="atlantis"),)},
+        {"grants": (grant(purpose="gibberish"),)},
+        {"grants": (grant(tenant="ben"),)},
+        {"consents": (consent(tenant="ben"),)},
+        {"consents": (consent(expert_id="exp_2"),)},
+        {"rules": (rule(action="evaluate"),)},
+    ],
+)
+def test_what_nobody_can_read_and_what_others_say_permits_nothing(fields: dict[str, Any]) -> None:
+    """A permit in unknown words, of another owner, for another expert or action covers nothing, for servers too."""
+    assert both(world()) == ["exp_1"]
+    assert both(world(**fields)) == []
+
+
+@pytest.mark.parametrize(("about", "serves"), [("exp_1", True), ("*", True), ("exp_2", False)])
+def test_a_datasets_own_word_speaks_about_the_expert_that_it_names(about: str, serves: bool) -> None:
+    """One dataset may be let into one expert and not into another."""
+    separate = dataset(10, tenant="ben", consent="separate")
+    word = consent(30, expert_id=about, dataset_id="ds_10", tenant="ben")
+    snapshot = world(experts=(expert(datasets=(separate,)),), consents=(consent(), word))
+    assert both(snapshot) == (["exp_1"] if serves else [])
+
+
+def test_each_facet_of_a_license_stands_for_itself() -> None:
+    """Weights that may be changed but not given away are not exported."""
+    for fields, serves in (
+        ({}, True),
+        ({"distribution_weights": False}, False),
+        ({"derivatives": False}, False),
+    ):
+        licenses = (license_fact("CC0-1.0"), license_fact("X-1", **fields))
+        snapshot = world(
+            experts=(expert(license="X-1"),),
+            licenses=licenses,
+            consents=(consent(action="export_weights"),),
+            grants=(grant(action="export_weights"),),
+            rules=(rule(action="export_weights"),),
+            deployments=(deployment(action="export_weights"),),
+        )
+        assert both(snapshot) == (["exp_1"] if serves else [])
+
+
+def royal(*ppm: int, shared: int = 0, on_conflict: str = "drop_by_rule") -> Snapshot:
+    """Experts with royalties, the first ``shared`` of them only by one dataset that they have in common."""
+    keys = [f"LicenseRef-{n}" for n in range(1, len(ppm) + 1)]
+    licenses = [license_fact(key, royalty_ppm=one) for key, one in zip(keys, ppm, strict=True)]
+    common = dataset(99, license=keys[0])
+    experts = [
+        expert(n, license="CC0-1.0", datasets=(common,))
+        if n <= shared
+        else expert(n, license=key, datasets=(dataset(n),))
+        for n, key in enumerate(keys, 1)
+    ]
+    numbers = range(1, len(ppm) + 1)
+    return world(
+        licenses=(license_fact("CC0-1.0"), *licenses),
+        experts=tuple(experts),
+        consents=tuple(consent(n) for n in numbers),
+        grants=tuple(grant(n) for n in numbers),
+        deployments=(deployment(commercial=True, on_conflict=on_conflict),),
+    )
+
+
+@pytest.mark.parametrize("on_conflict", ["strict", "drop_by_rule"])
+def test_royalties_may_take_the_whole_and_not_a_millionth_more(on_conflict: str) -> None:
+    """A million parts in a million can be paid."""
+    assert both(royal(600_000, 400_000, on_conflict=on_conflict)) == ["exp_1", "exp_2"]
+    more = both(royal(600_000, 400_001, on_conflict=on_conflict))
+    assert more == ([] if on_conflict == "strict" else ["exp_1"])
+
+
+def test_a_royalty_that_several_owe_for_one_thing_is_paid_once() -> None:
+    """Two experts of one dataset leave room for a third, and the fourth is dropped."""
+    assert both(royal(400_000, 0, 600_000, 400_000, shared=2)) == ["exp_1", "exp_2", "exp_3"]
+
+
+def test_what_runs_is_named_alike_in_any_order() -> None:
+    """The digest is of a set of experts, and of nothing that nobody knows."""
+    three = [bundle(n) for n in (3, 1, 2)]
+    assert composition_digest("sha256:b", three, 2) == composition_digest("sha256:b", sorted(three), 2)
+    for hierarchy in (vocabulary("1").purposes, vocabulary("1").regions):
+        assert hierarchy.permitting("gibberish") == frozenset()
