@@ -234,7 +234,7 @@ def both(snapshot: Snapshot, **asked: Any) -> list[str]:
     ],
 )
 def test_what_nobody_can_read_and_what_others_say_permits_nothing(fields: dict[str, Any]) -> None:
-    """A permit in unknown words, of another owner, for another expert or action covers nothing, for servers too."""
+    """A permit in unknown words, of another owner, for another expert or action covers nothing."""
     assert both(world()) == ["exp_1"]
     assert both(world(**fields)) == []
 
