@@ -25,7 +25,7 @@ from worlds import (
 from model_core.packing.canonical import digest_of
 from policy.compiled import compile_snapshot
 from policy.deciding.composition import Question, compose
-from policy.deciding.decision import decide
+from policy.deciding.decision import decide, redacted
 from policy.deciding.license_expressions import MAX_DEPTH, parse
 from policy.deciding.licenses import check_expression
 from policy.deciding.members import composition_digest
@@ -307,3 +307,18 @@ def test_what_runs_is_named_alike_in_any_order() -> None:
     assert composition_digest("sha256:b", three, 2) == composition_digest("sha256:b", sorted(three), 2)
     for hierarchy in (vocabulary("1").purposes, vocabulary("1").regions):
         assert hierarchy.permitting("gibberish") == frozenset()
+
+
+def test_only_an_owners_own_words_are_withheld() -> None:
+    """Others see neither which consent refuses nor its id, and still which of their accesses lapsed."""
+    snapshot = world(
+        consents=(consent(), consent(2, expert_id="exp_1", effect="forbid", recipient="app")),
+        grants=(grant(state="revoked"),),
+    )
+    decision = decide(snapshot, ask(), "exp_1")
+    assert {one.fact_id for one in decision.nearest_miss} == {"con_2", "gra_1"}
+    seen = redacted(decision, "app")
+    assert {one.fact_id for one in seen.nearest_miss} == {"gra_1"}
+    assert {one.code for one in decision.reasons} - {one.code for one in seen.reasons} == {"consent_forbids"}
+    assert {one.code for one in seen.reasons} - {one.code for one in decision.reasons} == {"consent_withheld"}
+    assert redacted(decision, "anna") == decision

@@ -28,11 +28,6 @@ TESTS = (
     "test_decision_laws",
     "test_laws_in_the_register",
 )
-# Slow, and of the same kind as the worlds that were asked about before.
-LEFT_OUT = (
-    "not postgresql and not answers_as_the_explaining and not published and not on_either_engine "
-    "and not each_logged_question and not an_epoch_in_which"
-)
 
 
 class Exchanged(importlib.abc.MetaPathFinder, importlib.abc.Loader):
