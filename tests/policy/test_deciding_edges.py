@@ -26,11 +26,13 @@ from model_core.packing.canonical import digest_of
 from policy.compiled import compile_snapshot
 from policy.deciding.composition import Question, compose
 from policy.deciding.decision import decide, redacted
-from policy.deciding.license_expressions import MAX_DEPTH, parse
-from policy.deciding.licenses import check_expression
+from policy.deciding.license_expressions import parse
+from policy.deciding.licenses import Use, check_expression, terms_of
+from policy.deciding.licenses import ask as ask_license
+from policy.deciding.matching import chain
 from policy.deciding.members import composition_digest
 from policy.deciding.questions import resolve
-from policy.deciding.reasons import obligations_in_order, reason
+from policy.deciding.reasons import obligation, obligations_in_order, reason
 from policy.errors import IncompleteQuestion, InvalidLicenseExpression
 from policy.facts.snapshot import Snapshot
 from policy.facts.terms import ACTIONS
@@ -144,7 +146,7 @@ def test_what_is_no_license_is_refused_though_somebody_reviewed_it() -> None:
         check_expression("MIT", blank)
 
 
-@pytest.mark.parametrize(("nested", "readable"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False)])
+@pytest.mark.parametrize(("nested", "readable"), [(40, True), (41, False)])
 def test_an_expression_is_read_to_a_depth(nested: int, readable: bool) -> None:
     """What nests too deep is refused with a sentence, before anything recurses into it."""
     text = "MIT"
@@ -200,6 +202,8 @@ def test_questions_and_reasons_are_frozen() -> None:
         (question, "purpose"),
         (resolve(world(), question), "purpose"),
         (reason("no_consent", tenant="anna"), "code"),
+        (obligation("notice", "MIT", "exp_1", "here"), "text"),
+        (decide(world(consents=()), question, "exp_1").nearest_miss[0], "ask"),
     )
     for document, field in frozen:
         with pytest.raises(ValidationError):
@@ -322,3 +326,46 @@ def test_only_an_owners_own_words_are_withheld() -> None:
     assert {one.code for one in decision.reasons} - {one.code for one in seen.reasons} == {"consent_forbids"}
     assert {one.code for one in seen.reasons} - {one.code for one in decision.reasons} == {"consent_withheld"}
     assert redacted(decision, "anna") == decision
+
+
+@pytest.mark.parametrize("facet", ["use_commercial", "derivatives", "distribution_weights"])
+@pytest.mark.parametrize("held", [True, False, None])
+def test_terms_hold_only_what_a_license_affirms(facet: str, held: bool | None) -> None:
+    """What nobody looked up is not granted, and royalties are owed for commercial use alone."""
+    fact = license_fact("X-1", royalty_ppm=5, **{facet: held})
+    for commercial, royalties in ((True, frozenset({("it", "X-1", 5)})), (False, frozenset())):
+        terms = terms_of(fact, "it", commercial=commercial)
+        assert getattr(terms, facet) is (held is True)
+        assert terms.royalties == royalties
+
+
+def test_a_refused_license_clashes_with_nothing() -> None:
+    """What does not permit a use lays no terms on it."""
+    asked = Use(action="infer", purpose="research", commercial=True, vocabulary=vocabulary("1"))
+    said = ask_license({"x-1": license_fact("X-1", royalty_ppm=5, hosted_use=False)}, "X-1", asked)
+    assert (said.permits, said.can_clash, said.chosen, said.owed) == (False, False, (), ())
+    assert ask_license({"x-1": license_fact("X-1", royalty_ppm=5)}, "X-1", asked).can_clash
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_two_permits_that_reach_as_far_the_first_by_id_is_cited(order: tuple[int, ...]) -> None:
+    """In whatever order they come."""
+    links, ends_us = chain([consent(n, valid_until_us=NOW_US + 5) for n in order], NOW_US)
+    assert ([one.id for one in links], ends_us) == (["con_1"], NOW_US + 5)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "M" * 2_001])
+def test_an_empty_or_endless_expression_is_refused_for_its_length(text: str) -> None:
+    """The sentence says how long an expression may be."""
+    with pytest.raises(InvalidLicenseExpression, match="between one and 2000 characters"):
+        parse(text)
+
+
+def test_terms_of_a_hierarchy_know_what_lies_below() -> None:
+    """Directly below, and nothing else."""
+    regions = vocabulary("1").regions
+    for term in regions:
+        assert regions.children(term) == tuple(
+            sorted(one for one in regions if term in regions.terms[one].parents)
+        )
+    assert "de" in regions.children("eu")
