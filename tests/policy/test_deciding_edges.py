@@ -369,3 +369,18 @@ def test_terms_of_a_hierarchy_know_what_lies_below() -> None:
             sorted(one for one in regions if term in regions.terms[one].parents)
         )
     assert "de" in regions.children("eu")
+
+
+def test_of_two_branches_that_owe_as_much_the_first_by_its_keys_is_taken() -> None:
+    """However the keys of a branch were written, and for servers too."""
+    for n in range(8):
+        names = [f"LicenseRef-{n}{letter}" for letter in "abcde"]
+        licenses = [license_fact(name, attribution=True) for name in names]
+        first, second = " AND ".join(reversed(names[:4])), " AND ".join((names[4], *names[:3]))
+        snapshot = world(
+            licenses=(license_fact("CC0-1.0"), *licenses),
+            experts=(expert(license=f"({second}) OR ({first})"),),
+        )
+        said = compose(snapshot, ask())
+        assert [one.license_key for one in said.obligations] == names[:4]
+        assert compile_snapshot(snapshot).deployment("lab", NOW_US).obligations == said.obligations
