@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence, Set
 
 from model_core.packing.canonical import canonical_bytes
 from policy.deciding.decision import Decision, decide, decide_heard
-from policy.deciding.findings import Findings
 from policy.deciding.hearing import Hearing
 from policy.deciding.licenses import Terms, can_clash, joined, terms_of
 from policy.deciding.members import Member, composition_digest
@@ -24,8 +23,9 @@ from policy.deciding.reasons import (
     in_order,
     is_denial,
     obligations_in_order,
-    outcome_of,
+    outcome_at,
     reason,
+    weighed,
 )
 from policy.facts.snapshot import ExpertFact, Snapshot
 from policy.facts.terms import ENGINE_VERSION, AtUs, Count, TopK, Verdict
@@ -86,20 +86,19 @@ def compose(snapshot: Snapshot, question: Question, *, decider: Decider | None =
     """
     asked = resolve(snapshot, question)
     hearing = Hearing(snapshot, asked)
-    ground = hearing.ground
     experts = _candidates(snapshot, asked)
     if decider is None:
         decisions = {expert.bundle_digest: decide_heard(hearing, expert) for expert in experts}
     else:
         decisions = {expert.bundle_digest: decider(snapshot, asked, expert) for expert in experts}
     _hold_back(decisions, asked)
-    set_reasons, dropped = _settle(snapshot, asked, decisions, ground) if hearing.may_clash else ([], [])
-    reasons = in_order([one for one in (*ground.reasons, *set_reasons) if is_denial(one)])
-    permitted = {bundle: one for bundle, one in decisions.items() if vars(one)["verdict"] == "permit"}
-    members = [expert for expert in experts if vars(expert)["bundle_digest"] in permitted]
+    set_reasons, dropped = _settle(hearing, decisions) if hearing.may_clash else ([], [])
+    reasons = in_order([one for one in (*hearing.ground, *set_reasons) if is_denial(one)])
+    permitted = {bundle: one for bundle, one in decisions.items() if one.verdict == "permit"}
+    members = [expert for expert in experts if expert.bundle_digest in permitted]
     top_k = min(asked.top_k, len(members) + 1)
-    ends = [end for one in permitted.values() if (end := vars(one)["valid_until_us"]) is not None]
-    obligations = [owed for one in permitted.values() for owed in vars(one)["obligations"]]
+    ends = [end for one in permitted.values() if (end := one.valid_until_us) is not None]
+    obligations = [owed for one in permitted.values() for owed in one.obligations]
     return Composition(
         deployment=asked.deployment,
         tenant=asked.tenant,
@@ -113,7 +112,9 @@ def compose(snapshot: Snapshot, question: Question, *, decider: Decider | None =
         top_k=top_k,
         top_k_asked=asked.top_k,
         digest=composition_digest(asked.base_digest, [m.bundle_digest for m in members], top_k),
-        obligations=obligations_in_order([*obligations, *([] if reasons else ground.obligations)]),
+        obligations=obligations_in_order(
+            [*obligations, *(() if reasons else hearing.base_license.obligations)]
+        ),
         decisions=(*decisions.values(), *_unknown(snapshot, asked, experts)),
         valid_until_us=min(ends, default=None),
         snapshot_digest=snapshot.digest,
@@ -122,8 +123,16 @@ def compose(snapshot: Snapshot, question: Question, *, decider: Decider | None =
 
 
 def _member(expert: ExpertFact) -> Member:
-    about = vars(expert)
-    return built(Member, {name: about[name] for name in Member.model_fields})
+    return built(
+        Member,
+        {
+            "bundle_digest": expert.bundle_digest,
+            "expert_id": expert.expert_id,
+            "name": expert.name,
+            "tenant": expert.tenant,
+            "price_micro_per_1k_tokens": expert.price_micro_per_1k_tokens,
+        },
+    )
 
 
 def _candidates(snapshot: Snapshot, asked: Asked) -> list[ExpertFact]:
@@ -133,13 +142,12 @@ def _candidates(snapshot: Snapshot, asked: Asked) -> list[ExpertFact]:
     named = frozenset(asked.candidates)
     if len(named) > len(snapshot.experts) // _FEW:
         return [one for one in snapshot.experts if not named.isdisjoint(_names(one))]
-    found = {vars(fact)["bundle_digest"]: fact for name in named for fact in _called(snapshot, name)}
+    found = {fact.bundle_digest: fact for name in named for fact in _called(snapshot, name)}
     return [found[bundle] for bundle in sorted(found)]
 
 
 def _names(expert: ExpertFact) -> tuple[str, str]:
-    about = vars(expert)
-    return about["expert_id"], about["bundle_digest"]
+    return expert.expert_id, expert.bundle_digest
 
 
 def _called(snapshot: Snapshot, name: str) -> list[ExpertFact]:
@@ -166,15 +174,13 @@ def _hold_back(decisions: dict[str, Decision], asked: Asked) -> None:
             decisions[bundle_digest] = _denied(decision, reason("awaits_review", bundle_digest))
 
 
-def _settle(
-    snapshot: Snapshot, asked: Asked, decisions: dict[str, Decision], ground: Findings
-) -> tuple[list[Reason], list[str]]:
+def _settle(hearing: Hearing, decisions: dict[str, Decision]) -> tuple[list[Reason], list[str]]:
     """Takes conflicts between permitted members out of ``decisions``.
 
     Returns:
         reasons that deny the whole composition, and the bundle digests that were dropped.
     """
-    base = ground.terms()
+    snapshot, asked, base = hearing.snapshot, hearing.asked, hearing.base_license.terms
     burdened = {fact.key for fact in snapshot.licenses if can_clash(fact)}
     everyone = [bundle for bundle, decision in decisions.items() if decision.verdict == "permit"]
     terms = {bundle: _burden(snapshot, asked, decisions[bundle], burdened) for bundle in everyone}
@@ -234,19 +240,19 @@ def _burden(snapshot: Snapshot, asked: Asked, decision: Decision, burdened: Set[
     """Those terms that can clash, of the licenses that a permit rests on."""
     return [
         terms_of(snapshot.licenses_by_key[key.lower()], choice.subject, commercial=asked.commercial)
-        for choice in vars(decision)["licenses"]
-        for key in vars(choice)["chosen"]
+        for choice in decision.licenses
+        for key in choice.chosen
         if key in burdened
     ]
 
 
 def _denied(decision: Decision, why: Reason) -> Decision:
     """A permit that the set took back; its reasons stay, since the gates did hold."""
-    reasons = in_order([*decision.reasons, why])
+    reasons, worst = weighed([*decision.reasons, why])
     return decision.model_copy(
         update={
             "verdict": "deny",
-            "outcome": outcome_of(reasons),
+            "outcome": outcome_at(worst),
             "reasons": reasons,
             "obligations": (),
             "licenses": (),

@@ -11,21 +11,32 @@ whose words are unreadable denies. It does not know which other experts are aske
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-from model_core.packing.canonical import canonical_bytes, digest_bytes
+from model_core.packing.canonical import digest_bytes
+from policy.deciding.dossiers import begun
 from policy.deciding.gates import examine
 from policy.deciding.hearing import Hearing
 from policy.deciding.matching import FOREVER_US
 from policy.deciding.questions import Asked, LicenseChoice, Question, Value, resolve
-from policy.deciding.reasons import NearestMiss, Obligation, Reason, in_order, outcome_of, reason, weighed
+from policy.deciding.reasons import (
+    PERMITTED,
+    NearestMiss,
+    Obligation,
+    Reason,
+    Weighed,
+    in_order,
+    outcome_at,
+    reason,
+    weighed,
+)
 from policy.facts.snapshot import ExpertFact, Snapshot
 from policy.facts.terms import GATES, AtUs, Count, Outcome, Verdict
 from policy.facts.values import built
 
 __all__ = ["Asked", "Decision", "LicenseChoice", "Question", "decide", "redacted", "resolve"]
 
+_PLACE_OF_GATE = {gate: place for place, gate in enumerate(GATES)}
 _PRIVATE_CODES = frozenset({"consent_forbids", "consent_forbids_part", "consent_unreadable"})
 
 
@@ -73,35 +84,35 @@ def decide(snapshot: Snapshot, question: Question | Asked, expert: ExpertFact | 
         found = [fact for fact in snapshot.experts if expert in (fact.bundle_digest, fact.expert_id)]
         if len(found) != 1:
             code = "ambiguous_expert" if found else "unknown_expert"
-            return _denied_by_name(hearing, expert, reason(code, expert, expert=expert))
+            why = weighed([reason(code, expert, expert=expert)])
+            return _denied(hearing, begun(expert), (expert, "", "", ""), why)
         expert = found[0]
     return decide_heard(hearing, expert)
 
 
 def decide_heard(hearing: Hearing, expert: ExpertFact) -> Decision:
     """What ``decide`` says of one expert, where the same question is asked about many."""
-    findings = examine(hearing, expert)
-    reasons, outcome = weighed(findings.reasons)
-    permitted = outcome == "permit"
-    ends_us = findings.ends_us if findings.ends_us < FOREVER_US else None
-    said = vars(expert)
-    return _decision(
-        hearing,
-        said["bundle_digest"],
-        {
-            "expert_id": said["expert_id"],
-            "bundle_digest": said["bundle_digest"],
-            "name": said["name"],
-            "tenant": said["tenant"],
-            "verdict": "permit" if permitted else "deny",
-            "outcome": outcome,
-            "reasons": reasons,
-            "nearest_miss": () if permitted else _in_order(findings.misses),
-            "obligations": tuple(findings.obligations) if permitted else (),
-            "licenses": tuple(findings.choices) if permitted else (),
-            "valid_until_us": ends_us if permitted else None,
-        },
-    )
+    if hearing.words is None:
+        about = expert.expert_id, expert.bundle_digest, expert.name, expert.tenant
+        return _denied(hearing, begun(expert.bundle_digest), about, weighed(hearing.ground))
+    dossier = hearing.dossiers.of(expert)
+    reasons, worst, findings = examine(hearing, dossier)
+    permitted = worst == PERMITTED
+    licensed, ends_us = findings.licensed, findings.ends_us
+    said = {
+        "expert_id": expert.expert_id,
+        "bundle_digest": expert.bundle_digest,
+        "name": expert.name,
+        "tenant": expert.tenant,
+        "verdict": "permit" if permitted else "deny",
+        "outcome": outcome_at(worst),
+        "reasons": reasons,
+        "nearest_miss": () if permitted else _in_order(findings.misses),
+        "obligations": licensed.obligations if permitted else (),
+        "licenses": licensed.choices if permitted else (),
+        "valid_until_us": ends_us if permitted and ends_us < FOREVER_US else None,
+    }
+    return _decision(hearing, dossier.named, said)
 
 
 def redacted(decision: Decision, viewer_tenant: str) -> Decision:
@@ -116,42 +127,35 @@ def redacted(decision: Decision, viewer_tenant: str) -> Decision:
     return decision.model_copy(update={"reasons": in_order(reasons), "nearest_miss": misses})
 
 
-def _denied_by_name(hearing: Hearing, name: str, why: Reason) -> Decision:
-    return _decision(
-        hearing,
-        name,
-        {
-            "expert_id": name,
-            "bundle_digest": "",
-            "name": "",
-            "tenant": "",
-            "verdict": "deny",
-            "outcome": outcome_of((why,)),
-            "reasons": (why,),
-            "nearest_miss": (),
-            "obligations": (),
-            "licenses": (),
-            "valid_until_us": None,
-        },
-    )
+def _denied(hearing: Hearing, named: bytes, about: tuple[str, str, str, str], why: Weighed) -> Decision:
+    """The denial of what no gate was asked about: by expert id, bundle digest, name and owner."""
+    said = {
+        **dict(zip(("expert_id", "bundle_digest", "name", "tenant"), about, strict=True)),
+        "verdict": "deny",
+        "outcome": outcome_at(why.worst),
+        "reasons": why.reasons,
+        "nearest_miss": (),
+        "obligations": (),
+        "licenses": (),
+        "valid_until_us": None,
+    }
+    return _decision(hearing, named, said)
 
 
-def _decision(hearing: Hearing, named: str, said: dict[str, Any]) -> Decision:
+def _decision(hearing: Hearing, named: bytes, said: dict[str, Any]) -> Decision:
     """A decision, with what names the question; the fields are in their declared order."""
     said.update(hearing.imprint)
-    said["input_digest"] = digest_bytes(_begun(named) + hearing.input_tail)
+    said["input_digest"] = digest_bytes(named + hearing.input_tail)
     return built(Decision, said)
 
 
-@lru_cache(maxsize=8_192)
-def _begun(named: str) -> bytes:
-    """How the canonical bytes begin that name an expert and a use."""
-    return b'{"expert":' + canonical_bytes(named)
-
-
 def _in_order(misses: list[NearestMiss]) -> tuple[NearestMiss, ...]:
-    return tuple(sorted(misses, key=_miss_order))
+    """By gate, fact and sentence, each once."""
+    if len(misses) == 1:
+        return (misses[0],)
+    distinct = {_key(one): one for one in misses}
+    return tuple([distinct[key] for key in sorted(distinct)])
 
 
-def _miss_order(miss: NearestMiss) -> tuple[int, str, str]:
-    return GATES.index(miss.gate), miss.fact_id or "", miss.sentence
+def _key(miss: NearestMiss) -> tuple[int, str, str, str, tuple[str, ...]]:
+    return _PLACE_OF_GATE[miss.gate], miss.fact_id or "", miss.sentence, miss.ask, miss.differs

@@ -1,79 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gates write down: reasons, ways out, chosen licenses, obligations, and the end of the yes.
+"""What gates write down: ways out, chosen licenses, obligations, and the end of the yes.
 
 It decides nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Final
 
 from policy.deciding.licenses import Owed, Said, Subject, Terms, joined
 from policy.deciding.matching import FOREVER_US
 from policy.deciding.questions import LicenseChoice
-from policy.deciding.reasons import NearestMiss, Obligation, Reason, obligation, reason
+from policy.deciding.reasons import (
+    NOTHING,
+    NearestMiss,
+    Obligation,
+    Reason,
+    Weighed,
+    obligation,
+    obligations_in_order,
+    reason,
+    weighed,
+)
 from policy.facts.terms import Gate
 from policy.facts.values import built
 
 
-@dataclass(kw_only=True, slots=True)
-class Findings:
-    """What the gates wrote down about one expert, or about what is the same for all.
+@dataclass(frozen=True, kw_only=True)
+class Licensed:
+    """What the licenses of one or several things say to a use.
 
     Attributes:
-        reasons: for and against.
-        misses: what would open a gate.
+        said: for and against.
+        misses: what would open the gate.
         choices: the licenses that a yes rests on.
         obligations: that they ask for.
         burdens: licenses whose terms can clash with others', each with the id of what it licenses.
-        ends_us: the end of the yes, exclusive.
     """
 
-    reasons: list[Reason] = field(default_factory=list)
-    misses: list[NearestMiss] = field(default_factory=list)
-    choices: list[LicenseChoice] = field(default_factory=list)
-    obligations: list[Obligation] = field(default_factory=list)
-    burdens: list[tuple[Said, str]] = field(default_factory=list)
-    ends_us: int = FOREVER_US
+    said: Weighed = NOTHING
+    misses: tuple[NearestMiss, ...] = ()
+    choices: tuple[LicenseChoice, ...] = ()
+    obligations: tuple[Obligation, ...] = ()
+    burdens: tuple[tuple[Said, str], ...] = ()
 
-    def say(self, one: Reason) -> None:
-        """Adds a reason."""
-        self.reasons.append(one)
-
-    def until(self, at_us: int) -> None:
-        """Ends the yes at this moment at the latest."""
-        self.ends_us = min(self.ends_us, at_us)
-
-    def miss(self, *misses: NearestMiss) -> None:
-        """Adds what would open a gate, each once."""
-        for one in misses:
-            fields = vars(one)
-            if all(fields != vars(other) for other in self.misses):
-                self.misses.append(one)
-
-    def license(self, said: Said, subject: Subject, expression: str) -> None:
-        """Adds what a license asks for that permits the use."""
-        permitted, choice, obligations = _permitted(*subject, expression, said.chosen, said.owed)
-        self.reasons.append(permitted)
-        self.choices.append(choice)
-        self.obligations += obligations
-        if said.can_clash:
-            self.burdens.append((said, subject.id))
-
+    @cached_property
     def terms(self) -> Terms:
         """What all burdens ask together."""
         return joined(said.terms(subject) for said, subject in self.burdens)
 
-    def join(self, others: Findings) -> None:
-        """Adds all that was found elsewhere."""
-        self.reasons += others.reasons
-        if others.misses:
-            self.miss(*others.misses)
-        self.choices += others.choices
-        self.obligations += others.obligations
-        self.burdens += others.burdens
-        self.until(others.ends_us)
+
+UNLICENSED: Final = Licensed()
+
+
+def licensed(said: Said, subject: Subject, expression: str, owner: str, use: str) -> Licensed:
+    """What the license of one thing says.
+
+    Args:
+        said: by its expression.
+        subject: what it is the license of.
+        expression: the license.
+        owner: who could give another one.
+        use: what is asked, in words.
+    """
+    if said.permits:
+        permitted, choice, obligations = _permitted(*subject, expression, said.chosen, said.owed)
+        burdens = ((said, subject.id),) if said.can_clash else ()
+        return Licensed(
+            said=weighed([permitted]), choices=(choice,), obligations=obligations, burdens=burdens
+        )
+    need = f"{subject.name} needs other or reviewed terms instead of {expression}: {use}."
+    return Licensed(
+        said=weighed(said.denials_of(subject)), misses=(miss("license", owner, need, subject.id),)
+    )
+
+
+def licensed_together(several: Sequence[Licensed]) -> Licensed:
+    """What several say together, in order."""
+    return Licensed(
+        said=weighed([one for each in several for one in each.said.reasons]),
+        misses=tuple(one for each in several for one in each.misses),
+        choices=tuple(one for each in several for one in each.choices),
+        obligations=obligations_in_order(one for each in several for one in each.obligations),
+        burdens=tuple(one for each in several for one in each.burdens),
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class Findings:
+    """What the gates wrote down about one expert, beside their reasons.
+
+    Attributes:
+        misses: what would open a gate.
+        licensed: what the licenses say.
+        ends_us: the end of the yes, exclusive.
+    """
+
+    misses: list[NearestMiss] = field(default_factory=list)
+    licensed: Licensed = UNLICENSED
+    ends_us: int = FOREVER_US
 
 
 @lru_cache(maxsize=16_384)
@@ -86,7 +114,9 @@ def _permitted(
     return permits, choice, tuple(obligation(kind, key, subject, text) for kind, key, text in owed)
 
 
-def miss(gate: Gate, ask: str, sentence: str, fact_id: str | None = None, *differs: str) -> NearestMiss:
+def miss(
+    gate: Gate, ask: str, sentence: str, fact_id: str | None = None, differs: tuple[str, ...] = ()
+) -> NearestMiss:
     """What would open a gate.
 
     Args:

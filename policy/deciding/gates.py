@@ -9,84 +9,67 @@ everything that is missing. Knows nothing of other experts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 
-from policy.deciding.findings import Findings, miss
+from policy.deciding.dossiers import Dossier
+from policy.deciding.findings import Findings, Licensed, licensed_together, miss
 from policy.deciding.hearing import Hearing
 from policy.deciding.licenses import Subject
-from policy.deciding.matching import Lapse, chain, hits, hits_part_only, lapse, nearest, not_over
-from policy.deciding.reasons import in_order, obligations_in_order, reason
-from policy.facts.snapshot import ConsentFact, DatasetFact, ExpertFact, GrantFact
+from policy.deciding.matching import Lapse, Permit, chain, hits, hits_part_only, nearest, not_over
+from policy.deciding.reasons import Reason, Weighed, alone, reason, weighed
+from policy.facts.snapshot import ConsentFact, ExpertFact
 from policy.facts.terms import ANY, Gate
 
 
-def examine(hearing: Hearing, expert: ExpertFact) -> Findings:
-    """Sends one expert through all gates."""
+def examine(hearing: Hearing, dossier: Dossier) -> tuple[tuple[Reason, ...], int, Findings]:
+    """Sends one expert through all gates.
+
+    Returns:
+        their reasons, in order; the place of the outcome (see ``Weighed``); and what else they found.
+    """
     findings = Findings()
-    if hearing.words is None:
-        findings.join(hearing.ground)
-        return findings
-    for gate in (_identity, _consent, _grant, _license, _rules):
-        gate(hearing, expert, findings)
-    return findings
+    identity, worst_identity = _identity(hearing, dossier, findings)
+    consent, worst_consent = _consent(hearing, dossier, findings)
+    grant, worst_grant = _grant(hearing, dossier, findings)
+    license_, worst_license = _license(hearing, dossier, findings)
+    rules, worst_rules = _rules(hearing, dossier, findings)
+    worst = min(worst_identity, worst_consent, worst_grant, worst_license, worst_rules)
+    return identity + consent + grant + license_ + rules, worst, findings
 
 
-def _identity(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    said = vars(expert)
-    tenant, base_digest, expert_id, state = (
-        said["tenant"],
-        said["base_digest"],
-        said["expert_id"],
-        said["state"],
-    )
-    findings.reasons += hearing.standing.reasons
-    owner = hearing.tenants.get(tenant)
-    if owner is None:
-        findings.say(reason("unknown_owner", tenant, tenant=tenant))
-    elif owner.status != "active":
-        findings.say(reason("owner_suspended", tenant, tenant=tenant))
-    if base_digest != hearing.base_digest:
-        findings.say(reason("other_base", base_digest, hearing.base_digest))
-    if state != "listed":
-        findings.say(reason("expert_not_listed", expert_id, state=state))
-        findings.miss(miss("identity", tenant, f"The owner {tenant} has to list the expert."))
-    if not findings.reasons:
-        findings.say(reason("identity_holds", hearing.tenant, tenant, base_digest, expert_id))
+def _identity(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
+    expert = dossier.expert
+    base_digest = expert.base_digest
+    other_base = base_digest != hearing.base_digest
+    if not (hearing.standing or dossier.denials or other_base):
+        return alone("identity_holds", hearing.tenant, expert.tenant, base_digest, expert.expert_id)
+    findings.misses += dossier.misses
+    elsewhere = [reason("other_base", base_digest, hearing.base_digest)] if other_base else []
+    return weighed([*hearing.standing, *dossier.denials, *elsewhere])
 
 
-def _consent(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    permits, forbids = hearing.consents_of(expert)
-    _prohibitions(hearing, forbids, findings)
-    about = vars(expert)
-    _permission(hearing, permits, _OF_EXPERT, about["tenant"], None, findings)
-    if not about["datasets"]:
-        findings.say(reason("lineage_missing", expert.expert_id))
-    for dataset in about["datasets"]:
-        _consent_of_dataset(hearing, expert, dataset, findings)
+def _consent(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
+    expert, (permits, forbids) = dossier.expert, dossier.consents
+    said = _permission(hearing, permits, _OF_EXPERT, expert.tenant, None, findings)
+    more = _prohibitions(hearing, forbids, findings) if forbids else []
+    if not dossier.lineage:
+        more.append(reason("lineage_missing", expert.expert_id))
+    for dataset in dossier.lineage:
+        permits, forbids = dataset.consents
+        if forbids:
+            more += _prohibitions(hearing, forbids, findings)
+        if dataset.denial is not None:
+            more.append(dataset.denial)
+        if dataset.separate:
+            more += _permission(hearing, permits, _OF_DATASET, dataset.owner, dataset.id, findings).reasons
+    return weighed([*said.reasons, *more]) if more else said
 
 
-def _consent_of_dataset(
-    hearing: Hearing, expert: ExpertFact, dataset: DatasetFact, findings: Findings
-) -> None:
-    about = vars(dataset)
-    id_, tenant, speaks = about["id"], about["tenant"], about["consent"]
-    heard = hearing.by_dataset.get(id_, ())
-    if heard:
-        among = {ANY, expert.expert_id}
-        heard = tuple(one for one in heard if one.tenant == tenant and one.expert_id in among)
-        _prohibitions(hearing, [one for one in heard if one.effect != "permit"], findings)
-    if speaks == "withdrawn":
-        findings.say(reason("dataset_consent_withdrawn", id_, dataset=id_))
-    elif speaks == "separate":
-        permits = [one for one in heard if one.effect == "permit"]
-        _permission(hearing, permits, _OF_DATASET, tenant, id_, findings)
-    elif tenant != expert.tenant:
-        findings.say(reason("dataset_owner_differs", id_, dataset=id_))
-
-
-def _prohibitions(hearing: Hearing, said: Sequence[ConsentFact], findings: Findings) -> None:
+def _prohibitions(hearing: Hearing, said: Sequence[ConsentFact], findings: Findings) -> list[Reason]:
     """One owner's prohibitions: those that hit now, and when others begin to."""
     asked, words = hearing.asked, hearing.words
+    found: list[Reason] = []
     for consent in said:
         if consent.state != "given" or words is None:
             continue
@@ -99,25 +82,35 @@ def _prohibitions(hearing: Hearing, said: Sequence[ConsentFact], findings: Findi
         ):
             continue
         if consent.valid_from_us > asked.at_us:
-            findings.until(consent.valid_from_us)
+            findings.ends_us = min(findings.ends_us, consent.valid_from_us)
         elif unknown is not None:
-            findings.say(reason("consent_unreadable", consent.id, tenant=consent.tenant, term=unknown))
+            found.append(reason("consent_unreadable", consent.id, tenant=consent.tenant, term=unknown))
         elif hits_part_only(consent, asked, words):
-            findings.say(reason("consent_forbids_part", consent.id, tenant=consent.tenant))
+            found.append(reason("consent_forbids_part", consent.id, tenant=consent.tenant))
             leave_out = f"Narrow the use so that it leaves out {consent.purpose} in {consent.region}."
-            findings.miss(miss("consent", asked.tenant, leave_out, consent.id))
+            findings.misses.append(miss("consent", asked.tenant, leave_out, consent.id))
         else:
-            findings.say(reason("consent_forbids", consent.id, tenant=consent.tenant))
+            found.append(reason("consent_forbids", consent.id, tenant=consent.tenant))
             lift = f"{consent.tenant} would have to lift the prohibition {consent.id}."
-            findings.miss(miss("consent", consent.tenant, lift, consent.id))
+            findings.misses.append(miss("consent", consent.tenant, lift, consent.id))
+    return found
 
 
 class _Codes(NamedTuple):
-    """How a gate speaks about permits: of a yes, of a no by how the nearest one lapsed, and of the need."""
+    """How a gate speaks about permits.
+
+    Attributes:
+        gate: which.
+        yes: the code of a yes.
+        no: the code of a no, by how the nearest permit lapsed.
+        names: what the sentences of these codes name.
+        need: what is needed after a no.
+    """
 
     gate: Gate
     yes: str
     no: Mapping[Lapse | None, str]
+    names: Literal["tenant", "dataset", "consumer"]
     need: str
 
 
@@ -130,6 +123,7 @@ _OF_EXPERT: Final = _Codes(
         "expired": "consent_expired",
         "not_yet": "consent_not_yet",
     },
+    names="tenant",
     need="Needs consent of {owner}: {use}, by {consumer}.",
 )
 _OF_DATASET: Final = _Codes(
@@ -141,6 +135,7 @@ _OF_DATASET: Final = _Codes(
         "expired": "dataset_consent_expired",
         "not_yet": "dataset_consent_not_yet",
     },
+    names="dataset",
     need="Needs consent of {owner} for {dataset}: {use} by {consumer}",
 )
 _OF_GRANT: Final = _Codes(
@@ -152,81 +147,83 @@ _OF_GRANT: Final = _Codes(
         "expired": "grant_expired",
         "not_yet": "grant_not_yet",
     },
+    names="consumer",
     need="Needs a grant of {owner} to {consumer}: {use}.",
 )
 
 
 def _permission(
     hearing: Hearing,
-    permits: Sequence[ConsentFact] | Sequence[GrantFact],
+    permits: Sequence[Permit],
     codes: _Codes,
     owner: str,
     dataset: str | None,
     findings: Findings,
-) -> None:
+) -> Weighed:
     """Looks for an owner's permits that cover the use now, for one dataset if for one.
 
     Says until when they do, or how the nearest one misses.
     """
-    links, ends_us = chain(hearing.reach.covering(permits), hearing.at_us)
-    words = {"tenant": owner, "consumer": hearing.tenant, "dataset": dataset}
+    reach = hearing.reach
+    named = hearing.tenant if codes is _OF_GRANT else dataset or owner
     always = () if dataset is None else (dataset,)
-    if links:
-        findings.say(reason(codes.yes, *[link.id for link in links], *always, **words))
-        findings.until(ends_us)
-        return
-    near, misses = nearest(permits, hearing.reach)
-    how = lapse(misses) if near else None
-    cited = (near.id, *always) if near and how else always
-    findings.say(reason(codes.no[how], *cited, **words))
-    need = hearing.need(codes.yes, codes.need, owner, dataset)
-    findings.miss(miss(codes.gate, owner, need, near.id if near else None, *misses))
+    covering = [one for one in permits if not reach[one[0]]]
+    if covering:
+        links, ends_us = chain(covering, hearing.at_us)
+        if links:
+            findings.ends_us = min(findings.ends_us, ends_us)
+            return _about_permits(codes.yes, codes.names, named, *links, *always)
+    near, (_, fields, lapse) = nearest(permits, reach)
+    need = hearing.need(codes.need, owner, dataset)
+    findings.misses.append(miss(codes.gate, owner, need, near, fields))
+    cited = always if near is None or lapse is None else (near, *always)
+    return _about_permits(codes.no[lapse], codes.names, named, *cited)
 
 
-def _grant(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    _permission(hearing, hearing.grants_of(expert), _OF_GRANT, expert.tenant, None, findings)
+@lru_cache(maxsize=32_768)
+def _about_permits(code: str, names: str, named: str, *cited: str) -> Weighed:
+    return alone(code, *cited, **{names: named})
 
 
-def _license(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    about = vars(expert)
-    said = [hearing.said_of(vars(one)["license"]) for one in (expert, *about["datasets"])]
-    base = hearing.base_said
-    if base is None or base.denials or [one for one in said if one.denials]:
-        _ask_licenses(hearing, expert, findings)
-    else:
-        key = about["bundle_digest"], base, *said
-        found = hearing.permitted.get(key)
-        if found is None:
-            found = Findings()
-            _ask_licenses(hearing, expert, found)
-            found.reasons = list(in_order(found.reasons))
-            found.obligations = list(obligations_in_order(found.obligations))
-            hearing.permitted[key] = found
-        # Nothing else adds to these three, and whoever reads them adds nothing.
-        findings.choices, findings.obligations = found.choices, found.obligations
-        findings.burdens = found.burdens
-        findings.reasons += found.reasons
-    if not findings.burdens or not hearing.may_clash:
-        return
-    terms, asked = findings.terms(), hearing.asked
+def _grant(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
+    return _permission(hearing, dossier.grants, _OF_GRANT, dossier.expert.tenant, None, findings)
+
+
+def _license(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
+    said = hearing.permitting(dossier.expressions)
+    found = None if said is None else dossier.licensed.get(said)
+    if found is None:
+        found = _licenses(hearing, dossier.expert)
+        if said is not None:
+            dossier.licensed[said] = found
+    findings.licensed = found
+    if found.misses:
+        findings.misses += found.misses
+    if not found.burdens or not hearing.may_clash:
+        return found.said
+    terms, asked, expert_id = found.terms, hearing.asked, dossier.expert.expert_id
     conflict = terms.conflict(action=asked.action, commercial=asked.commercial)
     if conflict == "share_alike":
         groups = " and ".join(sorted(terms.share_alike))
-        findings.say(reason("share_alike_conflict", expert.expert_id, groups=groups))
-    elif conflict == "royalty":
-        findings.say(reason("royalty_overflow", expert.expert_id, total=terms.royalty_ppm()))
+        return weighed([*found.said.reasons, reason("share_alike_conflict", expert_id, groups=groups)])
+    if conflict == "royalty":
+        total = terms.royalty_ppm()
+        return weighed([*found.said.reasons, reason("royalty_overflow", expert_id, total=total)])
+    return found.said
 
 
-def _ask_licenses(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    """Asks the licenses of an expert, of its datasets and of the base."""
-    hearing.ask_license(Subject(expert.expert_id, expert.name), expert.license, expert.tenant, findings)
+def _licenses(hearing: Hearing, expert: ExpertFact) -> Licensed:
+    """What the licenses of an expert, of its datasets and of the base say."""
+    subject = Subject(expert.expert_id, expert.name)
+    several = [hearing.licensed(subject, expert.license, expert.tenant)]
     for dataset in expert.datasets:
         subject = Subject(dataset.id, f"the dataset {dataset.id}")
-        hearing.ask_license(subject, dataset.license, dataset.tenant, findings)
-    findings.join(hearing.base_license)
+        several.append(hearing.licensed(subject, dataset.license, dataset.tenant))
+    return licensed_together([*several, hearing.base_license])
 
 
-def _rules(hearing: Hearing, expert: ExpertFact, findings: Findings) -> None:
-    heard = hearing.rules_about(expert.expert_id)
-    findings.reasons += heard.reasons
-    findings.miss(*heard.misses)
+def _rules(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
+    said, misses = hearing.rules_about(dossier.expert.expert_id)
+    if misses:
+        findings.misses += misses
+    return said

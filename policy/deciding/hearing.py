@@ -10,26 +10,20 @@ decides about no expert.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from model_core.packing.canonical import canonical_bytes
-from policy.deciding.findings import Findings, miss
+from policy.deciding.dossiers import Dossiers
+from policy.deciding.findings import UNLICENSED, Licensed, licensed, miss
 from policy.deciding.licenses import Said, Subject, Use, ask, may_clash
 from policy.deciding.matching import Reach, covers, hits, hits_part_only
 from policy.deciding.questions import Asked
-from policy.deciding.reasons import NearestMiss, Reason, reason
+from policy.deciding.reasons import NearestMiss, Reason, Weighed, reason, weighed
 from policy.errors import UnknownVocabulary
-from policy.facts.snapshot import ConsentFact, ExpertFact, GrantFact, RuleFact, Snapshot
+from policy.facts.snapshot import RuleFact, Snapshot
 from policy.facts.terms import ACTIONS, ANY, ENGINE_VERSION
 from policy.facts.vocabulary import Vocabulary, vocabulary
-
-
-class Consents(NamedTuple):
-    """What one owner says: permits and prohibitions."""
-
-    permits: list[ConsentFact]
-    forbids: list[ConsentFact]
 
 
 class Spoken(NamedTuple):
@@ -44,7 +38,7 @@ class Spoken(NamedTuple):
 class Heard(NamedTuple):
     """What all rules together say to the question."""
 
-    reasons: tuple[Reason, ...]
+    said: Weighed
     misses: tuple[NearestMiss, ...]
 
 
@@ -56,20 +50,14 @@ class Hearing:
         asked: the question.
 
     Attributes:
-        ground: whether the question is understood, and then whether consumer and base stand and the base's
-            license permits.
         words: the vocabulary of the snapshot; None where the question is not understood with it.
-        standing: what of ``ground`` is about consumer and base.
-        base_license: what of it is about the base's license.
-        base_said: what the base's license says; None where there is no such base.
+        standing: what is to say against consumer and base.
+        base_license: what the base's license says.
+        ground: what is not understood of the question, or else all that is said about consumer and base.
         use: the use, in words.
         tenant: who asks.
         at_us: for which moment.
         base_digest: on which base.
-        tenants: of the snapshot, by slug.
-        by_expert: consents of the snapshot.
-        by_dataset: the same about datasets.
-        granted: grants of the snapshot.
         may_clash: whether terms of licenses can be in conflict for it.
     """
 
@@ -78,75 +66,42 @@ class Hearing:
         self.asked = asked
         # Fields of models cost more to read than all that is done with them, so they are read once.
         self.tenant, self.at_us, self.base_digest = asked.tenant, asked.at_us, asked.base_digest
-        self.tenants, self.by_expert = snapshot.tenants_by_slug, snapshot.consents_by_expert
-        self.by_dataset, self.granted = snapshot.consents_by_dataset, snapshot.grants_by_expert
         self._needs: dict[tuple[str, str, str | None], str] = {}
         self.use = _in_words(asked)
         self.may_clash = may_clash(action=asked.action, commercial=asked.commercial)
-        self.standing, self.base_license = Findings(), Findings()
-        self.ground = Findings()
         self._licenses: dict[str, Said] = {}
-        self.base_said: Said | None = None
-        self.words = _understand(snapshot, asked, self.ground)
+        self._permitting: dict[tuple[str, ...], tuple[Said, ...] | None] = {}
+        self._base_said: Said | None = None
+        self.standing: tuple[Reason, ...] = ()
+        self.base_license = UNLICENSED
+        self.words, self.ground = _understand(snapshot, asked)
         if self.words is not None:
-            _stand(snapshot, asked, self.standing)
+            self.standing = _stand(snapshot, asked)
             base = snapshot.bases_by_digest.get(asked.base_digest)
             if base is not None:
                 subject = Subject(base.base_digest, f"the base {base.name}")
-                self.base_said = self.said_of(base.license)
-                self.ask_license(subject, base.license, "platform", self.base_license)
-            self.ground.join(self.standing)
-            self.ground.join(self.base_license)
+                self._base_said = self._said_of(base.license)
+                self.base_license = self.licensed(subject, base.license, "platform")
+            self.ground = (*self.standing, *self.base_license.said.reasons)
+
+    @cached_property
+    def dossiers(self) -> Dossiers:
+        """What the snapshot says about each expert."""
+        return Dossiers(self.snapshot, self._words)
 
     @cached_property
     def reach(self) -> Reach:
         """What a permit has to say."""
         return Reach(self.asked, self._words)
 
-    def consents_of(self, expert: ExpertFact) -> Consents:
-        """What an owner says about one expert, and about all of its experts."""
-        about = vars(expert)
-        tenant = about["tenant"]
-        for_all = self._consents_for_all.get(tenant)
-        permits, forbids = ([], []) if for_all is None else (for_all.permits[:], for_all.forbids[:])
-        for one in self.by_expert.get(about["expert_id"], ()):
-            said = vars(one)
-            if said["tenant"] == tenant:
-                (permits if said["effect"] == "permit" else forbids).append(one)
-        return Consents(permits, forbids)
-
-    def grants_of(self, expert: ExpertFact) -> list[GrantFact]:
-        """The grants of an owner for one expert, and for all of its experts."""
-        about = vars(expert)
-        tenant = about["tenant"]
-        of_expert = self.granted.get(about["expert_id"], ())
-        given = [one for one in of_expert if vars(one)["tenant"] == tenant]
-        given += self._grants_for_all.get(tenant, ())
-        return given
-
-    def need(self, gate: str, sentence: str, owner: str, dataset: str | None) -> str:
+    def need(self, sentence: str, owner: str, dataset: str | None) -> str:
         """What is needed from an owner, said once for all of its experts."""
-        key = gate, owner, dataset
+        key = sentence, owner, dataset
         said = self._needs.get(key)
         if said is None:
             said = sentence.format(owner=owner, dataset=dataset, use=self.use, consumer=self.tenant)
             self._needs[key] = said
         return said
-
-    @cached_property
-    def _consents_for_all(self) -> dict[str, Consents]:
-        found: dict[str, Consents] = {}
-        for one in self.snapshot.consents_by_expert.get(ANY, ()):
-            said = found.setdefault(one.tenant, Consents([], []))
-            (said.permits if one.effect == "permit" else said.forbids).append(one)
-        return found
-
-    @cached_property
-    def _grants_for_all(self) -> dict[str, list[GrantFact]]:
-        found: dict[str, list[GrantFact]] = {}
-        for one in self.snapshot.grants_by_expert.get(ANY, ()):
-            found.setdefault(one.tenant, []).append(one)
-        return found
 
     @cached_property
     def imprint(self) -> dict[str, Any]:
@@ -166,8 +121,22 @@ class Hearing:
         use = [asked.tenant, asked.base_digest, asked.action, asked.purpose, asked.region, asked.commercial]
         return b"," + canonical_bytes({"snapshot": self.snapshot.digest, "use": use})[1:]
 
-    def said_of(self, expression: str) -> Said:
-        """What a license expression says to the use."""
+    def permitting(self, expressions: tuple[str, ...]) -> tuple[Said, ...] | None:
+        """What these licenses and the base's say to the use, where all of them permit it."""
+        try:
+            return self._permitting[expressions]
+        except KeyError:
+            several = [self._base_said, *map(self._said_of, expressions)]
+            permits = tuple(one for one in several if one is not None and one.permits)
+            found = permits if len(permits) == len(several) else None
+            self._permitting[expressions] = found
+            return found
+
+    def licensed(self, subject: Subject, expression: str, owner: str) -> Licensed:
+        """What the license of one thing says to the use."""
+        return licensed(self._said_of(expression), subject, expression, owner, self.use)
+
+    def _said_of(self, expression: str) -> Said:
         said = self._licenses.get(expression)
         if said is None:
             asked = self.asked
@@ -179,21 +148,6 @@ class Hearing:
             )
             said = self._licenses[expression] = ask(self.snapshot.licenses_by_key, expression, use)
         return said
-
-    @cached_property
-    def permitted(self) -> dict[tuple[object, ...], Findings]:
-        """What licenses that all permit leave behind, by expert and by what each of them said."""
-        return _permitted_in(self.snapshot.digest)
-
-    def ask_license(self, subject: Subject, expression: str, owner: str, findings: Findings) -> None:
-        """Asks the license of one thing and writes down what it says."""
-        said = self.said_of(expression)
-        if said.permits:
-            findings.license(said, subject, expression)
-            return
-        findings.reasons += said.denials_of(subject)
-        need = f"{subject.name} needs other or reviewed terms instead of {expression}: {self.use}."
-        findings.miss(miss("license", owner, need, subject.id))
 
     def rules_about(self, expert_id: str) -> Heard:
         """What the rules that apply to an expert say."""
@@ -247,47 +201,43 @@ class Hearing:
         else:
             reasons.append(reason("no_permitting_rule"))
             misses.append(miss("rules", "compliance", f"Needs a published rule that permits {self.use}."))
-        return Heard(tuple(reasons), tuple(misses))
+        return Heard(weighed(reasons), tuple(misses))
 
 
-def _understand(snapshot: Snapshot, asked: Asked, findings: Findings) -> Vocabulary | None:
-    """The vocabulary of the snapshot, if the question can be understood with it."""
+def _understand(snapshot: Snapshot, asked: Asked) -> tuple[Vocabulary | None, tuple[Reason, ...]]:
+    """The vocabulary of the snapshot, if the question can be understood with it; else, what is not."""
     if snapshot.engine_version != ENGINE_VERSION:
-        findings.say(reason("unknown_engine", version=snapshot.engine_version))
-        return None
+        return None, (reason("unknown_engine", version=snapshot.engine_version),)
     try:
         words = vocabulary(snapshot.vocabulary_version)
     except UnknownVocabulary:
-        findings.say(reason("unknown_vocabulary", version=snapshot.vocabulary_version))
-        return None
-    for code, term, known in (
-        ("unknown_action", asked.action, asked.action in ACTIONS),
-        ("unknown_purpose", asked.purpose, asked.purpose in words.purposes),
-        ("unknown_region", asked.region, asked.region in words.regions),
-    ):
-        if not known:
-            findings.say(reason(code, term=term))
-    return None if findings.reasons else words
+        return None, (reason("unknown_vocabulary", version=snapshot.vocabulary_version),)
+    not_understood = tuple(
+        reason(code, term=term)
+        for code, term, known in (
+            ("unknown_action", asked.action, asked.action in ACTIONS),
+            ("unknown_purpose", asked.purpose, asked.purpose in words.purposes),
+            ("unknown_region", asked.region, asked.region in words.regions),
+        )
+        if not known
+    )
+    return (None if not_understood else words), not_understood
 
 
-def _stand(snapshot: Snapshot, asked: Asked, findings: Findings) -> None:
-    """Whether consumer and base are known and active."""
+def _stand(snapshot: Snapshot, asked: Asked) -> tuple[Reason, ...]:
+    """What is to say against consumer and base: that they are not known or not active."""
+    denials = []
     consumer = snapshot.tenants_by_slug.get(asked.tenant)
     if consumer is None:
-        findings.say(reason("unknown_consumer", asked.tenant, tenant=asked.tenant))
+        denials.append(reason("unknown_consumer", asked.tenant, tenant=asked.tenant))
     elif consumer.status != "active":
-        findings.say(reason("consumer_suspended", asked.tenant, tenant=asked.tenant))
+        denials.append(reason("consumer_suspended", asked.tenant, tenant=asked.tenant))
     base = snapshot.bases_by_digest.get(asked.base_digest)
     if base is None:
-        findings.say(reason("unknown_base", asked.base_digest, base=asked.base_digest))
+        denials.append(reason("unknown_base", asked.base_digest, base=asked.base_digest))
     elif base.status != "active":
-        findings.say(reason("base_suspended", asked.base_digest, base=base.name))
-
-
-@lru_cache(maxsize=8)
-def _permitted_in(_snapshot_digest: str) -> dict[tuple[object, ...], Findings]:
-    """For the facts of one snapshot, which its digest names; filled by the gates."""
-    return {}
+        denials.append(reason("base_suspended", asked.base_digest, base=base.name))
+    return tuple(denials)
 
 
 def _in_words(asked: Asked) -> str:

@@ -6,9 +6,10 @@ Permits cover, forbids hit (see ``policy.facts.vocabulary`` for the difference).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from operator import itemgetter
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 
 from policy.deciding.questions import Asked
 from policy.facts.snapshot import ConsentFact, GrantFact, RuleFact
@@ -20,6 +21,40 @@ FOREVER_US: Final = 2**53
 
 Lapse = Literal["state", "expired", "not_yet"]
 _LAPSES: Final[tuple[Lapse, ...]] = ("state", "expired", "not_yet")
+
+_FIELDS: Final = (
+    *("action", "commercial", "expired", "not_yet", "purpose", "recipient", "region", "state", "words"),
+)
+_BITS: Final = {field: 1 << place for place, field in enumerate(_FIELDS)}
+_ACTION, _COMMERCIAL, _EXPIRED, _NOT_YET, _PURPOSE, _RECIPIENT, _REGION, _STATE, _WORDS = _BITS.values()
+
+
+class Shortfall(NamedTuple):
+    """The fields in which a permit falls short of a question, sorted; none if it covers it now.
+
+    ``rank`` orders shortfalls by their number, then by their names. ``lapse`` says how a permit that
+    covers the use in substance lapsed; None if it never covered it.
+    """
+
+    rank: int
+    fields: tuple[str, ...]
+    lapse: Lapse | None
+
+
+def _shortfalls() -> tuple[Shortfall, ...]:
+    """Every shortfall, at the place that the sum of its bits names."""
+    fields = [tuple(field for field, bit in _BITS.items() if bits & bit) for bits in range(1 << len(_BITS))]
+    ranks = {names: rank for rank, names in enumerate(sorted(fields, key=lambda names: (len(names), names)))}
+    return tuple(Shortfall(ranks[names], names, _lapse(names)) for names in fields)
+
+
+def _lapse(fields: tuple[str, ...]) -> Lapse | None:
+    if set(fields) - set(_LAPSES):
+        return None
+    return next((word for word in _LAPSES if word in fields), None)
+
+
+_SHORTFALLS: Final = _shortfalls()
 
 Scoped = ConsentFact | GrantFact | RuleFact
 
@@ -49,8 +84,44 @@ def hits_part_only(fact: Scoped, asked: Asked, words: Vocabulary) -> bool:
     )
 
 
-class Reach:
-    """What a permit has to say to cover one question.
+@dataclass(frozen=True, slots=True, eq=False)
+class Scope:
+    """What a permit says beside its time. Equal scopes are one object, so that answers are found by it.
+
+    ``readable``: whether the vocabulary holds all of its words.
+    """
+
+    action: str
+    purpose: str
+    region: str
+    recipient: str
+    commercial: bool
+    state: str
+    readable: bool
+
+
+class Permit(NamedTuple):
+    """A consent or a grant, read once: what it covers, in [from_us, until_us), and the fact's id."""
+
+    scope: Scope
+    from_us: int
+    until_us: int
+    id: str
+
+
+def permit_of(fact: ConsentFact | GrantFact, words: Vocabulary) -> Permit:
+    """Reads a consent or a grant that permits, in the words of a vocabulary."""
+    recipient = fact.recipient if isinstance(fact, ConsentFact) else fact.consumer_tenant
+    readable = words.unknown_word(fact.action, fact.purpose, fact.region) is None
+    about = fact.action, fact.purpose, fact.region, recipient, fact.commercial, fact.state
+    return Permit(_scope(*about, readable), fact.valid_from_us, end_us(fact), fact.id)
+
+
+_scope = lru_cache(maxsize=65_536)(Scope)
+
+
+class Reach(dict[Scope, int]):
+    """By scope, in which fields it falls short of one question, as a sum of bits; 0 where it covers it.
 
     Args:
         asked: the question.
@@ -58,74 +129,40 @@ class Reach:
     """
 
     def __init__(self, asked: Asked, words: Vocabulary) -> None:
-        self._words = words
+        super().__init__()
         stated = asked.action, ANY
-        self._actions = frozenset(one for one in stated if action_permits(one, asked.action))
-        self._purposes = words.purposes.permitting(asked.purpose)
-        self._regions = words.regions.permitting(asked.region)
-        self._recipients = ANY, asked.tenant
+        self._actions = dict.fromkeys([one for one in stated if action_permits(one, asked.action)], 0)
+        self._purposes = dict.fromkeys(words.purposes.permitting(asked.purpose), 0)
+        self._regions = dict.fromkeys(words.regions.permitting(asked.region), 0)
+        self._recipients = dict.fromkeys((ANY, asked.tenant), 0)
         self._at_us, self._commercial = asked.at_us, asked.commercial
 
-    def covering(self, facts: Iterable[ConsentFact | GrantFact]) -> list[ConsentFact | GrantFact]:
-        """Those that cover the question at some time, if not now."""
-        actions, purposes, regions = self._actions, self._purposes, self._regions
-        commercial, recipients = self._commercial, self._recipients
-        found = []
-        for fact in facts:
-            said = vars(fact)  # reading a field of a model costs more than all that is done with it here
-            if (
-                said["purpose"] in purposes
-                and said["region"] in regions
-                and said["action"] in actions
-                and said["state"] == "given"
-                and (said["commercial"] or not commercial)
-                and _recipient(said) in recipients
-            ):
-                found.append(fact)
-        return found
+    def __missing__(self, scope: Scope) -> int:
+        """Compares a scope with the question, once."""
+        bits = (
+            self._actions.get(scope.action, _ACTION)
+            | self._purposes.get(scope.purpose, _PURPOSE)
+            | self._regions.get(scope.region, _REGION)
+        )
+        if bits and not scope.readable:
+            bits |= _WORDS
+        bits |= self._recipients.get(scope.recipient, _RECIPIENT)
+        if self._commercial and not scope.commercial:
+            bits |= _COMMERCIAL
+        if scope.state != "given":
+            bits |= _STATE
+        self[scope] = bits
+        return bits
 
-    def shortfall(self, fact: ConsentFact | GrantFact) -> list[str]:
-        """The fields in which a permit falls short of the question, sorted; none if it covers it now."""
-        said, at_us = vars(fact), self._at_us
-        action, purpose, region = said["action"], said["purpose"], said["region"]
-        from_us, until_us = said["valid_from_us"], said["valid_until_us"]
-        until_us = FOREVER_US if until_us is None else until_us
-        misses, covered = [], True
-        if action not in self._actions:
-            covered = False
-            misses.append("action")
-        if self._commercial and not said["commercial"]:
-            misses.append("commercial")
+    def shortfall(self, permit: Permit) -> Shortfall:
+        """In what a permit falls short of the question now."""
+        scope, from_us, until_us, _ = permit
+        bits, at_us = self[scope], self._at_us
         if at_us >= until_us or from_us >= until_us:  # an empty interval is over from the start
-            misses.append("expired")
+            bits |= _EXPIRED
         if from_us > at_us:
-            misses.append("not_yet")
-        if purpose not in self._purposes:
-            covered = False
-            misses.append("purpose")
-        if _recipient(said) not in self._recipients:
-            misses.append("recipient")
-        if region not in self._regions:
-            covered = False
-            misses.append("region")
-        if said["state"] != "given":
-            misses.append("state")
-        if not covered and self._words.unknown_word(action, purpose, region) is not None:
-            misses.append("words")
-        return misses
-
-
-def _recipient(said: Mapping[str, Any]) -> str:
-    """Whom a consent or a grant names, from its fields."""
-    whom: str = said["recipient"] if "recipient" in said else said["consumer_tenant"]
-    return whom
-
-
-def lapse(misses: Sequence[str]) -> Lapse | None:
-    """How a permit that covers the use in substance lapsed; None if it never covered it."""
-    if set(misses) - set(_LAPSES):
-        return None
-    return next((word for word in _LAPSES if word in misses), None)
+            bits |= _NOT_YET
+        return _SHORTFALLS[bits]
 
 
 def not_over(fact: ConsentFact | GrantFact, at_us: int) -> bool:
@@ -138,36 +175,28 @@ def end_us(fact: ConsentFact | GrantFact) -> int:
     return FOREVER_US if fact.valid_until_us is None else fact.valid_until_us
 
 
-def nearest(
-    facts: Sequence[ConsentFact | GrantFact], reach: Reach
-) -> tuple[ConsentFact | GrantFact | None, list[str]]:
-    """The permit with the fewest shortfalls, and these; ties by the shortfalls' names, then by id."""
-    if not facts:
-        return None, []
-    if len(facts) == 1:
-        return facts[0], reach.shortfall(facts[0])
-    near = [(len(misses := reach.shortfall(one)), misses, vars(one)["id"], one) for one in facts]
-    _, misses, _, fact = min(near, key=itemgetter(0, 1, 2))
-    return fact, misses
+def nearest(permits: Sequence[Permit], reach: Reach) -> tuple[str | None, Shortfall]:
+    """The id of the permit that falls least short, and in what; ties by id."""
+    if not permits:
+        return None, _SHORTFALLS[0]
+    shortfall, permit_id = min([(reach.shortfall(one), one[3]) for one in permits])
+    return permit_id, shortfall
 
 
-def chain(facts: Sequence[ConsentFact | GrantFact], at_us: int) -> tuple[list[ConsentFact | GrantFact], int]:
-    """Facts that cover [at_us, end) without a gap, reaching as far as any do, and that end.
+def chain(permits: Sequence[Permit], at_us: int) -> tuple[list[str], int]:
+    """Ids of permits that cover [at_us, end) without a gap, reaching as far as any do, and that end.
 
     Half-open intervals: one that ends at a moment and one that begins there leave no gap.
     """
-    links: list[ConsentFact | GrantFact] = []
+    links: list[str] = []
     ends_us = at_us
     while ends_us < FOREVER_US:
         longest, longest_us = None, ends_us
-        for fact in facts:
-            said = vars(fact)
-            until_us = said["valid_until_us"]
-            until_us = FOREVER_US if until_us is None else until_us
-            if said["valid_from_us"] <= ends_us < until_us and (
-                longest is None or until_us > longest_us or (until_us == longest_us and fact.id < longest.id)
+        for _, from_us, until_us, permit_id in permits:
+            if from_us <= ends_us < until_us and (
+                longest is None or until_us > longest_us or (until_us == longest_us and permit_id < longest)
             ):
-                longest, longest_us = fact, until_us
+                longest, longest_us = permit_id, until_us
         if longest is None:
             break
         links.append(longest)

@@ -8,9 +8,10 @@ anything; it only knows how to say it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from operator import attrgetter
+from typing import Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -199,43 +200,55 @@ def obligation(kind: ObligationKind, license_key: str, subject: str, text: str) 
     return built(Obligation, fields)
 
 
+PERMITTED: Final = len(OUTCOMES)
+"""The place of a permit among the classes of verdicts: behind all that deny."""
+
+
+class Weighed(NamedTuple):
+    """Reasons in order and without repetitions, and the class of the verdict that they make.
+
+    ``worst`` is the place of that class in ``OUTCOMES``, or ``PERMITTED`` where nothing denies.
+    """
+
+    reasons: tuple[Reason, ...]
+    worst: int
+
+
+NOTHING: Final = Weighed((), PERMITTED)
+
+
+def weighed(reasons: Iterable[Reason]) -> Weighed:
+    """Puts reasons in order by gate, code, facts and sentence, and finds the first class of ``OUTCOMES``."""
+    distinct = {(_PLACE_OF_CODE[one.code], one.fact_ids, one.sentence): one for one in reasons}
+    several = tuple([distinct[key] for key in sorted(distinct)])
+    return Weighed(several, min([_OUTCOME_OF_CODE[one.code] for one in several], default=PERMITTED))
+
+
+def outcome_at(place: int) -> Outcome:
+    """The class of verdict at a place."""
+    return "permit" if place == PERMITTED else OUTCOMES[place]
+
+
+@lru_cache(maxsize=_KEPT)
+def alone(code: str, *fact_ids: str, **words: object) -> Weighed:
+    """The reason of a code, where it is the only one; see ``reason``."""
+    return weighed([reason(code, *fact_ids, **words)])
+
+
 def in_order(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
     """Reasons by gate, then code, facts and sentence, without repetitions."""
-    return weighed(reasons)[0]
-
-
-def weighed(reasons: Iterable[Reason]) -> tuple[tuple[Reason, ...], Outcome]:
-    """Reasons in order, and the class of their verdict; see ``in_order`` and ``outcome_of``."""
-    said_before: dict[str, Any] = {}
-    before, first = -1, len(OUTCOMES)
-    several = tuple(reasons)
-    for one in several:
-        said = vars(one)
-        place = _PLACE_OF_CODE[said["code"]]
-        # Gates speak in order, so most reasons come as they are wanted.
-        if place <= before and (place < before or not _key(said_before) < _key(said)):
-            return _sorted(several), outcome_of(several)
-        outcome = _OUTCOME_OF_PLACE[place]
-        first = min(first, outcome)
-        said_before, before = said, place
-    return several, _outcome(first)
-
-
-def _key(said: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    """What orders reasons of one code, from the fields of one."""
-    return said["fact_ids"], said["sentence"]
-
-
-def _sorted(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
-    distinct = {(_PLACE_OF_CODE[one.code], *_key(vars(one))): one for one in reasons}
-    return tuple([distinct[key] for key in sorted(distinct)])
+    return weighed(reasons).reasons
 
 
 def obligations_in_order(obligations: Iterable[Obligation]) -> tuple[Obligation, ...]:
     """Obligations by kind, license, subject and text, without repetitions."""
-    # Most that are equal are one object. The values of each are its fields, in the order of comparison.
-    distinct = {(*vars(one).values(),): one for one in {id(one): one for one in obligations}.values()}
+    # Most that are equal are one object.
+    several = {id(one): one for one in obligations}.values()
+    distinct = {_owed(one): one for one in several}
     return tuple([distinct[key] for key in sorted(distinct)])
+
+
+_owed = attrgetter("kind", "license_key", "subject", "text")
 
 
 def is_denial(one: Reason) -> bool:
@@ -243,25 +256,12 @@ def is_denial(one: Reason) -> bool:
     return one.code not in _PERMITTING
 
 
-def outcome_of(reasons: Iterable[Reason]) -> Outcome:
-    """The class of a verdict: the first that any reason wears, in the order of ``OUTCOMES``."""
-    return _first(_OUTCOME_OF_PLACE[_PLACE_OF_CODE[one.code]] for one in reasons)
-
-
-def _first(outcomes: Iterable[int]) -> Outcome:
-    return _outcome(min(outcomes, default=len(OUTCOMES)))
-
-
-def _outcome(first: int) -> Outcome:
-    return "permit" if first == len(OUTCOMES) else OUTCOMES[first]
-
-
 _PERMITTING: Final = frozenset(code for code, said in CODES.items() if said.outcome == "permit")
 _PLACE_OF_CODE: Final = {
     code: place
     for place, code in enumerate(sorted(CODES, key=lambda code: (GATES.index(CODES[code].gate), code)))
 }
-_OUTCOME_OF_PLACE: Final = {
-    place: OUTCOMES.index(CODES[code].outcome) if code not in _PERMITTING else len(OUTCOMES)
-    for code, place in _PLACE_OF_CODE.items()
+_OUTCOME_OF_CODE: Final = {
+    code: PERMITTED if said.outcome == "permit" else OUTCOMES.index(said.outcome)
+    for code, said in CODES.items()
 }

@@ -76,10 +76,6 @@ class Hierarchy:
         """Whether a request for ``asked`` is strictly broader than ``stated``."""
         return stated != asked and stated in self.terms and asked in self.above[stated]
 
-    def children(self, term: str) -> tuple[str, ...]:
-        """The terms directly below."""
-        return tuple(sorted(t.id for t in self.terms.values() if term in t.parents))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:

@@ -29,7 +29,7 @@ from policy.deciding.decision import decide, redacted
 from policy.deciding.license_expressions import parse
 from policy.deciding.licenses import Use, check_expression, terms_of
 from policy.deciding.licenses import ask as ask_license
-from policy.deciding.matching import chain
+from policy.deciding.matching import chain, permit_of
 from policy.deciding.members import composition_digest
 from policy.deciding.questions import resolve
 from policy.deciding.reasons import obligation, obligations_in_order, reason
@@ -347,11 +347,31 @@ def test_a_refused_license_clashes_with_nothing() -> None:
     assert ask_license({"x-1": license_fact("X-1", royalty_ppm=5)}, "X-1", asked).can_clash
 
 
+def test_an_expert_that_the_snapshot_knows_otherwise_is_decided_as_it_was_named() -> None:
+    """What was read about the snapshot's own says nothing about another of the same digest."""
+    snapshot = world()
+    asked = ask()
+    assert decide(snapshot, asked, snapshot.experts[0]).verdict == "permit"
+    suspended = decide(snapshot, asked, expert(state="suspended"))
+    assert [one.code for one in suspended.reasons if one.gate == "identity"] == ["expert_not_listed"]
+    assert decide(snapshot, asked, snapshot.experts[0]).verdict == "permit"
+
+
+def test_two_vocabularies_read_the_same_permit_each_in_its_words() -> None:
+    """Whether words are known is asked of the snapshot's own vocabulary, whatever was read before."""
+    odd = consent(purpose="gibberish")
+    assert differs(world(consents=(odd,))) == ("purpose", "words")
+    unread = decide(world(consents=(odd,), vocabulary_version="99"), ask(), "exp_1")
+    assert [one.code for one in unread.reasons] == ["unknown_vocabulary"]
+    assert (unread.expert_id, unread.bundle_digest, unread.tenant) == ("exp_1", bundle(1), "anna")
+
+
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
 def test_of_two_permits_that_reach_as_far_the_first_by_id_is_cited(order: tuple[int, ...]) -> None:
     """In whatever order they come."""
-    links, ends_us = chain([consent(n, valid_until_us=NOW_US + 5) for n in order], NOW_US)
-    assert ([one.id for one in links], ends_us) == (["con_1"], NOW_US + 5)
+    permits = [permit_of(consent(n, valid_until_us=NOW_US + 5), vocabulary("1")) for n in order]
+    links, ends_us = chain(permits, NOW_US)
+    assert (links, ends_us) == (["con_1"], NOW_US + 5)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "M" * 2_001])
@@ -359,16 +379,6 @@ def test_an_empty_or_endless_expression_is_refused_for_its_length(text: str) -> 
     """The sentence says how long an expression may be."""
     with pytest.raises(InvalidLicenseExpression, match="between one and 2000 characters"):
         parse(text)
-
-
-def test_terms_of_a_hierarchy_know_what_lies_below() -> None:
-    """Directly below, and nothing else."""
-    regions = vocabulary("1").regions
-    for term in regions:
-        assert regions.children(term) == tuple(
-            sorted(one for one in regions if term in regions.terms[one].parents)
-        )
-    assert "de" in regions.children("eu")
 
 
 def test_of_two_branches_that_owe_as_much_the_first_by_its_keys_is_taken() -> None:

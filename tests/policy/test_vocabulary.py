@@ -34,7 +34,7 @@ def test_every_term_leads_to_the_root(version: str) -> None:
     """Both hierarchies are closed; the root is above every term."""
     for hierarchy in (vocabulary(version).purposes, vocabulary(version).regions):
         assert all(hierarchy.root in hierarchy.above[term] for term in hierarchy)
-        assert hierarchy.children(hierarchy.root)
+        assert len(list(hierarchy)) > 1
 
 
 def test_the_words_that_people_expect_are_there() -> None:

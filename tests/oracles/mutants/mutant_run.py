@@ -27,7 +27,15 @@ ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build"
 MODULES = (
-    *("deciding/gates", "deciding/hearing", "deciding/matching", "deciding/decision", "deciding/composition"),
+    *(
+        "deciding/gates",
+        "deciding/hearing",
+        "deciding/dossiers",
+        "deciding/findings",
+        "deciding/matching",
+        "deciding/decision",
+        "deciding/composition",
+    ),
     *("deciding/licenses", "deciding/license_expressions", "deciding/members", "facts/vocabulary"),
     *("deciding/questions", "deciding/reasons"),
 )
