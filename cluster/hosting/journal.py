@@ -248,12 +248,14 @@ class UsageJournal:
                 if self._unacknowledged:
                     return False
                 former = self._continue_in(draft)
-            former.sync()
-            put_away(former.path)
+            try:
+                former.sync()
+                put_away(former.path)
+            finally:
+                former.abandon()
         except OSError as err:
             sentence = "The usage journal cannot be continued in a new part; check the disk of this server."
             raise JournalDamaged(sentence, journal=draft.name, reason=err.strerror or "") from err
-        former.abandon()
         return True
 
     def _continue_in(self, draft: Path) -> UsageJournal:
@@ -265,7 +267,11 @@ class UsageJournal:
         )
         descriptor = _written(draft, text)
         path = draft.with_suffix("")
-        draft.rename(path)
+        try:
+            draft.rename(path)
+        except OSError:
+            os.close(descriptor)
+            raise
         former = UsageJournal(self.path, self._fd)
         former._dirty = True
         self._fd, self.path = descriptor, path

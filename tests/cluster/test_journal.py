@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,16 +157,19 @@ def test_a_journal_that_grew_long_goes_on_in_a_short_part(tmp_path: Path) -> Non
     assert former_journals(tmp_path) == []
 
 
+@pytest.mark.parametrize(("module", "act"), [(os, "fsync"), (Path, "rename")])
 def test_a_part_that_cannot_be_written_leaves_everything_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, act: str
 ) -> None:
-    """A full disk while a next part is begun: the journal goes on in the part that it has."""
+    """A full disk while a next part is begun: the journal goes on in its part, and holds no other file."""
     journal = UsageJournal.create(tmp_path, "srv_1")
     journal.append([record(1)])
+    files = psutil.Process().num_fds()
     with monkeypatch.context() as broken:
-        broken.setattr(os, "fsync", _no_room)
+        broken.setattr(module, act, _no_room)
         with pytest.raises(JournalDamaged):
             journal.next_part()
+    assert psutil.Process().num_fds() == files
     journal.append([record(2)])
     journal.abandon()
     office = Office()
@@ -174,7 +178,7 @@ def test_a_part_that_cannot_be_written_leaves_everything_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == [CLOSED]
 
 
-def _no_room(_descriptor: int) -> None:
+def _no_room(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
