@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
 import random
 import shutil
-import socket
 import sqlite3
 import struct
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
 
     from tenants.accounts.database import Database
 
+pytest_plugins = ["tests.live", "tests.sharing"]
+
 _ZERO = "sha256:" + "0" * 64
 
 # A change is judged by examples that anyone can draw again; `make explore` draws new ones each time. How long
@@ -42,6 +42,17 @@ _PATIENT: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_slo
 settings.register_profile("repeatable", derandomize=True, **_PATIENT)
 settings.register_profile("explore", derandomize=False, print_blob=True, **_PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported to find the tests stays; the collector need not look at its objects time and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 class BundleMaker:
@@ -348,76 +359,3 @@ def database(request: pytest.FixtureRequest, open_databases: dict[str, Database]
             source.backup(cast("sqlite3.Connection", pooled.driver_connection))
             pooled.close()
     return opened
-
-
-class LiveMarketplace:
-    """A whole marketplace in processes of its own, driven through its command line.
-
-    Tests that kill parts of it MUST bring it ``up`` again before they end; the address stays the same.
-
-    Attributes:
-        home: its home folder.
-        url: where its gateway answers.
-    """
-
-    #: Exported in the shell that starts it; no process of the marketplace may know it.
-    SHELL_SECRET = "canary-of-the-operators-shell"
-
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.home = home
-        self.url = f"http://127.0.0.1:{port}"
-        choices = {
-            "HOME": str(home),
-            "HTTP_PORT": str(port),
-            "START_TIMEOUT_S": "180",
-            "KERNELS_FOLDER": str(Path(__file__).parents[1] / "build" / "kernels"),
-        }
-        self._environment = {
-            **os.environ,
-            **{f"MARKETPLACE_{name}": value for name, value in choices.items()},
-            "AWS_SECRET_ACCESS_KEY": self.SHELL_SECRET,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        }
-
-    @property
-    def operator_key(self) -> str:
-        """The first operator's API key."""
-        return (self.home / "operator.key").read_text().strip()
-
-    @property
-    def run_id(self) -> str:
-        """What every process of the present run carries in its environment."""
-        return str(json.loads((self.home / "run.json").read_text())["ray"]["run_id"])
-
-    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs ``marketplace <arguments>`` and fails the test with its words if it fails."""
-        done = subprocess.run(
-            [sys.executable, "-c", "from cluster.cli.main import main; main()", *arguments],
-            env=self._environment,
-            cwd=self.home.parent,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stderr}"
-        return done
-
-    def up(self) -> dict[str, Any]:
-        """Brings it up, or up again, and answers what the command said."""
-        said: dict[str, Any] = json.loads(self.command("--json", "up").stdout)
-        return said
-
-
-@pytest.fixture(scope="session")
-def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMarketplace]:
-    """The session's running marketplace, with the starter base if the checkout has one."""
-    live = LiveMarketplace(tmp_path_factory.mktemp("live") / "home")
-    try:
-        live.up()
-        yield live
-    finally:
-        live.command("down", check=False)
