@@ -10,7 +10,7 @@ import pytest
 from town import Town, consent, usage
 
 from policy.compiled.standing import place_of
-from policy.deciding.reasons import reason
+from policy.deciding.reasons import alone, reason
 from policy.publishing.decision_log import place_of_verdicts
 from policy.records.assets import ExpertRecord
 from policy.register import Register
@@ -22,6 +22,7 @@ ROUNDS = 12
 def kept() -> Counter[str]:
     """Objects of the product's own classes that are alive, by class; caches that are bounded are emptied."""
     reason.cache_clear()
+    alone.cache_clear()
     place_of.cache_clear()
     gc.collect()
     kinds = (type(one) for one in gc.get_objects())
