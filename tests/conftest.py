@@ -46,13 +46,17 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What is imported to find the tests stays; the collector need not look at its objects time and again."""
+    """What is imported to find the tests stays; the collector need not look at its objects time and again.
+
+    Afterwards it looks at new ones a tenth as often: that alone was an eighth of the time of all tests.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.enable()
         gc.freeze()
+        gc.set_threshold(10_000, 10, 10)
 
 
 class BundleMaker:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import Counter
+from functools import _lru_cache_wrapper
+from typing import Any
 
 import pytest
 from town import Town, consent, usage
 
-from policy.compiled.standing import place_of
-from policy.deciding.reasons import alone, reason
 from policy.publishing.decision_log import place_of_verdicts
 from policy.records.assets import ExpertRecord
 from policy.register import Register
@@ -21,12 +22,19 @@ ROUNDS = 12
 
 def kept() -> Counter[str]:
     """Objects of the product's own classes that are alive, by class; caches that are bounded are emptied."""
-    reason.cache_clear()
-    alone.cache_clear()
-    place_of.cache_clear()
+    for cache in bounded_caches():
+        cache.cache_clear()
     gc.collect()
     kinds = (type(one) for one in gc.get_objects())
     return Counter(kind.__qualname__ for kind in kinds if str(kind.__module__).partition(".")[0] in OURS)
+
+
+def bounded_caches() -> list[Any]:
+    """What remembers answers of the product's functions, up to a number of them."""
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in OURS]
+    things = {id(one): one for module in modules for one in vars(module).values()}.values()
+    caches = [one for one in things if isinstance(one, _lru_cache_wrapper)]
+    return [one for one in caches if one.cache_parameters()["maxsize"] is not None]
 
 
 def give_and_withdraw(town: Town, expert: ExpertRecord) -> None:
