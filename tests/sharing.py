@@ -17,6 +17,8 @@ from xdist.scheduler import LoadFileScheduling
 _ROOT = Path(__file__).parents[1]
 _ALONE = ("pytest.mark.cluster", "pytest.mark.chaos", "pytest.mark.browser")
 _TOGETHER = "one after the other"
+# Given out last it would leave the other process without work for a minute.
+_LONGEST = "tests/oracles/test_oracles.py"
 
 
 @functools.cache
@@ -27,15 +29,16 @@ def starts_much(path: str) -> bool:
 
 
 class Sharing(LoadFileScheduling):  # type: ignore[misc, unused-ignore]
-    """Gives out files in their random order, but those that start much first, as if they were one file."""
+    """Gives out files in their random order; before them those that start much, as one, and the longest."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         return _TOGETHER if starts_much(path) else path
 
     def _assign_work_unit(self, node: object) -> None:
-        if _TOGETHER in self.workqueue:
-            self.workqueue.move_to_end(_TOGETHER, last=False)
+        for scope in (_LONGEST, _TOGETHER):
+            if scope in self.workqueue:
+                self.workqueue.move_to_end(scope, last=False)
         super()._assign_work_unit(node)
 
 
