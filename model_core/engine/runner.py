@@ -44,16 +44,33 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Likeliest:
+    """What most draws need of a step, as plain numbers: nobody has to run over its logits again.
+
+    Attributes:
+        tokens_B: the first of each row's largest logits; -1 where they are not all finite.
+        log_totals_B: natural logarithm of the sum of ``exp(logit - largest)`` of each row.
+        ppm_BE: shares in parts per million by column, flat, row after row; by largest remainder.
+    """
+
+    tokens_B: Sequence[int]
+    log_totals_B: Sequence[float]
+    ppm_BE: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
     """What a step leaves, a row for each piece's last position.
 
     Attributes:
         logits_BV: logits, fp32.
         shares_BE: routing weight per column of the bank, normalised per layer, averaged over layers; fp64.
+        likeliest: what follows from them, where the runner has computed that too.
     """
 
     logits_BV: Tensor
     shares_BE: Tensor
+    likeliest: Likeliest | None = None
 
 
 class Runner(Protocol):

@@ -10,11 +10,14 @@ import torch
 
 from model_core.engine.attribution import to_ppm
 from model_core.engine.logits import finite_rows, rows_of
-from model_core.engine.requests import FinishReason, SequenceRequest, TokenEvent
-from model_core.engine.runner import StepResult
+from model_core.engine.requests import FinishReason, Sampling, SequenceRequest, TokenEvent
+from model_core.engine.runner import Likeliest, StepResult
 from model_core.engine.sampling import adjust, draw, log_probabilities, punishes, uniform
 from model_core.engine.tables import Scope, Table
 from model_core.errors import TensorsNotFinite
+
+# Token, log-probability, alternatives, and shares by name.
+_Drawn = tuple[int, float, tuple[tuple[int, float], ...], dict[str, int]]
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +67,46 @@ def token_events(
     Raises:
         TensorsNotFinite: logits of ``facts["request_ids"]`` are not finite.
     """
+    likeliest = result.likeliest
+    if likeliest is None:
+        drawn = _drawn(result, emitting, names)
+    else:
+        _check_finite([likeliest.tokens_B[row] >= 0 for row, _ in emitting], emitting)
+        # Each row by its own settings: no bit of an event depends on whether its neighbours are this simple.
+        rest = [(row, sequence) for row, sequence in emitting if not _plain(sequence.request.sampling)]
+        others = iter(_drawn(result, rest, names))
+        drawn = [
+            _likeliest(likeliest, row, names) if _plain(sequence.request.sampling) else next(others)
+            for row, sequence in emitting
+        ]
+    return [
+        TokenEvent(
+            request_id=sequence.request.request_id,
+            token_id=token,
+            logprob=logprob,
+            top_logprobs=best,
+            attribution_ppm=shares,
+            finished=_finished(sequence, token, max_context),
+        )
+        for (_, sequence), (token, logprob, best, shares) in zip(emitting, drawn, strict=True)
+    ]
+
+
+def _plain(sampling: Sampling) -> bool:
+    """Whether the likeliest token is taken and nothing else asked for."""
+    return not (sampling.temperature or sampling.logprobs or sampling.logit_bias or punishes(sampling))
+
+
+def _likeliest(likeliest: Likeliest, row: int, names: Sequence[str]) -> _Drawn:
+    ppm_E = likeliest.ppm_BE[row * len(names) : (row + 1) * len(names)]
+    shares = {name: count for name, count in zip(names, ppm_E, strict=True) if count}
+    return likeliest.tokens_B[row], -likeliest.log_totals_B[row], (), shares
+
+
+def _drawn(
+    result: StepResult, emitting: Sequence[tuple[int, RunningSequence]], names: Sequence[str]
+) -> list[_Drawn]:
+    """Token, log-probability, alternatives and shares of each row, out of its logits."""
     if not emitting:
         return []
     samplings = [sequence.request.sampling for _, sequence in emitting]
@@ -72,27 +115,19 @@ def token_events(
         if len(emitting) < logits_BV.shape[0]:
             rows = [row for row, _ in emitting]
             logits_BV, shares_BE = rows_of(logits_BV, rows), rows_of(shares_BE, rows)
-        finite_B = finite_rows(logits_BV)
-        if not all(finite_B):
-            bad = [
-                seq.request.request_id for (_, seq), fine in zip(emitting, finite_B, strict=True) if not fine
-            ]
-            raise TensorsNotFinite("Logits are not finite; cancel these sequences.", request_ids=bad)
+        if result.likeliest is None:
+            _check_finite(finite_rows(logits_BV), emitting)
         adjusted_BV = adjust(logits_BV, samplings, [_said(sequence) for _, sequence in emitting])
         tokens_B = draw(adjusted_BV, samplings, [_uniform(sequence) for _, sequence in emitting])
         own, best = log_probabilities(logits_BV, tokens_B, samplings)
         shares = to_ppm(shares_BE.cpu().numpy(), names)
-    return [
-        TokenEvent(
-            request_id=sequence.request.request_id,
-            token_id=token,
-            logprob=own[place],
-            top_logprobs=best[place],
-            attribution_ppm=shares[place],
-            finished=_finished(sequence, token, max_context),
-        )
-        for place, ((_, sequence), token) in enumerate(zip(emitting, tokens_B.tolist(), strict=True))
-    ]
+    return list(zip(tokens_B.tolist(), own, best, shares, strict=True))
+
+
+def _check_finite(finite: Sequence[bool], emitting: Sequence[tuple[int, RunningSequence]]) -> None:
+    if not all(finite):
+        bad = [seq.request.request_id for (_, seq), fine in zip(emitting, finite, strict=True) if not fine]
+        raise TensorsNotFinite("Logits are not finite; cancel these sequences.", request_ids=bad)
 
 
 def _uniform(sequence: RunningSequence) -> float:

@@ -15,7 +15,7 @@ import weakref
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from model_core.engine.native.weights import (
     pack_expert,
     poison,
 )
-from model_core.engine.runner import Piece, StepResult
+from model_core.engine.runner import Likeliest, Piece, StepResult
 from model_core.network.bank import ExpertBank
 from model_core.network.expert import Expert
 
@@ -120,25 +120,33 @@ class NativeRunner:
         logits_BV = torch.empty(n, self._bank.shape.vocab_size)
         shares_BE = torch.empty(n, n_columns, dtype=torch.float64)
         touched_E = torch.empty(n_columns, dtype=torch.int64)
-        lengths = [len(piece.ids) for piece in pieces]
         lists = (
-            _flat(piece.ids for piece in pieces),
-            array("i", [piece.start for piece in pieces]),
-            array("i", lengths),
-            array("i", [piece.tail for piece in pieces]),
-            array("i", [piece.top_k for piece in pieces]),
-            _offsets(len(piece.pages) for piece in pieces),
-            _flat(piece.pages for piece in pieces),
-            _offsets(len(piece.columns) for piece in pieces),
-            _flat(piece.columns for piece in pieces),
+            [token for piece in pieces for token in piece.ids],
+            [piece.start for piece in pieces],
+            [len(piece.ids) for piece in pieces],
+            [piece.tail for piece in pieces],
+            [piece.top_k for piece in pieces],
+            _offsets([len(piece.pages) for piece in pieces]),
+            [page for piece in pieces for page in piece.pages],
+            _offsets([len(piece.columns) for piece in pieces]),
+            [column for piece in pieces for column in piece.columns],
         )
+        # One array for all: memory is far from every cache after a step.
+        numbers = array("i", [number for part in lists for number in part])
+        begins = [4 * begin for begin in _offsets([len(part) for part in lists])[:-1]]
+        tokens_B, ppm_BE = array("i", bytes(4 * n)), array("i", bytes(4 * n * n_columns))
+        log_totals_B = array("d", bytes(8 * n))
+        begin = numbers.buffer_info()[0]
+        n_rows = len(lists[0])
         results = (logits_BV, shares_BE, self._new_tails_BLD, touched_E)
-        addresses = [part.buffer_info()[0] for part in lists] + [part.data_ptr() for part in results]
-        batch = BatchView(n, sum(lengths), *addresses)
+        addresses = [begin + offset for offset in begins] + [part.data_ptr() for part in results]
+        addresses += [part.buffer_info()[0] for part in (tokens_B, log_totals_B, ppm_BE)]
+        batch = BatchView(n, n_rows, *addresses)
         if self._calls.experts_step_run(self._step, ctypes.byref(self._states), ctypes.byref(batch)):
             raise ValueError("a piece names a token, position, page, place or column that there is none of")
         self.touched_E = touched_E
-        return StepResult(logits_BV=logits_BV, shares_BE=shares_BE)
+        likeliest = Likeliest(tokens_B=tokens_B, log_totals_B=log_totals_B, ppm_BE=ppm_BE)
+        return StepResult(logits_BV=logits_BV, shares_BE=shares_BE, likeliest=likeliest)
 
     def keep(self, tails: Sequence[tuple[int, int]]) -> None:
         """See ``Runner.keep``."""
@@ -253,12 +261,8 @@ def _zeros(*size: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype, count=math.prod(size)).view(size)
 
 
-def _flat(parts: Iterable[Sequence[int]]) -> array[int]:
-    return array("i", chain.from_iterable(parts))
-
-
-def _offsets(lengths: Iterable[int]) -> array[int]:
-    return array("i", accumulate(lengths, initial=0))
+def _offsets(lengths: Iterable[int]) -> list[int]:
+    return list(accumulate(lengths, initial=0))
 
 
 def _declared(library: Library) -> ctypes.CDLL:

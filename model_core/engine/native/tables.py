@@ -103,6 +103,7 @@ class BatchView(ctypes.Structure):
         *((name, _P) for name in ("ids", "starts", "lengths", "tails", "top_k")),
         *((name, _P) for name in ("pages_at", "pages", "columns_at", "columns")),
         *((name, _P) for name in ("logits", "shares", "new_tails", "touched")),
+        *((name, _P) for name in ("likeliest", "log_totals", "ppm")),
     )
 
 

@@ -72,6 +72,9 @@ struct Batch {
     double *shares;    // [B, E]
     double *new_tails;  // [B, L, D]; null where no piece needs them
     int64_t *touched;  // [E]: rows multiplied with each column's matrices, all layers together
+    int32_t *likeliest;   // [B]: the first of the largest logits; -1 where they are not all finite
+    double *log_totals;   // [B]: logarithm of the sum of exp(logit - largest)
+    int32_t *ppm;         // [B, E]: shares in parts per million; zeros where logits are not finite
 };
 
 }  // namespace experts

@@ -200,6 +200,28 @@ void Step::finish(const Batch &batch) {
     for (int64_t at = 0; at < batch.n_pieces * shape.n_columns; ++at) {
         batch.shares[at] /= static_cast<double>(shape.n_layers);
     }
+    choose(batch);
+}
+
+// What most draws need of the logits, while those are near.
+void Step::choose(const Batch &batch) {
+    const int64_t n_tokens = model_.shape.vocab_size, n_columns = model_.shape.n_columns;
+    const int64_t n_blocks = logit_blocks(n_tokens);
+    blocks_.resize(static_cast<size_t>(batch.n_pieces * n_blocks));
+    pool_.run(batch.n_pieces * n_blocks, [&](int64_t index, int) {
+        const int64_t from = index % n_blocks * LOGITS_IN_BLOCK;
+        const float *logits = batch.logits + index / n_blocks * n_tokens + from;
+        blocks_[static_cast<size_t>(index)] = look_at(logits, std::min(LOGITS_IN_BLOCK, n_tokens - from));
+    });
+    std::fill_n(batch.ppm, batch.n_pieces * n_columns, 0);
+    for (int64_t piece = 0; piece < batch.n_pieces; ++piece) {
+        const Likeliest found =
+            likeliest(batch.logits + piece * n_tokens, blocks_.data() + piece * n_blocks, n_blocks);
+        batch.likeliest[piece] = found.token;
+        batch.log_totals[piece] = found.log_total;
+        if (found.token < 0) continue;
+        to_ppm(batch.shares + piece * n_columns, n_columns, batch.ppm + piece * n_columns, order_);
+    }
 }
 
 // The one place where products of a step are begun.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "likeliest.hpp"
 #include "model.hpp"
 #include "pool.hpp"
 #include "router.hpp"
@@ -92,6 +93,7 @@ class Step {
     void sum_prefixes(const States &states, const Batch &batch, int64_t layer);
     void keep_last_rows();
     void finish(const Batch &batch);
+    void choose(const Batch &batch);
     static void read_row(const Matrix &matrix, int64_t output, float *to);
     const float *mixture_input() const;
 
@@ -138,6 +140,8 @@ class Step {
     std::vector<int32_t> slot_rows_;
     std::vector<Work> work_;
     std::vector<Product> products_;
+    std::vector<LogitBlock> blocks_;
+    std::vector<int32_t> order_;
     bool recording_ = false;
     std::vector<Record> recorded_;
 };
