@@ -4,6 +4,7 @@
 #include "panels.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "rows.hpp"
@@ -45,11 +46,11 @@ void multiply_packed(const Matrix &matrix, int64_t first, int64_t last, const Pa
 
 // Calls use(packed rows, first row) for passes over all rows.
 template <class Use>
-void each_pass(const Matrix &matrix, const RowSource &x, int64_t rows, const Use &use) {
+void each_pass(const Matrix &matrix, const RowSource &x, int64_t rows, uint64_t region, const Use &use) {
     const int64_t row_bytes = steps_of(matrix) * x_per_step(matrix.kind) * 4;
     const int64_t in_pass = std::max<int64_t>(MAX_ROWS, PASS_BYTES / row_bytes / MAX_ROWS * MAX_ROWS);
     for (int64_t row = 0; row < rows; row += in_pass) {
-        use(pack_rows(matrix.kind, x.from(row), matrix.n_in, std::min(in_pass, rows - row)), row);
+        use(pack_rows(matrix.kind, x.from(row), matrix.n_in, std::min(in_pass, rows - row), region), row);
     }
 }
 
@@ -57,6 +58,7 @@ void each_pass(const Matrix &matrix, const RowSource &x, int64_t rows, const Use
 struct Share {
     const Product *product;
     int64_t first, last, row, rows;
+    uint64_t region;
 };
 
 // y = silu(W x) * (up x) for a part: outputs of the second matrix stand beside those of the first only until they are
@@ -83,7 +85,7 @@ void multiply_gated(const Product &one, int64_t first, int64_t last, const Packe
 void compute(const Share &share) {
     const Product &one = *share.product;
     const RowSource x = RowSource{one.x, one.x_stride, one.x_rows}.from(share.row);
-    each_pass(one.matrix, x, share.rows, [&](const PackedRows &packed, int64_t row) {
+    each_pass(one.matrix, x, share.rows, share.region, [&](const PackedRows &packed, int64_t row) {
         float *y = one.y + (share.row + row) * one.y_stride;
         if (one.up.data != nullptr) return multiply_gated(one, share.first, share.last, packed, y);
         multiply_packed(one.matrix, share.first, share.last, packed, y, one.y_stride, one.add);
@@ -101,7 +103,7 @@ constexpr double LEAST_COST = 2048;  // some microseconds
 constexpr int64_t SHARES_PER_THREAD = 6;
 constexpr int64_t LEAST_ROWS = 8 * MAX_ROWS;  // fewer would pack rows for too few products
 
-void cut(const Product &one, int64_t pieces, std::vector<Share> &shares) {
+void cut(const Product &one, int64_t pieces, uint64_t region, std::vector<Share> &shares) {
     const int64_t panels = panels_of(one.matrix);
     const int64_t by_rows = std::clamp<int64_t>(one.rows / LEAST_ROWS, 1, pieces);
     // Panels are handed out in groups that a tile takes at once.
@@ -113,7 +115,7 @@ void cut(const Product &one, int64_t pieces, std::vector<Share> &shares) {
         const int64_t last = std::min(panels, (part + 1) * groups / by_panels * group);
         for (int64_t rows = 0; rows < by_rows; ++rows) {
             const int64_t row = rows * one.rows / by_rows, end = (rows + 1) * one.rows / by_rows;
-            shares.push_back({&one, first, last, row, end - row});
+            shares.push_back({&one, first, last, row, end - row, region});
         }
     }
 }
@@ -124,13 +126,15 @@ float exp_one(float x) { return exp_lanes(splat(x)).part[0][0]; }
 
 void multiply(const Matrix &matrix, int64_t first, int64_t last, const float *x, int64_t x_stride, int64_t rows, float *y,
               int64_t y_stride, bool add) {
-    each_pass(matrix, RowSource{x, x_stride, nullptr}, rows, [&](const PackedRows &packed, int64_t row) {
+    each_pass(matrix, RowSource{x, x_stride, nullptr}, rows, 0, [&](const PackedRows &packed, int64_t row) {
         multiply_packed(matrix, first, last, packed, y + row * y_stride, y_stride, add);
     });
 }
 
 void multiply_many(Pool &pool, const Product *products, int64_t n_products) {
     static thread_local std::vector<Share> shares;
+    static std::atomic<uint64_t> regions{0};
+    const uint64_t region = regions.fetch_add(1, std::memory_order_relaxed) + 1;
     shares.clear();
     double total = 0;
     for (int64_t index = 0; index < n_products; ++index) total += cost_of(products[index]);
@@ -138,7 +142,7 @@ void multiply_many(Pool &pool, const Product *products, int64_t n_products) {
     for (int64_t index = 0; index < n_products; ++index) {
         if (products[index].rows == 0) continue;
         const double pieces = pool.threads() == 1 ? 1 : cost_of(products[index]) / target;
-        cut(products[index], std::max<int64_t>(1, static_cast<int64_t>(pieces + 0.5)), shares);
+        cut(products[index], std::max<int64_t>(1, static_cast<int64_t>(pieces + 0.5)), region, shares);
     }
     const Share *first = shares.data();
     pool.run(static_cast<int64_t>(shares.size()), [first](int64_t index, int) { compute(first[index]); });

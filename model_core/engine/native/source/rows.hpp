@@ -125,9 +125,24 @@ struct PackedRows {
     const float *tile(int64_t index) const { return x + cut.begin(index) * row_floats; }
 };
 
+// What a thread packed last. Within a region rows do not change, so equal ones need not be packed again.
+struct LastPacked {
+    uint64_t region = 0;
+    bool pairs = false;
+    RowSource x = {};
+    int64_t n_in = 0, n_rows = 0;
+
+    bool operator==(const LastPacked &other) const {
+        return region == other.region && pairs == other.pairs && x.x == other.x.x && x.stride == other.x.stride &&
+               x.rows == other.x.rows && n_in == other.n_in && n_rows == other.n_rows;
+    }
+};
+
 // Packs rows for products with a kind of matrix. The result is this thread's until its next call.
-inline PackedRows pack_rows(int kind, const RowSource &x, int64_t n_in, int64_t n_rows) {
+// region: a number that no other region of products has; 0 where rows may change before the next call.
+inline PackedRows pack_rows(int kind, const RowSource &x, int64_t n_in, int64_t n_rows, uint64_t region) {
     static thread_local Scratch scratch;
+    static thread_local LastPacked last;
     const bool pairs = kind == BF16;
     const int64_t steps = pairs ? (n_in + 1) / 2 : n_in;
     PackedRows out{nullptr, Cut(n_rows), steps * x_per_step(kind)};
@@ -137,6 +152,9 @@ inline PackedRows pack_rows(int kind, const RowSource &x, int64_t n_in, int64_t 
     }
     float *packed = scratch.floats(n_rows * out.row_floats);
     out.x = packed;
+    const LastPacked now{region, pairs, x, n_in, n_rows};
+    if (region != 0 && now == last) return out;
+    last = now;
     for (int64_t tile = 0; tile < out.cut.tiles; ++tile) {
         const RowSource rows = x.from(out.cut.begin(tile));
         const int n = out.cut.size(tile);
