@@ -40,7 +40,7 @@ from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
 
 # Goes up with every change of how panels or descriptions look; files of other versions are not read.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 _MAGIC = b"experts\x01"
 _PREFIX = struct.Struct("<8sQ32s")  # magic, length of the header, its digest

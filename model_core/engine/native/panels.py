@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight matrices packed into panels: the order in which the kernels read them (``source/panels.hpp``).
 
-A panel holds 16 outputs, the last one padded with zeros; within it the 16 weights of one input stand side by
-side. In bf16 two inputs stand together, the first one first. Knows neither files nor what a matrix is for.
+A panel holds 16 outputs, the last one padded with zeros; four panels are a band, the last one what is left.
+Within a band the weights of one input stand side by side. In bf16 two inputs stand together, the first one
+first. Knows neither files nor what a matrix is for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 LANES = 16
+BAND = 4
 ALIGN_BYTES = 64
 
 PanelKind = Literal["f32", "bf16", "i8"]
@@ -99,22 +101,46 @@ def pack_matrix(
 
 def pack_into(data: Tensor, weight_OI: Tensor, kind: PanelKind) -> None:
     """Packs a matrix into given memory of ``packed_elements`` elements of the kind's dtype."""
-    n_out, n_in = weight_OI.shape
     step = 2 if kind == "bf16" else 1
-    n_steps, whole = -(-n_in // step), n_out // LANES
-    panels_PSLs = data.view(-(-n_out // LANES), n_steps, LANES, step)
-    if step == 2 and n_in % 2:
-        panels_PSLs[:, -1, :, 1] = 0
+    for begin, bands_BSWs in _bands(data, weight_OI.shape[0], step):
+        _fill(bands_BSWs, weight_OI[begin : begin + bands_BSWs.shape[0] * bands_BSWs.shape[2]])
+
+
+def _bands(data: Tensor, n_out: int, step: int) -> list[tuple[int, Tensor]]:
+    """First output and memory of all whole bands, and of what is left ``[bands, steps, outputs, inputs]``."""
+    n_panels = -(-n_out // LANES)
+    whole = n_panels // BAND * BAND
+    per_panel = data.shape[0] // n_panels
+    parts = ((0, whole, BAND * LANES), (whole, n_panels, (n_panels - whole) * LANES))
+    return [
+        (
+            begin * LANES,
+            data[begin * per_panel : end * per_panel].view(
+                (end - begin) * LANES // width, per_panel // LANES // step, width, step
+            ),
+        )
+        for begin, end, width in parts
+        if end > begin
+    ]
+
+
+def _fill(bands_BSWs: Tensor, weight_OI: Tensor) -> None:
+    """Packs outputs into bands of one width, the last one maybe padded."""
+    n_out, n_in = weight_OI.shape
+    width, step = bands_BSWs.shape[2:]
+    whole = n_out // width
+    if n_in % step:
+        bands_BSWs[:, -1, :, 1] = 0
     for lane in range(step):
         column_OS = weight_OI[:, lane::step]
-        target_PSL = panels_PSLs[..., lane]
+        target_BSW = bands_BSWs[..., lane]
         steps = column_OS.shape[1]
         if whole:
-            blocks_PLS = column_OS[: whole * LANES].reshape(whole, LANES, steps)
-            target_PSL[:whole, :steps].copy_(blocks_PLS.transpose(1, 2))
-        if rest := n_out - whole * LANES:
-            target_PSL[whole, :steps, :rest].copy_(column_OS[whole * LANES :].T)
-            target_PSL[whole, :, rest:] = 0
+            blocks_BWS = column_OS[: whole * width].reshape(whole, width, steps)
+            target_BSW[:whole, :steps].copy_(blocks_BWS.transpose(1, 2))
+        if rest := n_out - whole * width:
+            target_BSW[whole, :steps, :rest].copy_(column_OS[whole * width :].T)
+            target_BSW[whole, :, rest:] = 0
 
 
 def pad_scales(scales_O: Tensor) -> Tensor:
@@ -128,10 +154,11 @@ def pad_scales(scales_O: Tensor) -> Tensor:
 def unpack_matrix(packed: Packed) -> Tensor:
     """The matrix ``[O, I]`` that was packed, in the kind's dtype; int8 without its scales."""
     step = 2 if packed.kind == "bf16" else 1
-    n_steps = -(-packed.n_in // step)
-    panels_PSLs = packed.data.view(-1, n_steps, LANES, step)
-    rows_OI = panels_PSLs.permute(0, 2, 1, 3).reshape(-1, n_steps * step)
-    return rows_OI[: packed.n_out, : packed.n_in].contiguous()
+    parts = [
+        bands_BSWs.permute(0, 2, 1, 3).reshape(-1, bands_BSWs.shape[1] * step)
+        for _, bands_BSWs in _bands(packed.data, packed.n_out, step)
+    ]
+    return torch.cat(parts)[: packed.n_out, : packed.n_in].contiguous()
 
 
 def aligned(n_elements: int, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,8 @@ const TileRow &tiles_of(int kind, int rows) {
 }
 
 const char *panel_at(const Matrix &matrix, int64_t panel) {
-    return static_cast<const char *>(matrix.data) + panel * steps_of(matrix) * step_bytes(matrix.kind);
+    const int64_t bytes = step_bytes(matrix.kind), within = panel % BAND;
+    return static_cast<const char *>(matrix.data) + ((panel - within) * steps_of(matrix) + within) * bytes;
 }
 
 // next: panels that the caller reads afterwards; null where it does not know.
@@ -30,10 +31,12 @@ void multiply_packed(const Matrix &matrix, int64_t first, int64_t last, const Pa
     int64_t panel = first;
     while (panel < last) {
         int log = 2;
-        while (log > 0 && ((1 << log) > most_panels(x.cut.largest()) || (1 << log) > last - panel)) --log;
+        const int64_t fitting = std::min<int64_t>(most_panels(x.cut.largest()), last - panel);
+        while (log > 0 && ((1 << log) > fitting || panel % (1 << log) != 0)) --log;
         const int64_t end = panel + (int64_t{1} << log);
         const char *from = panel_at(matrix, panel);
-        Target target{nullptr, y_stride, matrix.n_out - panel * LANES, nullptr, add, panel_at(matrix, end)};
+        const int64_t step = band_of(matrix, panel) * step_bytes(matrix.kind);
+        Target target{nullptr, y_stride, matrix.n_out - panel * LANES, nullptr, add, step, panel_at(matrix, end)};
         if (end == last && next != nullptr) target.next = next;
         if (matrix.kind == I8) target.scales = matrix.scales + panel * LANES;
         for (int64_t tile = 0; tile < x.cut.tiles; ++tile) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weight matrices in the order in which kernels read them, and their product with rows.
 //
-// A matrix W [n_out, n_in] is cut into panels of LANES outputs (the last one padded with zeros). Within a panel the
-// LANES weights of one input stand side by side, input after input; bf16 panels hold two inputs together.
+// A matrix W [n_out, n_in] is cut into panels of LANES outputs (the last one padded with zeros), and those into bands of
+// BAND panels (the last one of what is left). Within a band the weights of one input stand side by side, panel after
+// panel, then those of the next input; bf16 holds two inputs together. So a tile of a whole band reads one stream.
 //
 // Row law: every y[r, o] is one fixed sequence of operations on x[r, :] and W[o, :]. No bit of it depends on how many
 // rows are computed together, on which panels a call covers, or on how many threads share them.
@@ -15,6 +16,7 @@
 namespace experts {
 
 constexpr int64_t LANES = 16;
+constexpr int64_t BAND = 4;
 
 enum Kind : int32_t { F32 = 0, BF16 = 1, I8 = 2 };
 
@@ -27,6 +29,12 @@ struct Matrix {
 };
 
 inline int64_t panels_of(const Matrix &matrix) { return (matrix.n_out + LANES - 1) / LANES; }
+
+// Panels of the band that a panel stands in.
+inline int64_t band_of(const Matrix &matrix, int64_t panel) {
+    const int64_t left = panels_of(matrix) - panel / BAND * BAND;
+    return left < BAND ? left : BAND;
+}
 
 // y[r, o] = sum_i x[r, i] * W[o, i]   (add: y[r, o] += ...) for the outputs of panels first <= p < last and all rows.
 // Only columns o < n_out of y are written. x and y may be any strided fp32 rows.

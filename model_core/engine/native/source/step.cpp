@@ -123,15 +123,16 @@ void Step::embed(const Batch &batch) {
 
 // One row of a matrix out of its panels.
 void Step::read_row(const Matrix &matrix, int64_t output, float *to) {
-    const int64_t panel = output / LANES, lane = output % LANES;
+    const int64_t panel = output / LANES, width = band_of(matrix, panel) * LANES;
+    const int64_t first = panel / BAND * BAND * LANES, lane = output - first;
     if (matrix.kind == BF16) {
         const int64_t pairs = (matrix.n_in + 1) / 2;
-        const auto *from = static_cast<const uint16_t *>(matrix.data) + panel * pairs * LANES * 2;
-        for (int64_t i = 0; i < matrix.n_in; ++i) to[i] = from_bf16(from[(i / 2 * LANES + lane) * 2 + i % 2]);
+        const auto *from = static_cast<const uint16_t *>(matrix.data) + first * pairs * 2;
+        for (int64_t i = 0; i < matrix.n_in; ++i) to[i] = from_bf16(from[(i / 2 * width + lane) * 2 + i % 2]);
         return;
     }
-    const auto *from = static_cast<const float *>(matrix.data) + panel * matrix.n_in * LANES + lane;
-    for (int64_t i = 0; i < matrix.n_in; ++i) to[i] = from[i * LANES];
+    const auto *from = static_cast<const float *>(matrix.data) + first * matrix.n_in + lane;
+    for (int64_t i = 0; i < matrix.n_in; ++i) to[i] = from[i * width];
 }
 
 const float *Step::mixture_input() const { return model_.shape.norm_before != 0 ? normed_.data() : x_.data(); }

@@ -24,12 +24,13 @@ inline Lanes weights(const char *from, int half) {
 }
 
 template <int KIND, int R, int P>
-inline void one_step(Lanes (&sums)[R][P], const char *panels, int64_t panel_bytes, const float *x) {
+inline void one_step(Lanes (&sums)[R][P], const char *panels, const float *x) {
+    constexpr int64_t BYTES = step_bytes(KIND);
     if constexpr (KIND == BF16 && PAIRS_AT_ONCE) {
 #if defined(__AVX512BF16__)
         __m512bh w[P];
 #pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) w[p] = (__m512bh)_mm512_loadu_si512(panels + p * panel_bytes);
+        for (int p = 0; p < P; ++p) w[p] = (__m512bh)_mm512_loadu_si512(panels + p * BYTES);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             int32_t pair;
@@ -45,7 +46,7 @@ inline void one_step(Lanes (&sums)[R][P], const char *panels, int64_t panel_byte
         const auto take = [&](int half) __attribute__((always_inline)) {
             Lanes w[P];
 #pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) w[p] = weights<KIND>(panels + p * panel_bytes, half);
+            for (int p = 0; p < P; ++p) w[p] = weights<KIND>(panels + p * BYTES, half);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Lanes value = splat(x[half * R + r]);
@@ -59,11 +60,11 @@ inline void one_step(Lanes (&sums)[R][P], const char *panels, int64_t panel_byte
     }
 }
 
-// R rows times P panels that lie one behind the other.
+// R rows times P panels that stand side by side in one band.
 template <int KIND, int R, int P>
 void tile(const char *panels, int64_t steps, const float *x, const Target &target) {
     constexpr int64_t BYTES = step_bytes(KIND);
-    const int64_t panel_bytes = steps * BYTES;
+    const int64_t step_bytes = target.step_bytes;
     Lanes sums[R][P];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -71,19 +72,21 @@ void tile(const char *panels, int64_t steps, const float *x, const Target &targe
         for (int p = 0; p < P; ++p) sums[r][p] = zeros();
     }
     // Towards the end of its panels a tile fetches the beginning of those that come next.
-    constexpr int64_t LINE_STEPS = 64 / BYTES, FETCH_AHEAD_BYTES = IN_FLIGHT_BYTES / P;
-    const int64_t near_end = std::max<int64_t>(0, steps - FETCH_AHEAD_BYTES / BYTES) / LINE_STEPS * LINE_STEPS;
-    int64_t ahead = FETCH_AHEAD_BYTES;
+    constexpr int64_t LINE_STEPS = 64 / BYTES, STEPS_AHEAD = IN_FLIGHT_BYTES / P / BYTES;
+    const int64_t near_end = std::max<int64_t>(0, steps - STEPS_AHEAD) / LINE_STEPS * LINE_STEPS;
+    // Lines of some steps: side by side where a step fills them, else spread over all of these steps.
+    const int64_t apart = BYTES == 64 ? 64 : step_bytes * LINE_STEPS / P;
+    int64_t ahead = STEPS_AHEAD * step_bytes;
     for (int64_t step = 0; step < steps; step += LINE_STEPS) {
-        const char *here = panels + step * BYTES;
+        const char *here = panels + step * step_bytes;
         if constexpr (P >= 2) {
-            if (step == near_end) ahead += target.next - panels - panel_bytes;
+            if (step == near_end) ahead += target.next - panels - steps * step_bytes;
 #pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) __builtin_prefetch(here + p * panel_bytes + ahead);
+            for (int p = 0; p < P; ++p) __builtin_prefetch(here + p * apart + ahead);
         }
         const int64_t end = std::min(steps, step + LINE_STEPS);
         for (int64_t inner = step; inner < end; ++inner) {
-            one_step<KIND, R, P>(sums, panels + inner * BYTES, panel_bytes, x + inner * R * x_per_step(KIND));
+            one_step<KIND, R, P>(sums, panels + inner * step_bytes, x + inner * R * x_per_step(KIND));
         }
     }
 #pragma GCC unroll 16
