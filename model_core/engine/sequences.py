@@ -98,9 +98,11 @@ def _plain(sampling: Sampling) -> bool:
 
 
 def _likeliest(likeliest: Likeliest, row: int, names: Sequence[str]) -> _Drawn:
-    ppm_E = likeliest.ppm_BE[row * len(names) : (row + 1) * len(names)]
+    width = len(likeliest.ppm_BE) // len(likeliest.tokens_B)
+    ppm_E = likeliest.ppm_BE[row * width : (row + 1) * width]
     shares = {name: count for name, count in zip(names, ppm_E, strict=True) if count}
-    return likeliest.tokens_B[row], -likeliest.log_totals_B[row], (), shares
+    # A difference, since the negative of 0 would be shown as -0.0.
+    return likeliest.tokens_B[row], 0.0 - likeliest.log_totals_B[row], (), shares
 
 
 def _drawn(

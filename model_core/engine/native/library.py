@@ -39,6 +39,8 @@ class Library:
         calls.experts_multiply_panels.restype = None
         calls.experts_pool_count.argtypes, calls.experts_pool_count.restype = [_P, _I64, _P], None
         calls.experts_exp.argtypes, calls.experts_exp.restype = [_P, _P, _I64], None
+        calls.experts_likeliest.argtypes, calls.experts_likeliest.restype = [_P, _I64, _P, _P], None
+        calls.experts_shares_ppm.argtypes, calls.experts_shares_ppm.restype = [_P, _I64, _P], None
 
 
 def load_library(folder: Path, *, compiler: str | None = None) -> Library | NoLibrary:

@@ -14,7 +14,7 @@ import mmap
 import weakref
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -24,7 +24,7 @@ from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.footprint import release_file_pages
 from model_core.engine.native.library import Library
 from model_core.engine.native.tables import BatchView, ModelView, Record, StatesView, model_view, state_kind
-from model_core.engine.native.trees import gathered
+from model_core.engine.native.trees import in_large_pages
 from model_core.engine.native.weights import (
     PackedBase,
     PackedExpert,
@@ -219,7 +219,10 @@ class NativeRunner:
     def _take_base(self) -> PackedBase:
         decoder = self._bank.decoder
         if self._folder is None:
-            return gathered(pack_base(decoder))
+            packed = pack_base(decoder)
+            # Of an embedding a step reads a few rows: the decoder's own serves as well as a copy.
+            moved = in_large_pages(replace(packed, embedding_VD=None))
+            return replace(moved, embedding_VD=packed.embedding_VD)
         derived = self._folder.base(self._bank.base_digest, decoder)
         release_file_pages(decoder.state_dict().values())
         return derived.weights
@@ -240,7 +243,7 @@ class NativeRunner:
     def _derive(self, name: str, source: Expert, *, poisoned: bool) -> _Held:
         if self._folder is None or poisoned:
             # What was poisoned before it came here must not go into a file under its digest.
-            return _Held(weakref.ref(source), gathered(pack_expert(source)), poisoned)
+            return _Held(weakref.ref(source), in_large_pages(pack_expert(source)), poisoned)
         derived = self._folder.expert(name, source)
         release_file_pages(source.state_dict().values())
         return _Held(weakref.ref(source), derived.weights, poisoned)

@@ -49,7 +49,6 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-
 _LARGE_PAGE_BYTES = 2 << 20
 _Tree = TypeVar("_Tree", PackedBase, PackedExpert)
 
@@ -117,15 +116,25 @@ def restore(description: Any, memory: Tensor) -> Any:
     return _guarded(_object, description, memory)
 
 
-def gathered(value: _Tree) -> _Tree:
-    """The same packed weights in one piece of fresh memory, of large pages where the system has them.
+@torch.no_grad()
+def in_large_pages(value: _Tree) -> _Tree:
+    """The same packed weights in one piece of memory, of large pages where the system has them.
 
-    A step reads all of it once, so it waits for the tables of small pages at every turn: on a virtual machine
-    that was a fifth of the time that reading takes.
+    A step reads all of it once, and would wait for the tables of small pages at every turn. Until this
+    returns, both copies take memory.
+
+    Args:
+        value: what was packed; given back itself where it is smaller than a large page, or where the system
+            has no room for another copy.
     """
     layout = Layout()
     description = describe(value, layout)
-    memory = _large_pages(layout.size_bytes)
+    if layout.size_bytes < _LARGE_PAGE_BYTES:
+        return value
+    try:
+        memory = _large_pages(layout.size_bytes)
+    except OSError:
+        return value
     for begin, tensor in layout.tensors:
         target = memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         target.copy_(tensor)
@@ -134,13 +143,16 @@ def gathered(value: _Tree) -> _Tree:
 
 
 def _large_pages(size_bytes: int) -> Tensor:
-    """Fresh memory that starts at a multiple of a large page, flat uint8."""
+    """Fresh memory that starts at a multiple of a large page, flat uint8; it ends with its last view.
+
+    What is left behind the last whole large page stays in small ones, so weights take no more than they are.
+    """
     area = mmap.mmap(-1, size_bytes + _LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            area.madvise(mmap.MADV_HUGEPAGE)
     raw = torch.frombuffer(area, dtype=torch.uint8)
     skip = -raw.data_ptr() % _LARGE_PAGE_BYTES
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            area.madvise(mmap.MADV_HUGEPAGE, skip, size_bytes // _LARGE_PAGE_BYTES * _LARGE_PAGE_BYTES)
     return raw[skip : skip + size_bytes]
 
 

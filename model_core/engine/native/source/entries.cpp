@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pools and products for callers that speak C; the decoder's step has entries of its own.
 
+#include <algorithm>
+
+#include "likeliest.hpp"
 #include "panels.hpp"
 #include "pool.hpp"
 
@@ -38,5 +41,22 @@ void experts_pool_count(void *pool, int64_t n, int64_t *counts) {
 
 void experts_exp(const float *x, float *y, int64_t n) {
     for (int64_t index = 0; index < n; ++index) y[index] = experts::exp_one(x[index]);
+}
+
+// What a step tells of one row of logits.
+void experts_likeliest(const float *logits, int64_t n, int32_t *token, double *log_total) {
+    std::vector<experts::LogitBlock> blocks;
+    for (int64_t from = 0; from < n; from += experts::LOGITS_IN_BLOCK) {
+        blocks.push_back(experts::look_at(logits + from, std::min(experts::LOGITS_IN_BLOCK, n - from)));
+    }
+    const experts::Likeliest found = experts::likeliest(logits, blocks.data(), experts::logit_blocks(n));
+    *token = found.token;
+    *log_total = found.log_total;
+}
+
+// What a step tells of one row of shares.
+void experts_shares_ppm(const double *shares, int64_t n, int32_t *ppm) {
+    std::vector<int32_t> order;
+    experts::to_ppm(shares, n, ppm, order);
 }
 }

@@ -42,8 +42,8 @@ constexpr int x_per_step(int kind) { return kind == BF16 && !PAIRS_AT_ONCE ? 2 :
 constexpr int64_t step_bytes(int kind) { return kind == I8 ? LANES : LANES * 4; }
 inline int64_t steps_of(const Matrix &matrix) { return matrix.kind == BF16 ? (matrix.n_in + 1) / 2 : matrix.n_in; }
 
-// Computes R rows times P panels that stand side by side in one band. For each step the R inputs (bf16: pairs of inputs) of the
-// rows stand side by side in x.
+// Computes R rows times P panels that stand side by side in one band. For each step the R inputs (bf16: pairs of inputs)
+// of the rows stand side by side in x.
 using TileFunction = void (*)(const char *panels, int64_t steps, const float *x, const Target &target);
 
 struct TileRow {

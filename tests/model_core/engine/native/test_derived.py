@@ -81,6 +81,28 @@ def test_dtypes_have_files_of_their_own(tmp_path: Path) -> None:
     assert folder.base(DIGEST, decoder).path != folder.base(DIGEST, half).path
 
 
+def test_files_of_another_layout_are_left_alone_and_never_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two releases on one machine: each makes its file once, and finds it again beside the other one."""
+    expert, folder = expert_of(5), DerivedFolder(tmp_path)
+    now = folder.expert(DIGEST, expert)
+    monkeypatch.setattr(derived, "LAYOUT_VERSION", derived.LAYOUT_VERSION - 1)
+    before = folder.expert(DIGEST, expert)
+    assert before.made_s > 0
+    assert now.path is not None
+    assert before.path is not None
+    folder.keep_only([DIGEST])
+    assert folder.expert(DIGEST, expert).made_s == 0.0
+    monkeypatch.undo()
+    again = folder.expert(DIGEST, expert)
+    assert (again.path, again.made_s) == (now.path, 0.0)
+    # An older file under the newer one's name says in its header what it is.
+    before.path.replace(now.path)
+    assert folder.expert(DIGEST, expert).made_s > 0
+    assert verify(now.path)
+
+
 def test_what_one_mapping_writes_no_other_sees(tmp_path: Path) -> None:
     """Poison stays in the process, and even in the mapping, that wrote it; the file is whole."""
     expert, folder = expert_of(5), DerivedFolder(tmp_path)

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 from step_builders import Pages, finish, largest_difference, runner_of, same_bits
-from tensor_builders import bank_of, prompt, random_expert, random_world
+from tensor_builders import (
+    bank_of,
+    digest,
+    prompt,
+    random_decoder,
+    random_expert,
+    random_world,
+    tiny_shape,
+)
 
 from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import Library
@@ -53,6 +61,18 @@ def test_runners_of_one_folder_map_one_copy_and_poison_their_own(library: Librar
         if bank is not banks[1]
     ]
     assert all(same_bits(walk, walks[0]) for walk in walks)
+
+
+def test_steps_read_weights_in_large_pages_and_the_embedding_where_it_is(library: Library) -> None:
+    """Base and expert above 2 MiB are moved and compute the same; of an embedding there is one copy."""
+    decoder = random_decoder(tiny_shape(d_model=64, d_ffn=2048, tie_embeddings=False), 3)
+    bank = bank_of(decoder, {digest(1): random_expert(decoder, 5)})
+    runner = runner_of(bank, library)
+    assert {address % (2 << 20) for address in runner.addresses(digest(1))} >= {0}
+    assert runner._base.embedding_VD is not None
+    assert runner._base.embedding_VD.data_ptr() == decoder.embed.weight.data_ptr()
+    walk = Pages(runner, random.Random(1)).walk(bank, runner, prompt(2, 9), bank.digests, 2)
+    assert largest_difference(bank, finish(runner, walk)) < 1e-4
 
 
 def test_erased_pages_hold_nothing(library: Library) -> None:
