@@ -53,7 +53,7 @@ class Likeliest:
         ppm_BE: shares in parts per million by column, flat, row after row; by largest remainder.
     """
 
-    tokens_B: Sequence[int]
+    tokens_B: Sequence[int] = field(repr=False)
     log_totals_B: Sequence[float]
     ppm_BE: Sequence[int]
 

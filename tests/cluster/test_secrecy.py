@@ -14,7 +14,7 @@ import pytest
 from cluster.gateway.generation import EventStream
 from cluster.hosting.choice import Choice, Label, StepToken
 from model_core.engine.requests import Sampling, SequenceRequest, TokenEvent
-from model_core.engine.runner import Piece
+from model_core.engine.runner import Likeliest, Piece
 from model_core.engine.sequences import RunningSequence
 from model_core.engine.tables import scope_of
 from model_core.network.bank import StateKey
@@ -51,6 +51,7 @@ def _objects() -> list[Any]:
         StepToken(generation=0, label=Label(epoch=1, composition_digest="c"), event=event),
         Piece(ids=(SECRET,), start=0, pages=(0,), tail=0, columns=(0,), top_k=1),
         RunningSequence(request=request, experts=(), top_k=1, scope=scope, tokens=[SECRET]),
+        Likeliest(tokens_B=[SECRET], log_totals_B=[0.0], ppm_BE=[1_000_000]),
     ]
 
 
