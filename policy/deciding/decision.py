@@ -92,7 +92,7 @@ def decide(snapshot: Snapshot, question: Question | Asked, expert: ExpertFact | 
 
 def decide_heard(hearing: Hearing, expert: ExpertFact) -> Decision:
     """What ``decide`` says of one expert, where the same question is asked about many."""
-    if hearing.words is None:
+    if not hearing.understood:
         about = expert.expert_id, expert.bundle_digest, expert.name, expert.tenant
         return _denied(hearing, begun(expert.bundle_digest), about, weighed(hearing.ground))
     dossier = hearing.dossiers.of(expert)

@@ -8,14 +8,14 @@ gates ask for. Knows no use, no consumer and no moment, and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from model_core.packing.canonical import canonical_bytes
-from policy.deciding.findings import Licensed, miss
-from policy.deciding.licenses import Said
+from policy.deciding.findings import Licensable, Licensed, licensed_together, miss, permitted_by
+from policy.deciding.licenses import Said, Subject
 from policy.deciding.matching import Permit, permit_of
 from policy.deciding.reasons import NearestMiss, Reason, reason
 from policy.facts.snapshot import ConsentFact, DatasetFact, ExpertFact, GrantFact, Snapshot
@@ -49,6 +49,25 @@ class Lineage:
     denial: Reason | None
 
 
+class Permitted(dict[tuple[Licensed, *tuple[Said, ...]], Licensed]):
+    """What licenses that all permit leave behind, by what the base's left and what each of these said.
+
+    Args:
+        things: what stands under these licenses.
+    """
+
+    def __init__(self, things: Sequence[Licensable]) -> None:
+        super().__init__()
+        self._things = things
+
+    def __missing__(self, key: tuple[Licensed, *tuple[Said, ...]]) -> Licensed:
+        """Puts it together, once."""
+        base, *said = key
+        several = [permitted_by(*one) for one in zip(said, self._things, strict=True)]
+        found = self[key] = licensed_together([*several, base])
+        return found
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Dossier:
     """What a snapshot says about one expert.
@@ -61,8 +80,8 @@ class Dossier:
         consents: what the owner says about the expert, and about all of its experts.
         lineage: the datasets.
         grants: of the owner for the expert, and for all of its experts.
-        expressions: the licenses of the expert and of its datasets.
-        licensed: what they leave behind, by what each of them and the base's said, where all permit.
+        things: the expert and its datasets, under their licenses.
+        permitted: what these leave behind where all of them permit.
     """
 
     expert: ExpertFact
@@ -72,8 +91,8 @@ class Dossier:
     consents: Consents
     lineage: tuple[Lineage, ...]
     grants: tuple[Permit, ...]
-    expressions: tuple[str, ...]
-    licensed: dict[tuple[Said, ...], Licensed] = field(default_factory=dict)
+    things: tuple[Licensable, ...]
+    permitted: Permitted
 
 
 class Dossiers:
@@ -100,6 +119,7 @@ class Dossiers:
     def _open(self, expert: ExpertFact) -> Dossier:
         snapshot, tenant, expert_id = self._snapshot, expert.tenant, expert.expert_id
         denials, misses = _standing(snapshot, expert)
+        things = _things(expert)
         said = [*self._for_all.get(tenant, ()), *snapshot.consents_by_expert.get(expert_id, ())]
         granted = [*self._granted_for_all.get(tenant, ()), *snapshot.grants_by_expert.get(expert_id, ())]
         return Dossier(
@@ -110,7 +130,8 @@ class Dossiers:
             consents=self._consents(one for one in said if one.tenant == tenant),
             lineage=tuple(self._lineage(expert, dataset) for dataset in expert.datasets),
             grants=tuple(permit_of(one, self._words) for one in granted if one.tenant == tenant),
-            expressions=(expert.license, *(dataset.license for dataset in expert.datasets)),
+            things=things,
+            permitted=Permitted(things),
         )
 
     def _lineage(self, expert: ExpertFact, dataset: DatasetFact) -> Lineage:
@@ -127,9 +148,7 @@ class Dossiers:
         return Lineage(
             id=dataset.id,
             owner=dataset.tenant,
-            consents=self._consents(
-                one for one in heard if one.tenant == dataset.tenant and one.expert_id in among
-            ),
+            consents=self._consents(heard),
             separate=dataset.consent == "separate",
             denial=denial,
         )
@@ -162,6 +181,14 @@ class Dossiers:
 def begun(named: str) -> bytes:
     """How the canonical bytes begin that name an expert and a use."""
     return b'{"expert":' + canonical_bytes(named)
+
+
+def _things(expert: ExpertFact) -> tuple[Licensable, ...]:
+    named = [Licensable(Subject(expert.expert_id, expert.name), expert.license, expert.tenant)]
+    for dataset in expert.datasets:
+        subject = Subject(dataset.id, f"the dataset {dataset.id}")
+        named.append(Licensable(subject, dataset.license, dataset.tenant))
+    return tuple(named)
 
 
 def _standing(snapshot: Snapshot, expert: ExpertFact) -> tuple[tuple[Reason, ...], tuple[NearestMiss, ...]]:

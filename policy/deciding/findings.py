@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
-from policy.deciding.licenses import Owed, Said, Subject, Terms, joined
+from policy.deciding.licenses import Said, Subject, Terms, joined
 from policy.deciding.matching import FOREVER_US
 from policy.deciding.questions import LicenseChoice
 from policy.deciding.reasons import (
     NOTHING,
     NearestMiss,
     Obligation,
-    Reason,
     Weighed,
     obligation,
     obligations_in_order,
@@ -29,7 +28,7 @@ from policy.facts.terms import Gate
 from policy.facts.values import built
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Licensed:
     """What the licenses of one or several things say to a use.
 
@@ -56,25 +55,33 @@ class Licensed:
 UNLICENSED: Final = Licensed()
 
 
-def licensed(said: Said, subject: Subject, expression: str, owner: str, use: str) -> Licensed:
-    """What the license of one thing says.
+class Licensable(NamedTuple):
+    """A thing under a license: what it is, the expression, and who could give it another one."""
 
-    Args:
-        said: by its expression.
-        subject: what it is the license of.
-        expression: the license.
-        owner: who could give another one.
-        use: what is asked, in words.
-    """
-    if said.permits:
-        permitted, choice, obligations = _permitted(*subject, expression, said.chosen, said.owed)
-        burdens = ((said, subject.id),) if said.can_clash else ()
-        return Licensed(
-            said=weighed([permitted]), choices=(choice,), obligations=obligations, burdens=burdens
-        )
+    subject: Subject
+    expression: str
+    owner: str
+
+
+def denied_by(said: Said, thing: Licensable, use: str) -> Licensed:
+    """What the license of one thing says that does not permit the use, which is given in words."""
+    subject, expression, owner = thing
     need = f"{subject.name} needs other or reviewed terms instead of {expression}: {use}."
+    why = weighed(said.denials_of(subject))
+    return Licensed(said=why, misses=(miss("license", owner, need, subject.id),))
+
+
+@lru_cache(maxsize=16_384)
+def permitted_by(said: Said, thing: Licensable) -> Licensed:
+    """What a license that permits leaves behind for one thing; one object, from one question to the next."""
+    (subject, name), expression, _ = thing
+    permits = reason("license_permits", subject, *said.chosen, subject=name, chosen=" AND ".join(said.chosen))
+    choice = {"subject": subject, "expression": expression, "chosen": said.chosen}
     return Licensed(
-        said=weighed(said.denials_of(subject)), misses=(miss("license", owner, need, subject.id),)
+        said=weighed([permits]),
+        choices=(built(LicenseChoice, choice),),
+        obligations=tuple(obligation(kind, key, subject, text) for kind, key, text in said.owed),
+        burdens=((said, subject),) if said.can_clash else (),
     )
 
 
@@ -102,16 +109,6 @@ class Findings:
     misses: list[NearestMiss] = field(default_factory=list)
     licensed: Licensed = UNLICENSED
     ends_us: int = FOREVER_US
-
-
-@lru_cache(maxsize=16_384)
-def _permitted(
-    subject: str, name: str, expression: str, chosen: tuple[str, ...], owed: tuple[Owed, ...]
-) -> tuple[Reason, LicenseChoice, tuple[Obligation, ...]]:
-    """What a license that permits leaves behind for one thing; the same from one question to the next."""
-    permits = reason("license_permits", subject, *chosen, subject=name, chosen=" AND ".join(chosen))
-    choice = built(LicenseChoice, {"subject": subject, "expression": expression, "chosen": chosen})
-    return permits, choice, tuple(obligation(kind, key, subject, text) for kind, key, text in owed)
 
 
 def miss(

@@ -13,12 +13,11 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from policy.deciding.dossiers import Dossier
-from policy.deciding.findings import Findings, Licensed, licensed_together, miss
+from policy.deciding.findings import Findings, miss
 from policy.deciding.hearing import Hearing
-from policy.deciding.licenses import Subject
 from policy.deciding.matching import Lapse, Permit, chain, hits, hits_part_only, nearest, not_over
 from policy.deciding.reasons import Reason, Weighed, alone, reason, weighed
-from policy.facts.snapshot import ConsentFact, ExpertFact
+from policy.facts.snapshot import ConsentFact
 from policy.facts.terms import ANY, Gate
 
 
@@ -51,18 +50,20 @@ def _identity(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed
 
 def _consent(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
     expert, (permits, forbids) = dossier.expert, dossier.consents
-    said = _permission(hearing, permits, _OF_EXPERT, expert.tenant, None, findings)
-    more = _prohibitions(hearing, forbids, findings) if forbids else []
+    said = _permission(hearing, permits, _OF_EXPERT, expert.tenant, expert.tenant, findings)
+    more = _prohibitions(hearing, forbids, findings)
     if not dossier.lineage:
         more.append(reason("lineage_missing", expert.expert_id))
     for dataset in dossier.lineage:
         permits, forbids = dataset.consents
-        if forbids:
-            more += _prohibitions(hearing, forbids, findings)
+        more += _prohibitions(hearing, forbids, findings)
         if dataset.denial is not None:
             more.append(dataset.denial)
         if dataset.separate:
-            more += _permission(hearing, permits, _OF_DATASET, dataset.owner, dataset.id, findings).reasons
+            of_dataset = _permission(
+                hearing, permits, _OF_DATASET, dataset.owner, dataset.id, findings, dataset.id
+            )
+            more += of_dataset.reasons
     return weighed([*said.reasons, *more]) if more else said
 
 
@@ -71,7 +72,7 @@ def _prohibitions(hearing: Hearing, said: Sequence[ConsentFact], findings: Findi
     asked, words = hearing.asked, hearing.words
     found: list[Reason] = []
     for consent in said:
-        if consent.state != "given" or words is None:
+        if consent.state != "given":
             continue
         aimed = consent.recipient in {ANY, asked.tenant}
         unknown = words.unknown_word(consent.action, consent.purpose, consent.region)
@@ -157,27 +158,38 @@ def _permission(
     permits: Sequence[Permit],
     codes: _Codes,
     owner: str,
-    dataset: str | None,
+    named: str,
     findings: Findings,
+    *always: str,
 ) -> Weighed:
-    """Looks for an owner's permits that cover the use now, for one dataset if for one.
+    """Looks for an owner's permits that cover the use now.
 
     Says until when they do, or how the nearest one misses.
+
+    Args:
+        hearing: of the question.
+        permits: of the owner, for one thing.
+        codes: how the gate speaks about them.
+        owner: whose they are.
+        named: what the sentence names.
+        findings: gets the end of a yes or what is missing.
+        always: what is cited, yes or no.
     """
     reach = hearing.reach
-    named = hearing.tenant if codes is _OF_GRANT else dataset or owner
-    always = () if dataset is None else (dataset,)
-    covering = [one for one in permits if not reach[one[0]]]
-    if covering:
-        links, ends_us = chain(covering, hearing.at_us)
-        if links:
-            findings.ends_us = min(findings.ends_us, ends_us)
-            return _about_permits(codes.yes, codes.names, named, *links, *always)
+    links, ends_us = chain([one for one in permits if not reach[one[0]]], hearing.at_us)
+    if links:
+        findings.ends_us = min(findings.ends_us, ends_us)
+        return _about_permits(codes.yes, codes.names, named, *links, *always)
     near, (_, fields, lapse) = nearest(permits, reach)
-    need = hearing.need(codes.need, owner, dataset)
+    need = _need(codes.need, owner, named, hearing.use, hearing.tenant)
     findings.misses.append(miss(codes.gate, owner, need, near, fields))
     cited = always if near is None or lapse is None else (near, *always)
     return _about_permits(codes.no[lapse], codes.names, named, *cited)
+
+
+@lru_cache(maxsize=8_192)
+def _need(sentence: str, owner: str, named: str, use: str, consumer: str) -> str:
+    return sentence.format(owner=owner, dataset=named, use=use, consumer=consumer)
 
 
 @lru_cache(maxsize=32_768)
@@ -186,21 +198,13 @@ def _about_permits(code: str, names: str, named: str, *cited: str) -> Weighed:
 
 
 def _grant(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
-    return _permission(hearing, dossier.grants, _OF_GRANT, dossier.expert.tenant, None, findings)
+    owner = dossier.expert.tenant
+    return _permission(hearing, dossier.grants, _OF_GRANT, owner, hearing.tenant, findings)
 
 
 def _license(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
-    said = hearing.permitting(dossier.expressions)
-    found = None if said is None else dossier.licensed.get(said)
-    if found is None:
-        found = _licenses(hearing, dossier.expert)
-        if said is not None:
-            dossier.licensed[said] = found
-    findings.licensed = found
-    if found.misses:
-        findings.misses += found.misses
-    if not found.burdens or not hearing.may_clash:
-        return found.said
+    found = findings.licensed = hearing.licenses_of(dossier)
+    findings.misses += found.misses
     terms, asked, expert_id = found.terms, hearing.asked, dossier.expert.expert_id
     conflict = terms.conflict(action=asked.action, commercial=asked.commercial)
     if conflict == "share_alike":
@@ -212,18 +216,7 @@ def _license(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
     return found.said
 
 
-def _licenses(hearing: Hearing, expert: ExpertFact) -> Licensed:
-    """What the licenses of an expert, of its datasets and of the base say."""
-    subject = Subject(expert.expert_id, expert.name)
-    several = [hearing.licensed(subject, expert.license, expert.tenant)]
-    for dataset in expert.datasets:
-        subject = Subject(dataset.id, f"the dataset {dataset.id}")
-        several.append(hearing.licensed(subject, dataset.license, dataset.tenant))
-    return licensed_together([*several, hearing.base_license])
-
-
 def _rules(hearing: Hearing, dossier: Dossier, findings: Findings) -> Weighed:
     said, misses = hearing.rules_about(dossier.expert.expert_id)
-    if misses:
-        findings.misses += misses
+    findings.misses += misses
     return said

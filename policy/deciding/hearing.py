@@ -14,8 +14,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from model_core.packing.canonical import canonical_bytes
-from policy.deciding.dossiers import Dossiers
-from policy.deciding.findings import UNLICENSED, Licensed, licensed, miss
+from policy.deciding.dossiers import Dossier, Dossiers
+from policy.deciding.findings import (
+    UNLICENSED,
+    Licensable,
+    Licensed,
+    denied_by,
+    licensed_together,
+    miss,
+    permitted_by,
+)
 from policy.deciding.licenses import Said, Subject, Use, ask, may_clash
 from policy.deciding.matching import Reach, covers, hits, hits_part_only
 from policy.deciding.questions import Asked
@@ -42,6 +50,21 @@ class Heard(NamedTuple):
     misses: tuple[NearestMiss, ...]
 
 
+class _Sayings(dict[str, Said]):
+    """By license expression, what it says to the use that a question asks about."""
+
+    def __init__(self, snapshot: Snapshot, asked: Asked, words: Vocabulary) -> None:
+        super().__init__()
+        self._licenses = snapshot.licenses_by_key
+        self._use = Use(
+            action=asked.action, purpose=asked.purpose, commercial=asked.commercial, vocabulary=words
+        )
+
+    def __missing__(self, expression: str) -> Said:
+        said = self[expression] = ask(self._licenses, expression, self._use)
+        return said
+
+
 class Hearing:
     """What one question about one snapshot has in common for all experts.
 
@@ -50,7 +73,8 @@ class Hearing:
         asked: the question.
 
     Attributes:
-        words: the vocabulary of the snapshot; None where the question is not understood with it.
+        understood: whether the question is; where it is not, nothing but ``ground`` may be asked for.
+        words: the vocabulary of the snapshot.
         standing: what is to say against consumer and base.
         base_license: what the base's license says.
         ground: what is not understood of the question, or else all that is said about consumer and base.
@@ -61,47 +85,36 @@ class Hearing:
         may_clash: whether terms of licenses can be in conflict for it.
     """
 
+    words: Vocabulary
+
     def __init__(self, snapshot: Snapshot, asked: Asked) -> None:
         self.snapshot = snapshot
         self.asked = asked
-        # Fields of models cost more to read than all that is done with them, so they are read once.
         self.tenant, self.at_us, self.base_digest = asked.tenant, asked.at_us, asked.base_digest
-        self._needs: dict[tuple[str, str, str | None], str] = {}
         self.use = _in_words(asked)
         self.may_clash = may_clash(action=asked.action, commercial=asked.commercial)
-        self._licenses: dict[str, Said] = {}
-        self._permitting: dict[tuple[str, ...], tuple[Said, ...] | None] = {}
-        self._base_said: Said | None = None
         self.standing: tuple[Reason, ...] = ()
         self.base_license = UNLICENSED
-        self.words, self.ground = _understand(snapshot, asked)
-        if self.words is not None:
+        words, self.ground = _understand(snapshot, asked)
+        self.understood = words is not None
+        if words is not None:
+            self.words = words
             self.standing = _stand(snapshot, asked)
-            base = snapshot.bases_by_digest.get(asked.base_digest)
-            if base is not None:
-                subject = Subject(base.base_digest, f"the base {base.name}")
-                self._base_said = self._said_of(base.license)
-                self.base_license = self.licensed(subject, base.license, "platform")
+            self._sayings = _Sayings(snapshot, asked, words)
+            base = _base_of(snapshot, asked)
+            self._base_said = () if base is None else (self._sayings[base.expression],)
+            self.base_license = UNLICENSED if base is None else self.licensed(base)
             self.ground = (*self.standing, *self.base_license.said.reasons)
 
     @cached_property
     def dossiers(self) -> Dossiers:
         """What the snapshot says about each expert."""
-        return Dossiers(self.snapshot, self._words)
+        return Dossiers(self.snapshot, self.words)
 
     @cached_property
     def reach(self) -> Reach:
         """What a permit has to say."""
-        return Reach(self.asked, self._words)
-
-    def need(self, sentence: str, owner: str, dataset: str | None) -> str:
-        """What is needed from an owner, said once for all of its experts."""
-        key = sentence, owner, dataset
-        said = self._needs.get(key)
-        if said is None:
-            said = sentence.format(owner=owner, dataset=dataset, use=self.use, consumer=self.tenant)
-            self._needs[key] = said
-        return said
+        return Reach(self.asked, self.words)
 
     @cached_property
     def imprint(self) -> dict[str, Any]:
@@ -121,33 +134,17 @@ class Hearing:
         use = [asked.tenant, asked.base_digest, asked.action, asked.purpose, asked.region, asked.commercial]
         return b"," + canonical_bytes({"snapshot": self.snapshot.digest, "use": use})[1:]
 
-    def permitting(self, expressions: tuple[str, ...]) -> tuple[Said, ...] | None:
-        """What these licenses and the base's say to the use, where all of them permit it."""
-        try:
-            return self._permitting[expressions]
-        except KeyError:
-            several = [self._base_said, *map(self._said_of, expressions)]
-            permits = tuple(one for one in several if one is not None and one.permits)
-            found = permits if len(permits) == len(several) else None
-            self._permitting[expressions] = found
-            return found
-
-    def licensed(self, subject: Subject, expression: str, owner: str) -> Licensed:
+    def licensed(self, thing: Licensable) -> Licensed:
         """What the license of one thing says to the use."""
-        return licensed(self._said_of(expression), subject, expression, owner, self.use)
+        said = self._sayings[thing.expression]
+        return permitted_by(said, thing) if said.permits else denied_by(said, thing, self.use)
 
-    def _said_of(self, expression: str) -> Said:
-        said = self._licenses.get(expression)
-        if said is None:
-            asked = self.asked
-            use = Use(
-                action=asked.action,
-                purpose=asked.purpose,
-                commercial=asked.commercial,
-                vocabulary=self._words,
-            )
-            said = self._licenses[expression] = ask(self.snapshot.licenses_by_key, expression, use)
-        return said
+    def licenses_of(self, dossier: Dossier) -> Licensed:
+        """What the licenses of an expert, of its datasets and of the base say to the use."""
+        several = [self._sayings[thing.expression] for thing in dossier.things]
+        if all(said.permits for said in (*self._base_said, *several)):
+            return dossier.permitted[(self.base_license, *several)]
+        return licensed_together([*map(self.licensed, dossier.things), self.base_license])
 
     def rules_about(self, expert_id: str) -> Heard:
         """What the rules that apply to an expert say."""
@@ -155,10 +152,6 @@ class Hearing:
         if own is None:
             return self._heard_by_all
         return self._heard([*self._rules.get(ANY, ()), *own])
-
-    @cached_property
-    def _words(self) -> Vocabulary:
-        return self.words or vocabulary(self.snapshot.vocabulary_version)
 
     @cached_property
     def _rules(self) -> dict[str, list[Spoken]]:
@@ -172,7 +165,7 @@ class Hearing:
         return found
 
     def _spoken(self, place: int, rule: RuleFact) -> Spoken | None:
-        asked, words = self.asked, self._words
+        asked, words = self.asked, self.words
         unknown = words.unknown_word(rule.action, rule.purpose, rule.region)
         if unknown is not None:
             return Spoken(place, rule.id, reason("rule_unreadable", rule.id, term=unknown))
@@ -238,6 +231,14 @@ def _stand(snapshot: Snapshot, asked: Asked) -> tuple[Reason, ...]:
     elif base.status != "active":
         denials.append(reason("base_suspended", asked.base_digest, base=base.name))
     return tuple(denials)
+
+
+def _base_of(snapshot: Snapshot, asked: Asked) -> Licensable | None:
+    """The base under its license; None where the snapshot holds no such base."""
+    base = snapshot.bases_by_digest.get(asked.base_digest)
+    if base is None:
+        return None
+    return Licensable(Subject(base.base_digest, f"the base {base.name}"), base.license, "platform")
 
 
 def _in_words(asked: Asked) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
@@ -132,7 +132,7 @@ class Denial(NamedTuple):
     words: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Said:
     """What an expression says to a use, whatever it is the license of.
 
@@ -154,7 +154,7 @@ class Said:
     commercial: bool = False
     can_clash: bool = False
 
-    @property
+    @cached_property
     def permits(self) -> bool:
         """Whether nothing speaks against it."""
         return not self.denials

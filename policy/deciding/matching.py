@@ -151,8 +151,8 @@ class Reach(dict[Scope, int]):
             bits |= _COMMERCIAL
         if scope.state != "given":
             bits |= _STATE
-        self[scope] = bits
-        return bits
+        short = self[scope] = bits
+        return short
 
     def shortfall(self, permit: Permit) -> Shortfall:
         """In what a permit falls short of the question now."""

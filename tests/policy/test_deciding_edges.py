@@ -347,6 +347,42 @@ def test_a_refused_license_clashes_with_nothing() -> None:
     assert ask_license({"x-1": license_fact("X-1", royalty_ppm=5)}, "X-1", asked).can_clash
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "A grant gives app access."),
+        ({"valid_until_us": NOW_US}, "The grant for app has expired."),
+        ({"purpose": "military-research"}, "No grant gives app access for this use."),
+    ],
+)
+def test_a_grant_is_spoken_of_by_its_consumer(fields: Any, said: str) -> None:
+    """Whoever reads the sentence learns who was let in or is not."""
+    decision = decide(world(grants=(grant(**fields),)), ask(), "exp_1")
+    assert [one.sentence for one in decision.reasons if one.gate == "grant"] == [said]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "The owner of the dataset ds_2 consents."),
+        ({"state": "withdrawn"}, "The consent for the dataset ds_2 was withdrawn."),
+        ({"region": "us"}, "No consent for the dataset ds_2 covers this use."),
+        ({"expert_id": "exp_2"}, "No consent for the dataset ds_2 covers this use."),
+        ({"tenant": "bank"}, "No consent for the dataset ds_2 covers this use."),
+    ],
+)
+def test_a_dataset_is_spoken_of_by_its_id_and_only_its_owner_speaks(fields: Any, said: str) -> None:
+    """About this expert or all of them; nobody else's word is heard."""
+    other = dataset(2, tenant="ben", consent="separate")
+    word = consent(2, **{"expert_id": "exp_1", "tenant": "ben", "dataset_id": "ds_2", **fields})
+    snapshot = world(experts=(expert(datasets=(dataset(1), other)),), consents=(consent(), word))
+    decision = decide(snapshot, ask(), "exp_1")
+    assert said in [one.sentence for one in decision.reasons if one.gate == "consent"]
+    needs = [one.sentence for one in decision.nearest_miss if one.gate == "consent"]
+    assert bool(needs) is bool(fields)
+    assert all(one.startswith("Needs consent of ben for ds_2: ") for one in needs)
+
+
 def test_an_expert_that_the_snapshot_knows_otherwise_is_decided_as_it_was_named() -> None:
     """What was read about the snapshot's own says nothing about another of the same digest."""
     snapshot = world()
