@@ -34,9 +34,6 @@ from policy.facts.values import built
 __all__ = ["Composition", "Member", "Question", "compose", "composition_digest"]
 
 
-# Where fewer than one expert in so many is named, they are looked up one by one.
-_FEW = 16
-
 Decider = Callable[[Snapshot, Asked, ExpertFact], Decision]
 
 
@@ -139,10 +136,8 @@ def _candidates(snapshot: Snapshot, asked: Asked) -> list[ExpertFact]:
     """The candidates in canonical order: by bundle digest, as the snapshot keeps them."""
     if asked.candidates == "*":
         return list(snapshot.experts)
-    named = frozenset(asked.candidates)
-    if len(named) > len(snapshot.experts) // _FEW:
-        return [one for one in snapshot.experts if not named.isdisjoint(_names(one))]
-    found = {fact.bundle_digest: fact for name in named for fact in _called(snapshot, name)}
+    called = (fact for name in asked.candidates for fact in _called(snapshot, name))
+    found = {fact.bundle_digest: fact for fact in called}
     return [found[bundle] for bundle in sorted(found)]
 
 
@@ -202,8 +197,7 @@ def _settle(hearing: Hearing, decisions: dict[str, Decision]) -> tuple[list[Reas
     if base_alone is not None:
         return [base_alone], []
     if asked.on_conflict == "strict":
-        culprits = _minimal(everyone, conflict)
-        why = conflict(culprits) or everything
+        culprits, why = _minimal(everyone, everything, conflict)
         for bundle in everyone:
             said = why if bundle in culprits else reason("conflict_elsewhere", *culprits)
             decisions[bundle] = _denied(decisions[bundle], said)
@@ -220,14 +214,17 @@ def _settle(hearing: Hearing, decisions: dict[str, Decision]) -> tuple[list[Reas
     return [], sorted(dropped)
 
 
-def _minimal(bundles: Sequence[str], conflict: Callable[[Sequence[str]], Reason | None]) -> list[str]:
-    """A conflict set from which nothing can be taken: members are tried in canonical order."""
+def _minimal(
+    bundles: Sequence[str], why: Reason, conflict: Callable[[Sequence[str]], Reason | None]
+) -> tuple[list[str], Reason]:
+    """A conflict set from which nothing can be taken, tried in canonical order, and its conflict."""
     kept = list(bundles)
     for bundle in bundles:
         without = [one for one in kept if one != bundle]
-        if conflict(without) is not None:
-            kept = without
-    return kept
+        clash = conflict(without)
+        if clash is not None:
+            kept, why = without, clash
+    return kept, why
 
 
 def _rank(decision: Decision, priority: Sequence[str]) -> tuple[int, str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress, product
 from typing import Final, Literal, NamedTuple
 
 from policy.deciding.questions import Asked
@@ -41,11 +42,13 @@ class Shortfall(NamedTuple):
     lapse: Lapse | None
 
 
-def _shortfalls() -> tuple[Shortfall, ...]:
-    """Every shortfall, at the place that the sum of its bits names."""
-    fields = [tuple(field for field, bit in _BITS.items() if bits & bit) for bits in range(1 << len(_BITS))]
-    ranks = {names: rank for rank, names in enumerate(sorted(fields, key=lambda names: (len(names), names)))}
-    return tuple(Shortfall(ranks[names], names, _lapse(names)) for names in fields)
+def _shortfalls() -> dict[int, Shortfall]:
+    """Every shortfall, by the sum of its bits."""
+    picked = list(product((False, True), repeat=len(_FIELDS)))
+    by_bits = {sum(compress(_BITS.values(), some)): tuple(compress(_FIELDS, some)) for some in picked}
+    ordered = sorted(by_bits.values(), key=lambda fields: (len(fields), fields))
+    ranks = {fields: rank for rank, fields in enumerate(ordered)}
+    return {bits: Shortfall(ranks[fields], fields, _lapse(fields)) for bits, fields in by_bits.items()}
 
 
 def _lapse(fields: tuple[str, ...]) -> Lapse | None:
@@ -191,14 +194,10 @@ def chain(permits: Sequence[Permit], at_us: int) -> tuple[list[str], int]:
     links: list[str] = []
     ends_us = at_us
     while ends_us < FOREVER_US:
-        longest, longest_us = None, ends_us
-        for _, from_us, until_us, permit_id in permits:
-            if from_us <= ends_us < until_us and (
-                longest is None or until_us > longest_us or (until_us == longest_us and permit_id < longest)
-            ):
-                longest, longest_us = permit_id, until_us
-        if longest is None:
+        reaching = [(-one[2], one[3]) for one in permits if one[1] <= ends_us < one[2]]
+        if not reaching:
             break
-        links.append(longest)
-        ends_us = longest_us
+        farthest_us, link = min(reaching)
+        links.append(link)
+        ends_us = -farthest_us
     return links, ends_us

@@ -94,7 +94,7 @@ def resolve(snapshot: Snapshot, question: Question) -> Asked:
                 deployment=question.deployment,
                 epoch=snapshot.epoch,
             )
-        filled = {key: value for key, value in fact if key != "name"}
+        filled = dict(fact)
     else:
         missing = [name for name in _NEEDED if name not in stated]
         if missing:

@@ -188,8 +188,8 @@ CODES: Final[dict[str, Code]] = {
 def reason(code: str, *fact_ids: str, **words: object) -> Reason:
     """Writes the reason of a code; ``words`` fill the sentence, facts are sorted and distinct."""
     gate, _, sentence = CODES[code]
-    distinct = fact_ids if len(fact_ids) < 2 else tuple(sorted(set(fact_ids)))
-    fields = {"gate": gate, "code": code, "sentence": sentence.format_map(words), "fact_ids": distinct}
+    cited = tuple(sorted(set(fact_ids)))
+    fields = {"gate": gate, "code": code, "sentence": sentence.format_map(words), "fact_ids": cited}
     return built(Reason, fields)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from policy.compiled import compile_snapshot
 from policy.deciding.composition import Question, compose
 from policy.deciding.decision import decide, redacted
 from policy.deciding.license_expressions import parse
-from policy.deciding.licenses import Use, check_expression, terms_of
+from policy.deciding.licenses import Terms, Use, check_expression, terms_of
 from policy.deciding.licenses import ask as ask_license
 from policy.deciding.matching import chain, permit_of
 from policy.deciding.members import composition_digest
@@ -381,6 +382,39 @@ def test_a_dataset_is_spoken_of_by_its_id_and_only_its_owner_speaks(fields: Any,
     needs = [one.sentence for one in decision.nearest_miss if one.gate == "consent"]
     assert bool(needs) is bool(fields)
     assert all(one.startswith("Needs consent of ben for ds_2: ") for one in needs)
+
+
+def test_a_question_that_was_resolved_is_asked_as_it_stands() -> None:
+    """A deployment that is gone since changes nothing about it."""
+    asked = resolve(world(), ask())
+    assert decide(world(deployments=()), asked, "exp_1").verdict == "permit"
+
+
+def test_others_learn_what_is_needed_but_not_what_was_said() -> None:
+    """The need of a consent is shown to everybody; a permit that comes close, or a prohibition, is not."""
+    nothing = decide(world(consents=()), ask(), "exp_1")
+    assert [one.gate for one in redacted(nothing, "bank").nearest_miss] == ["consent"]
+    near = decide(world(consents=(consent(purpose="military-research"),)), ask(), "exp_1")
+    assert redacted(near, "bank").nearest_miss == ()
+    assert [one.gate for one in redacted(near, "anna").nearest_miss] == ["consent"]
+    ungranted = decide(world(grants=(grant(purpose="military-research"),)), ask(), "exp_1")
+    assert redacted(ungranted, "bank").nearest_miss == ungranted.nearest_miss != ()
+
+
+def test_royalties_clash_in_commerce_alone() -> None:
+    """Whoever asks about terms says whether the use is commercial."""
+    dear = Terms(royalties=frozenset({("it", "X-1", 1_000_001)}))
+    assert dear.conflict(action="infer", commercial=True) == "royalty"
+    assert dear.conflict(action="infer", commercial=False) is None
+
+
+@pytest.mark.parametrize("facet", ["use_commercial", "derivatives", "distribution_weights"])
+def test_what_one_of_several_licenses_refuses_they_refuse_together(facet: str) -> None:
+    """In either order."""
+    refuses = replace(Terms(), **{facet: False})  # type: ignore[arg-type]
+    assert not getattr(Terms().join(refuses), facet)
+    assert not getattr(refuses.join(Terms()), facet)
+    assert getattr(Terms().join(Terms()), facet)
 
 
 def test_an_expert_that_the_snapshot_knows_otherwise_is_decided_as_it_was_named() -> None:
