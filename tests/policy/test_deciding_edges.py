@@ -390,6 +390,20 @@ def test_a_question_that_was_resolved_is_asked_as_it_stands() -> None:
     assert decide(world(deployments=()), asked, "exp_1").verdict == "permit"
 
 
+def test_a_use_that_is_spelled_out_needs_no_more_than_who_what_and_where() -> None:
+    """What it leaves out is what a new deployment has: two experts a token, all candidates, all or none."""
+    snapshot = world()
+    use = {
+        "tenant": "app",
+        "base_digest": snapshot.bases[0].base_digest,
+        "purpose": "research",
+        "region": "eu",
+    }
+    asked = resolve(snapshot, Question(at_us=NOW_US, commercial=False, **use))
+    assert (asked.action, asked.candidates, asked.top_k) == ("infer", "*", 2)
+    assert (asked.on_conflict, asked.members, asked.priority) == ("strict", None, ())
+
+
 def test_others_learn_what_is_needed_but_not_what_was_said() -> None:
     """The need of a consent is shown to everybody; a permit that comes close, or a prohibition, is not."""
     nothing = decide(world(consents=()), ask(), "exp_1")
