@@ -15,7 +15,6 @@ import torch
 
 from model_core.engine.capture import CudaGraphs
 from model_core.engine.native.compiler import NoLibrary
-from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import load_library
 from model_core.engine.native.step import NativeRunner
 from model_core.engine.runner import Runner
@@ -116,9 +115,8 @@ def open_runner(
     else:
         library = load_library(kernels)
         if not isinstance(library, NoLibrary):
-            folder = None if weights is None else DerivedFolder(weights)
             runner = NativeRunner(
-                bank, library, n_pages=n_pages, n_tails=n_tails, threads=threads, folder=folder
+                bank, library, n_pages=n_pages, n_tails=n_tails, threads=threads, folder=weights
             )
             built = library.built
             return OpenedRunner(

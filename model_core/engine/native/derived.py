@@ -40,7 +40,7 @@ from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
 
 # Goes up with every change of how panels or descriptions look; files of other versions are not read.
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 _MAGIC = b"experts\x01"
 _PREFIX = struct.Struct("<8sQ32s")  # magic, length of the header, its digest
@@ -93,10 +93,11 @@ class DerivedFolder:
     Args:
         folder: where they are; made if it is missing. It must belong to this user, and no other may write
             there.
+        short: whether exponents of packed weights are kept in few bits where that saves something.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, short: bool = False) -> None:
+        self.folder, self._short = folder, short
 
     def base(self, digest: str, decoder: Decoder) -> Derived[PackedBase]:
         """A base's packed weights, mapped; its file is made if it is missing.
@@ -105,8 +106,8 @@ class DerivedFolder:
             digest: of the base's bundle, verified.
             decoder: the base; read only where the file must be made, but for a few numbers per tensor.
         """
-        name = _name("base", digest, decoder.embed.weight.dtype)
-        return self._derive(name, decoder.state_dict(), lambda: pack_base(decoder))
+        name = self._name("base", digest, decoder.embed.weight.dtype)
+        return self._derive(name, decoder.state_dict(), lambda: pack_base(decoder, short=self._short))
 
     def expert(self, digest: str, expert: Expert) -> Derived[PackedExpert]:
         """An expert's packed weights, mapped; its file is made if it is missing.
@@ -115,8 +116,8 @@ class DerivedFolder:
             digest: of the expert's bundle, verified.
             expert: the expert; read only where the file must be made, but for a few numbers per tensor.
         """
-        name = _name("expert", digest, expert.dtype or torch.int8)
-        return self._derive(name, expert.state_dict(), lambda: pack_expert(expert))
+        name = self._name("expert", digest, expert.dtype or torch.int8)
+        return self._derive(name, expert.state_dict(), lambda: pack_expert(expert, short=self._short))
 
     def tensors(
         self, what: str, digest: str, source: Mapping[str, Tensor], make: Callable[[], NamedTensors]
@@ -144,6 +145,10 @@ class DerivedFolder:
         for path in self.folder.glob("*.weights"):
             if path.name.split("-")[1] not in kept:
                 path.unlink(missing_ok=True)
+
+    def _name(self, what: str, digest: str, dtype: torch.dtype) -> str:
+        short = "-short" if self._short else ""
+        return f"{what}-{_plain(digest)}-v{LAYOUT_VERSION}-{panel_kind(dtype)}{short}"
 
     def _derive(
         self, name: str, tensors: Mapping[str, Tensor], make: Callable[[], _Weights]
@@ -201,10 +206,6 @@ def _plain(digest: str) -> str:
     plain = digest.removeprefix("sha256:")
     whole = len(plain) == 64 and set(plain) <= set("0123456789abcdef")
     return plain if whole else hashlib.sha256(digest.encode()).hexdigest()
-
-
-def _name(what: str, digest: str, dtype: torch.dtype) -> str:
-    return f"{what}-{_plain(digest)}-v{LAYOUT_VERSION}-{panel_kind(dtype)}"
 
 
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:

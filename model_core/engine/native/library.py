@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from model_core.engine.native.compiler import BuiltLibrary, NoLibrary, build_library
-from model_core.engine.native.panels import MatrixView, Packed
+from model_core.engine.native.panels import KINDS, MatrixView, Packed, PanelKind
 
 _P, _I64, _I32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
@@ -38,9 +38,14 @@ class Library:
         calls.experts_multiply_panels.argtypes = [matrix, _I64, _I64, _P, _I64, _I64, _P, _I64, _I32]
         calls.experts_multiply_panels.restype = None
         calls.experts_pool_count.argtypes, calls.experts_pool_count.restype = [_P, _I64, _P], None
+        calls.experts_short_pays.argtypes, calls.experts_short_pays.restype = [_I32], _I32
         calls.experts_exp.argtypes, calls.experts_exp.restype = [_P, _P, _I64], None
         calls.experts_likeliest.argtypes, calls.experts_likeliest.restype = [_P, _I64, _P, _P], None
         calls.experts_shares_ppm.argtypes, calls.experts_shares_ppm.restype = [_P, _I64, _P], None
+
+    def short_pays(self, kind: PanelKind) -> bool:
+        """Whether weights of a kind are multiplied sooner with short exponents on this processor."""
+        return bool(self.calls.experts_short_pays(KINDS.index(kind)))
 
 
 def load_library(folder: Path, *, compiler: str | None = None) -> Library | NoLibrary:

@@ -33,7 +33,26 @@ class MatrixView(ctypes.Structure):
         ("n_out", ctypes.c_int64),
         ("n_in", ctypes.c_int64),
         ("kind", ctypes.c_int32),
+        ("exponents", ctypes.c_void_p),
+        ("others", ctypes.c_void_p),
+        ("others_at", ctypes.c_void_p),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShortExponents:
+    """What belongs to weights that say in few bits which exponent they have.
+
+    Attributes:
+        exponents: those that have a code, uint8, sixteen with padding.
+        others: exponents of all other weights, half a band after the other, in the order of the weights, uint8;
+            64 bytes more can be read.
+        others_at: where those of each half of a band begin, and the last one's end, int64.
+    """
+
+    exponents: Tensor
+    others: Tensor
+    others_at: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,11 +60,13 @@ class Packed:
     """One packed matrix.
 
     Attributes:
-        data: its panels, flat, in the kind's dtype; starts at a multiple of 64 bytes.
+        data: its panels, flat, in the kind's dtype; starts at a multiple of 64 bytes. With short exponents
+            these are bytes, held as bf16, of which NaN leaves none that would stand for a number.
         scales: ``i8``: one fp32 scale per output, padded with zeros to whole panels; else None.
         n_out: outputs (O).
         n_in: inputs (I).
         kind: of its elements.
+        short: what short exponents need; None where weights are whole.
     """
 
     data: Tensor
@@ -53,11 +74,17 @@ class Packed:
     n_out: int
     n_in: int
     kind: PanelKind
+    short: ShortExponents | None = None
 
     def view(self) -> MatrixView:
         """Where it lies; valid while this object lives."""
         scales = None if self.scales is None else self.scales.data_ptr()
-        return MatrixView(self.data.data_ptr(), scales, self.n_out, self.n_in, KINDS.index(self.kind))
+        view = MatrixView(self.data.data_ptr(), scales, self.n_out, self.n_in, KINDS.index(self.kind))
+        if self.short is not None:
+            view.exponents = self.short.exponents.data_ptr()
+            view.others = self.short.others.data_ptr()
+            view.others_at = self.short.others_at.data_ptr()
+        return view
 
 
 def panel_kind(dtype: torch.dtype) -> PanelKind:
@@ -152,7 +179,7 @@ def pad_scales(scales_O: Tensor) -> Tensor:
 
 
 def unpack_matrix(packed: Packed) -> Tensor:
-    """The matrix ``[O, I]`` that was packed, in the kind's dtype; int8 without its scales."""
+    """The matrix ``[O, I]`` that was packed whole, in the kind's dtype; int8 without its scales."""
     step = 2 if packed.kind == "bf16" else 1
     parts = [
         bands_BSWs.permute(0, 2, 1, 3).reshape(-1, bands_BSWs.shape[1] * step)

@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.footprint import release_file_pages
 from model_core.engine.native.library import Library
+from model_core.engine.native.panels import panel_kind
 from model_core.engine.native.tables import BatchView, ModelView, Record, StatesView, model_view, state_kind
 from model_core.engine.native.trees import in_large_pages
 from model_core.engine.native.weights import (
@@ -68,14 +70,15 @@ class NativeRunner:
         n_pages: int,
         n_tails: int,
         threads: int | None = None,
-        folder: DerivedFolder | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.n_pages, self.n_tails = n_pages, n_tails
         self._bank, self._calls = bank, _declared(library)
         self._step = self._calls.experts_step_open(threads or torch.get_num_threads())
         shape = bank.shape
         self._rope = (bank.decoder.rope_cos.contiguous(), bank.decoder.rope_sin.contiguous())
-        self._folder = folder
+        self._short = library.short_pays(panel_kind(bank.dtype))
+        self._folder = None if folder is None else DerivedFolder(folder, short=self._short)
         self._base = self._take_base()
         self._experts: dict[str, _Held] = {}
         self._prepared: dict[str, _Held] = {}
@@ -219,7 +222,7 @@ class NativeRunner:
     def _take_base(self) -> PackedBase:
         decoder = self._bank.decoder
         if self._folder is None:
-            packed = pack_base(decoder)
+            packed = pack_base(decoder, short=self._short)
             # Of an embedding a step reads a few rows: the decoder's own serves as well as a copy.
             moved = in_large_pages(replace(packed, embedding_VD=None))
             return replace(moved, embedding_VD=packed.embedding_VD)
@@ -243,7 +246,7 @@ class NativeRunner:
     def _derive(self, name: str, source: Expert, *, poisoned: bool) -> _Held:
         if self._folder is None or poisoned:
             # What was poisoned before it came here must not go into a file under its digest.
-            return _Held(weakref.ref(source), in_large_pages(pack_expert(source)), poisoned)
+            return _Held(weakref.ref(source), in_large_pages(pack_expert(source, short=self._short)), poisoned)
         derived = self._folder.expert(name, source)
         release_file_pages(source.state_dict().values())
         return _Held(weakref.ref(source), derived.weights, poisoned)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from model_core.engine.native.panels import ALIGN_BYTES, Packed
+from model_core.engine.native.panels import ALIGN_BYTES, Packed, ShortExponents
 from model_core.engine.native.weights import (
     PackedBase,
     PackedBaseLayer,
@@ -38,6 +38,7 @@ _CLASSES: dict[str, type[Any]] = {
         PackedExpertLayer,
         PackedFactors,
         PackedFfn,
+        ShortExponents,
     )
 }
 _DTYPES = {
@@ -45,7 +46,9 @@ _DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
+    "I64": torch.int64,
     "I8": torch.int8,
+    "U8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 

@@ -6,19 +6,25 @@ Made here in memory out of modules; files of the same content are ``derived``'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model_core.engine.native.panels import Packed, pack_matrix
+from model_core.engine.native.short import NAN_EXPONENT, shorten
 from model_core.network.decoder import Decoder, DecoderLayer
 from model_core.network.expert import Expert, ExpertLayer
 from model_core.network.ffn import SwiGLU
 from model_core.network.kinds import Factors, Int8Ffn, Int8Matrix, LowRankFfn
 from model_core.network.poisoning import fill_with_nan
 from model_core.network.router import fold_gate
+
+# Smaller matrices stay in the caches, where short exponents cost time and save none.
+LEAST_SHORT_BYTES = 256 << 10
+
+_Pack = Callable[[Tensor], Packed]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,29 +134,41 @@ class PackedBase:
 
 
 @torch.no_grad()
-def pack_base(decoder: Decoder) -> PackedBase:
-    """Packs a base into fresh memory."""
-    layers = tuple(_base_layer(decoder.layer(index)) for index in range(decoder.shape.n_layers))
-    head = decoder.embed if decoder.lm_head is None else decoder.lm_head
+def pack_base(decoder: Decoder, *, short: bool = False) -> PackedBase:
+    """Packs a base into fresh memory.
+
+    Args:
+        decoder: the base.
+        short: whether exponents are kept in few bits where that saves something.
+    """
+    pack = _packer(short)
+    layers = tuple(_base_layer(decoder.layer(index), pack) for index in range(decoder.shape.n_layers))
+    # A head that serves as embedding too is read by rows, which whole panels alone allow.
+    head = pack_matrix(decoder.embed.weight) if decoder.lm_head is None else pack(decoder.lm_head.weight)
     return PackedBase(
         embedding_VD=None if decoder.lm_head is None else _plain(decoder.embed.weight),
-        head=pack_matrix(head.weight),
+        head=head,
         norm_D=decoder.norm.weight.float().clone(),
         layers=layers,
     )
 
 
 @torch.no_grad()
-def pack_expert(expert: Expert) -> PackedExpert:
-    """Packs an expert of any kind into fresh memory."""
-    return PackedExpert(layers=tuple(_expert_layer(expert.layer(i)) for i in range(len(expert.layers))))
+def pack_expert(expert: Expert, *, short: bool = False) -> PackedExpert:
+    """Packs an expert of any kind into fresh memory; ``short`` as for ``pack_base``."""
+    pack = _packer(short)
+    return PackedExpert(layers=tuple(_expert_layer(expert.layer(i), pack) for i in range(len(expert.layers))))
 
 
 def poison(expert: PackedExpert) -> None:
-    """Fills everything that is multiplied with NaN; integers by their scales."""
+    """Fills everything that is multiplied with NaN; integers by their scales, short exponents one by one."""
     tensors = []
     for layer in expert.layers:
-        tensors += [one.data if one.scales is None else one.scales for one in matrices(layer.network)]
+        for one in matrices(layer.network):
+            tensors.append(one.data if one.scales is None else one.scales)
+            if one.short is not None:
+                one.short.exponents.fill_(NAN_EXPONENT)
+                one.short.others.fill_(NAN_EXPONENT)
         tensors += [layer.row_D] if layer.gate_row_D is None else [layer.row_D, layer.gate_row_D]
     fill_with_nan(tensors)
 
@@ -161,19 +179,28 @@ def matrices(network: PackedFfn | PackedFactors) -> Iterator[Packed]:
         yield getattr(network, name)
 
 
-def _base_layer(layer: DecoderLayer) -> PackedBaseLayer:
+def _packer(short: bool) -> _Pack:
+    def pack(weight_OI: Tensor) -> Packed:
+        floating = weight_OI.dtype in (torch.float32, torch.bfloat16)
+        made = shorten(weight_OI) if floating and weight_OI.nbytes >= LEAST_SHORT_BYTES else None
+        return made or pack_matrix(weight_OI)
+
+    return pack if short else pack_matrix
+
+
+def _base_layer(layer: DecoderLayer, pack: _Pack) -> PackedBaseLayer:
     attn = layer.attn
     return PackedBaseLayer(
-        q=pack_matrix(attn.q.weight),
-        k=pack_matrix(attn.k.weight),
-        v=pack_matrix(attn.v.weight),
-        o=pack_matrix(attn.o.weight),
+        q=pack(attn.q.weight),
+        k=pack(attn.k.weight),
+        v=pack(attn.v.weight),
+        o=pack(attn.o.weight),
         attn_norm_D=layer.attn_norm.weight.float().clone(),
         ffn_norm_D=layer.ffn_norm.weight.float().clone(),
         q_norm_Q=None if attn.q_norm is None else attn.q_norm.weight.float().clone(),
         k_norm_K=None if attn.k_norm is None else attn.k_norm.weight.float().clone(),
         public=PackedExpertLayer(
-            network=_swiglu(layer.ffn),
+            network=_swiglu(layer.ffn, pack),
             row_D=layer.router.row.float().clone(),
             bias=0.0,
             gate_row_D=None,
@@ -182,14 +209,14 @@ def _base_layer(layer: DecoderLayer) -> PackedBaseLayer:
     )
 
 
-def _expert_layer(layer: ExpertLayer) -> PackedExpertLayer:
+def _expert_layer(layer: ExpertLayer, pack: _Pack) -> PackedExpertLayer:
     gate, bias = layer.gate, layer.router.bias
     gate_row_D, gate_bias = None, 0.0
     if gate is not None:
         gate_row_D, folded = fold_gate(gate.weight, gate.bias, gate.mean, gate.scale)
         gate_bias = float(folded)
     return PackedExpertLayer(
-        network=_network(layer),
+        network=_network(layer, pack),
         row_D=layer.router.row.float().clone(),
         bias=0.0 if bias is None else min(0.0, float(bias)),
         gate_row_D=gate_row_D,
@@ -197,7 +224,7 @@ def _expert_layer(layer: ExpertLayer) -> PackedExpertLayer:
     )
 
 
-def _network(layer: ExpertLayer) -> PackedFfn | PackedFactors:
+def _network(layer: ExpertLayer, pack: _Pack) -> PackedFfn | PackedFactors:
     ffn = layer.ffn
     if isinstance(ffn, LowRankFfn):
         (gate_a, gate_b), (up_a, up_b) = _factors(ffn.gate), _factors(ffn.up)
@@ -207,13 +234,11 @@ def _network(layer: ExpertLayer) -> PackedFfn | PackedFactors:
         return PackedFfn(gate=_int8(ffn.gate), up=_int8(ffn.up), down=_int8(ffn.down))
     # Full, narrow and split networks stand on their own: nothing of the public one is read.
     gate_FD, up_FD, down_DF = layer.dense_ffn(SwiGLU(1, 1))
-    return PackedFfn(gate=pack_matrix(gate_FD), up=pack_matrix(up_FD), down=pack_matrix(down_DF))
+    return PackedFfn(gate=pack(gate_FD), up=pack(up_FD), down=pack(down_DF))
 
 
-def _swiglu(ffn: SwiGLU) -> PackedFfn:
-    return PackedFfn(
-        gate=pack_matrix(ffn.gate.weight), up=pack_matrix(ffn.up.weight), down=pack_matrix(ffn.down.weight)
-    )
+def _swiglu(ffn: SwiGLU, pack: _Pack) -> PackedFfn:
+    return PackedFfn(gate=pack(ffn.gate.weight), up=pack(ffn.up.weight), down=pack(ffn.down.weight))
 
 
 def _factors(factors: Factors) -> tuple[Packed, Packed]:

@@ -6,6 +6,7 @@
 #include "likeliest.hpp"
 #include "panels.hpp"
 #include "pool.hpp"
+#include "shapes.hpp"
 
 using experts::Matrix;
 using experts::Pool;
@@ -38,6 +39,9 @@ void experts_multiply_panels(const Matrix *matrix, int64_t first, int64_t last, 
 void experts_pool_count(void *pool, int64_t n, int64_t *counts) {
     static_cast<Pool *>(pool)->run(n, [counts](int64_t task, int) { counts[task] += 1; });
 }
+
+// Whether weights of a kind are multiplied sooner with short exponents.
+int32_t experts_short_pays(int32_t kind) { return experts::short_in_registers(kind); }
 
 void experts_exp(const float *x, float *y, int64_t n) {
     for (int64_t index = 0; index < n; ++index) y[index] = experts::exp_one(x[index]);

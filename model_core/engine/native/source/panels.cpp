@@ -12,27 +12,65 @@
 namespace experts {
 namespace {
 
-// Packed rows of one pass stay in a core's second cache together with the panels of a tile.
-constexpr int64_t PASS_BYTES = 384 << 10;
+// Packed rows of one pass stay in a core's second cache together with the panels of a tile. Short exponents are looked
+// up again for every pass, which costs more than rows that come from the third.
+constexpr int64_t PASS_BYTES = 384 << 10, SHORT_PASS_BYTES = 3 << 20;
 
 const TileRow &tiles_of(int kind, int rows) {
     return kind == BF16 ? bf16_tiles(rows) : kind == I8 ? i8_tiles(rows) : f32_tiles(rows);
 }
 
 const char *panel_at(const Matrix &matrix, int64_t panel) {
+    if (is_short(matrix)) return static_cast<const char *>(matrix.data) + panel / BAND * short_band_bytes(matrix);
     const int64_t bytes = step_bytes(matrix.kind), within = panel % BAND;
     return static_cast<const char *>(matrix.data) + ((panel - within) * steps_of(matrix) + within) * bytes;
+}
+
+ShortPart short_part(const Matrix &matrix, int64_t panel) {
+    const int64_t *at = matrix.others_at + panel / BAND * 2;
+    const uint8_t *end = matrix.others + matrix.others_at[panels_of(matrix) / 2];
+    return {panel_at(matrix, panel), panel % BAND, matrix.exponents, {matrix.others + at[0], matrix.others + at[1]}, end, nullptr};
+}
+
+// Panels that a tile takes at once, as a power of two: as many as it may, as are left, and as stand in one piece.
+int panels_at_once(int most, int64_t panel, int64_t last) {
+    int log = 2;
+    while (log > 0 && ((1 << log) > std::min<int64_t>(most, last - panel) || panel % (1 << log) != 0)) --log;
+    return log;
+}
+
+// The first tile of rows leaves whole weights to all others.
+void multiply_short(const Matrix &matrix, int64_t first, int64_t last, const PackedRows &x, float *y, int64_t y_stride,
+                    bool add, const char *next) {
+    static thread_local Scratch whole;
+    const bool keep = x.cut.tiles > 1;
+    const int rows = x.cut.size(0);
+    const int64_t pairs = matrix.n_in / 2, panel_bytes = whole_bytes(matrix.kind);
+    for (int64_t panel = first; panel < last;) {
+        const int log = panels_at_once(most_short_panels(rows, keep), panel, last);
+        const int64_t panels = int64_t{1} << log, end = panel + panels;
+        ShortPart part = short_part(matrix, panel);
+        if (keep) part.keep = reinterpret_cast<char *>(whole.floats(pairs * panels * panel_bytes / 4));
+        Target target{y + panel * LANES, y_stride, matrix.n_out - panel * LANES, nullptr, add, panels * 64, nullptr};
+        target.next = end == last && next != nullptr ? next : panel_at(matrix, end);
+        const ShortTileRow &tiles = matrix.kind == BF16 ? bf16_short_tiles(rows, keep) : f32_short_tiles(rows, keep);
+        tiles.by_panels[log](part, pairs, x.tile(0), target);
+        for (int64_t tile = 1; tile < x.cut.tiles; ++tile) {
+            target.y = y + x.cut.begin(tile) * y_stride + panel * LANES;
+            tiles_of(matrix.kind, x.cut.size(tile)).by_panels[log](part.keep, steps_of(matrix), x.tile(tile), target);
+        }
+        panel = end;
+    }
 }
 
 // next: panels that the caller reads afterwards; null where it does not know.
 void multiply_packed(const Matrix &matrix, int64_t first, int64_t last, const PackedRows &x, float *y, int64_t y_stride,
                      bool add, const char *next = nullptr) {
+    if (is_short(matrix)) return multiply_short(matrix, first, last, x, y, y_stride, add, next);
     const int64_t steps = steps_of(matrix);
     int64_t panel = first;
     while (panel < last) {
-        int log = 2;
-        const int64_t fitting = std::min<int64_t>(most_panels(x.cut.largest()), last - panel);
-        while (log > 0 && ((1 << log) > fitting || panel % (1 << log) != 0)) --log;
+        const int log = panels_at_once(most_panels(x.cut.largest()), panel, last);
         const int64_t end = panel + (int64_t{1} << log);
         const char *from = panel_at(matrix, panel);
         const int64_t step = band_of(matrix, panel) * step_bytes(matrix.kind);
@@ -51,7 +89,8 @@ void multiply_packed(const Matrix &matrix, int64_t first, int64_t last, const Pa
 template <class Use>
 void each_pass(const Matrix &matrix, const RowSource &x, int64_t rows, uint64_t region, const Use &use) {
     const int64_t row_bytes = steps_of(matrix) * x_per_step(matrix.kind) * 4;
-    const int64_t in_pass = std::max<int64_t>(MAX_ROWS, PASS_BYTES / row_bytes / MAX_ROWS * MAX_ROWS);
+    const int64_t pass_bytes = is_short(matrix) ? SHORT_PASS_BYTES : PASS_BYTES;
+    const int64_t in_pass = std::max<int64_t>(MAX_ROWS, pass_bytes / row_bytes / MAX_ROWS * MAX_ROWS);
     for (int64_t row = 0; row < rows; row += in_pass) {
         use(pack_rows(matrix.kind, x.from(row), matrix.n_in, std::min(in_pass, rows - row), region), row);
     }
@@ -98,7 +137,8 @@ void compute(const Share &share) {
 // What a product costs, in units in which one panel of one input costs about 1 to read and 1 / 8 per row to compute.
 double cost_of(const Product &one) {
     const double size = static_cast<double>(panels_of(one.matrix) * one.matrix.n_in) * (one.up.data != nullptr ? 2 : 1);
-    const double bytes = one.matrix.kind == F32 ? 1.0 : one.matrix.kind == BF16 ? 0.5 : 0.4;
+    const double whole = one.matrix.kind == F32 ? 1.0 : one.matrix.kind == BF16 ? 0.5 : 0.4;
+    const double bytes = is_short(one.matrix) ? whole - 0.12 : whole;
     return one.rows == 0 ? 0.0 : size * std::max(bytes, static_cast<double>(one.rows) / 8);
 }
 
@@ -110,7 +150,7 @@ void cut(const Product &one, int64_t pieces, uint64_t region, std::vector<Share>
     const int64_t panels = panels_of(one.matrix);
     const int64_t by_rows = std::clamp<int64_t>(one.rows / LEAST_ROWS, 1, pieces);
     // Panels are handed out in groups that a tile takes at once.
-    const int64_t group = most_panels(Cut(one.rows / by_rows).largest());
+    const int64_t group = is_short(one.matrix) ? BAND : most_panels(Cut(one.rows / by_rows).largest());
     const int64_t groups = (panels + group - 1) / group;
     const int64_t by_panels = std::clamp<int64_t>((pieces + by_rows - 1) / by_rows, 1, groups);
     for (int64_t part = 0; part < by_panels; ++part) {

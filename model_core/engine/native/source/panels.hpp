@@ -5,8 +5,10 @@
 // BAND panels (the last one of what is left). Within a band the weights of one input stand side by side, panel after
 // panel, then those of the next input; bf16 holds two inputs together. So a tile of a whole band reads one stream.
 //
-// Row law: every y[r, o] is one fixed sequence of operations on x[r, :] and W[o, :]. No bit of it depends on how many
-// rows are computed together, on which panels a call covers, or on how many threads share them.
+// Where exponents are given, they are kept in three or four bits instead (short.hpp): the same weights in fewer bytes.
+//
+// Row law: every y[r, o] is one fixed sequence of operations on x[r, :] and W[o, :]. No bit of it depends on how
+// weights are kept, how many rows are computed together, on which panels a call covers, or on how many threads share them.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +28,9 @@ struct Matrix {
     int64_t n_out;
     int64_t n_in;
     int32_t kind;
+    const uint8_t *exponents;  // 16 of them, where weights name one of these; null: panels of whole weights
+    const uint8_t *others;     // exponents of all other weights in their order; 64 bytes more can be read
+    const int64_t *others_at;  // [2 bands + 1]: where those of two panels begin, and the last ones' end
 };
 
 inline int64_t panels_of(const Matrix &matrix) { return (matrix.n_out + LANES - 1) / LANES; }

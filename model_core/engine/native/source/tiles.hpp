@@ -60,6 +60,22 @@ inline void one_step(Lanes (&sums)[R][P], const char *panels, const float *x) {
     }
 }
 
+template <int KIND, int R, int P>
+inline void write_sums(const Lanes (&sums)[R][P], const Target &target) {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+        const int64_t width = target.width - p * LANES;
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            float *to = target.y + r * target.stride + p * LANES;
+            Lanes sum = sums[r][p];
+            if constexpr (KIND == I8) sum = sum * load(target.scales + p * LANES);
+            if (target.add) sum = load_first(to, width) + sum;
+            store_first(to, sum, width);
+        }
+    }
+}
+
 // R rows times P panels that stand side by side in one band.
 template <int KIND, int R, int P>
 void tile(const char *panels, int64_t steps, const float *x, const Target &target) {
@@ -89,18 +105,7 @@ void tile(const char *panels, int64_t steps, const float *x, const Target &targe
             one_step<KIND, R, P>(sums, panels + inner * step_bytes, x + inner * R * x_per_step(KIND));
         }
     }
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-        const int64_t width = target.width - p * LANES;
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            float *to = target.y + r * target.stride + p * LANES;
-            Lanes sum = sums[r][p];
-            if constexpr (KIND == I8) sum = sum * load(target.scales + p * LANES);
-            if (target.add) sum = load_first(to, width) + sum;
-            store_first(to, sum, width);
-        }
-    }
+    write_sums<KIND, R, P>(sums, target);
 }
 
 template <int KIND, int R, int P>

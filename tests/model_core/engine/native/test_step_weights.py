@@ -19,7 +19,6 @@ from tensor_builders import (
     tiny_shape,
 )
 
-from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import Library
 from model_core.engine.runner import Piece
 
@@ -46,7 +45,7 @@ def test_runners_of_one_folder_map_one_copy_and_poison_their_own(library: Librar
     """Equal bits with and without files; NaN in one runner is seen by no other, early or late."""
     decoder, experts = random_world(20, 2, kinds=("full", "int8"))
     banks = [bank_of(decoder, experts) for _ in range(4)]
-    folder = DerivedFolder(tmp_path / "derived")
+    folder = tmp_path / "derived"
     runners = [
         runner_of(bank, library, folder=place)
         for bank, place in zip(banks[:3], (None, folder, folder), strict=True)
