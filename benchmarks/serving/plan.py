@@ -12,6 +12,7 @@ from benchmarks.serving.measured import BATCH, GENERATE, LLAMA
 Kind = Literal["cell", "sets", "growth", "streaming"]
 # By prompt length and concurrency: rounds, and new tokens that are counted. Long batches take minutes a turn.
 _FEW_ROUNDS_FROM = 8192
+_FEW_ROUNDS_OF_LARGER_FROM = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,8 @@ def _cells(
     found = []
     for prompt_tokens in prompts:
         for concurrency in concurrencies:
-            heavy = prompt_tokens * concurrency >= _FEW_ROUNDS_FROM or sizes is LARGER
+            long = sizes is LARGER and prompt_tokens >= _FEW_ROUNDS_OF_LARGER_FROM
+            heavy = prompt_tokens * concurrency >= _FEW_ROUNDS_FROM or long
             cell = Cell(
                 sizes=sizes,
                 number_format=number_format,

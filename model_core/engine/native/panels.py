@@ -45,8 +45,8 @@ class ShortExponents:
 
     Attributes:
         exponents: those that have a code, uint8, sixteen with padding.
-        others: exponents of all other weights, half a band after the other, in the order of the weights, uint8;
-            64 bytes more can be read.
+        others: exponents of all other weights, half a band after the other, in the order of the weights,
+            uint8; 64 bytes more can be read.
         others_at: where those of each half of a band begin, and the last one's end, int64.
     """
 

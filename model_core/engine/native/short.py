@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights with short exponents (``source/short.hpp``): the same numbers in fewer bytes.
 
-The weights of one matrix are of few magnitudes: nearly all of their eight-bit exponents are among fifteen, and
-most among seven. So four bits each say which one it is in bf16, and three in fp32; an exponent that is none of
-these stands apart. That leaves three quarters of bf16 and five sixths of fp32. Nothing is rounded. A step of few
-rows waits for memory and for little else, so it takes that much less time. Knows no files and no models.
+The weights of one matrix are of few magnitudes: nearly all of their eight-bit exponents are among fifteen,
+and most among seven. So four bits each say which one it is in bf16, and three in fp32; an exponent that is
+none of these stands apart. That leaves three quarters of bf16 and five sixths of fp32. Nothing is rounded. A
+step of few rows waits for memory and for little else, so it takes that much less time. Knows no files and no
+models.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +31,8 @@ _OTHER: Final[dict[PanelKind, int]] = {"bf16": 15, "f32": 7}
 _DTYPES: Final[dict[PanelKind, torch.dtype]] = {"bf16": torch.bfloat16, "f32": torch.float32}
 # Kernels read this much at once, and so beyond the last of the exponents that stand apart.
 _READ_BYTES: Final = 64
+# More at a time would hold up other threads of the interpreter, and take more memory.
+_WEIGHTS_AT_ONCE: Final = 1 << 19
 # What is larger than this share of whole weights takes longer to read than it saves.
 _LARGEST: Final = 0.95
 
@@ -38,7 +42,7 @@ _Words = npt.NDArray[np.uint16]
 
 
 def shorten(weight_OI: Tensor) -> Packed | None:
-    """Packs a matrix with short exponents into fresh memory.
+    """Packs a matrix with short exponents into fresh memory, some bands at a time.
 
     Args:
         weight_OI: the matrix, bf16 or fp32, of any strides.
@@ -50,30 +54,29 @@ def shorten(weight_OI: Tensor) -> Packed | None:
     kind: PanelKind = "bf16" if weight_OI.dtype == torch.bfloat16 else "f32"
     if n_out % _BAND_OUTPUTS or n_in % 2 or weight_OI.numel() == 0:
         return None
-    words_OIW = _words(weight_OI)
-    high_OI = words_OIW[..., -1]
-    exponents_OI = (high_OI >> 7).astype(np.uint8)
-    exponents, codes_OI = _coded(exponents_OI, _OTHER[kind])
+    step = max(1, _WEIGHTS_AT_ONCE // (n_in * _BAND_OUTPUTS)) * _BAND_OUTPUTS
+    pieces = [weight_OI[begin : begin + step] for begin in range(0, n_out, step)]
+    counts = np.sum([np.bincount(_exponents(piece).reshape(-1), minlength=256) for piece in pieces], axis=0)
+    exponents, code_of = _codes(counts, _OTHER[kind])
+    n_others = int(counts[code_of == _OTHER[kind]].sum())
+    record_bytes = _RECORD_BYTES[kind]
     # Of records: bands, pairs of inputs, halves of a band.
     sizes = (n_out // _BAND_OUTPUTS, n_in // 2, 2)
-    codes_BSQR = _ordered(codes_OI, kind).reshape(*sizes, _RECORD_WEIGHTS)
-    others, others_at = _apart(codes_BSQR == _OTHER[kind], _ordered(exponents_OI, kind))
-    record_bytes = _RECORD_BYTES[kind]
-    if record_bytes * np.prod(sizes) + others.size > _LARGEST * weight_OI.nbytes:
+    n_bytes = math.prod(sizes) * record_bytes
+    if n_bytes + n_others > _LARGEST * weight_OI.nbytes:
         return None
-    data = aligned(int(np.prod(sizes)) * record_bytes // 2, torch.bfloat16)
+    data = aligned(n_bytes // 2, torch.bfloat16)
     records = data.view(torch.uint8).numpy().reshape(*sizes, record_bytes)
-    # The seven highest bits of the mantissa above the sign.
-    rest_OI = (high_OI << 1 | high_OI >> 15).astype(np.uint8)
-    records[..., :_RECORD_WEIGHTS] = _ordered(rest_OI, kind).reshape(*sizes, _RECORD_WEIGHTS)
-    if kind == "bf16":
-        records[..., _RECORD_WEIGHTS:] = codes_BSQR[..., :32] | codes_BSQR[..., 32:] << 4
-    else:
-        records[..., 64:80] = _in_quarters(codes_BSQR)
-        records[..., 80:88] = np.packbits(codes_BSQR >> 2, axis=-1, bitorder="little")
-        lows = _ordered(words_OIW[..., 0], kind, alternating=False).reshape(*sizes, _RECORD_WEIGHTS)
-        records[..., 88:] = np.ascontiguousarray(lows).view(np.uint8)
-    short = ShortExponents(exponents=_own(exponents), others=_own(others), others_at=_own(others_at))
+    others, ends, begin = aligned(n_others + _READ_BYTES, torch.uint8), [np.zeros(1, np.int64)], 0
+    for piece in pieces:
+        end = begin + piece.shape[0] // _BAND_OUTPUTS
+        found, lengths = _fill(records[begin:end], piece, kind, code_of)
+        first = int(ends[-1][-1])
+        others[first : first + len(found)] = torch.from_numpy(found)
+        ends.append(first + np.cumsum(lengths))
+        begin = end
+    others[n_others:] = 0
+    short = ShortExponents(exponents=_own(exponents), others=others, others_at=_own(np.concatenate(ends)))
     return Packed(data=data, scales=None, n_out=n_out, n_in=n_in, kind=kind, short=short)
 
 
@@ -113,28 +116,46 @@ def _words(weight_OI: Tensor) -> _Words:
     return words
 
 
-def _coded(exponents_OI: _Bytes, n_codes: int) -> tuple[_Bytes, _Bytes]:
-    """Exponents by code, and the code of each weight: the most frequent ones have codes of their own."""
-    counts = np.bincount(exponents_OI.reshape(-1), minlength=256)
+def _exponents(weight_OI: Tensor) -> _Bytes:
+    return (_words(weight_OI)[..., -1] >> 7).astype(np.uint8)
+
+
+def _codes(counts: _Numbers, n_codes: int) -> tuple[_Bytes, _Bytes]:
+    """Exponents by code, padded, and codes by exponent: the most frequent ones have codes of their own."""
     chosen = np.sort(np.argsort(-counts, kind="stable")[:n_codes]).astype(np.uint8)
     code_of = np.full(256, n_codes, np.uint8)
     code_of[chosen] = np.arange(n_codes, dtype=np.uint8)
-    return np.pad(chosen, (0, 16 - n_codes)), code_of[exponents_OI]
+    return np.pad(chosen, (0, 16 - n_codes)), code_of
 
 
-def _apart(apart_BSQR: npt.NDArray[np.bool_], exponents: _Numbers) -> tuple[_Bytes, npt.NDArray[np.int64]]:
-    """Exponents that stand apart, with what kernels read beyond them, and where those of each half begin."""
-    by_halves = apart_BSQR.swapaxes(1, 2)
-    found = exponents.reshape(apart_BSQR.shape).swapaxes(1, 2)[by_halves]
-    ends = np.cumsum(by_halves.sum(axis=(2, 3)).reshape(-1))
-    return np.pad(found, (0, _READ_BYTES)), np.concatenate(([0], ends)).astype(np.int64)
+def _fill(
+    records: _Bytes, weight_OI: Tensor, kind: PanelKind, code_of: _Bytes
+) -> tuple[_Bytes, npt.NDArray[np.int64]]:
+    """Writes some bands; returns exponents that stand apart, and how many belong to each half of a band."""
+    shape = (*records.shape[:3], _RECORD_WEIGHTS)
+    words_OIW, exponents_OI = _words(weight_OI), _exponents(weight_OI)
+    high_OI = words_OIW[..., -1]
+    # The seven highest bits of the mantissa above the sign.
+    rest_OI = (high_OI << 1 | high_OI >> 15).astype(np.uint8)
+    records[..., :_RECORD_WEIGHTS] = _ordered(rest_OI, kind).reshape(shape)
+    exponents = _ordered(exponents_OI, kind).reshape(shape)
+    codes = np.take(code_of, exponents)
+    if kind == "bf16":
+        records[..., 64:] = codes[..., :32] | codes[..., 32:] << 4
+    else:
+        records[..., 64:80] = _in_quarters(codes)
+        records[..., 80:88] = np.packbits(codes >> 2, axis=-1, bitorder="little")
+        lows = _ordered(words_OIW[..., 0], kind, alternating=False).reshape(shape)
+        records[..., 88:] = np.ascontiguousarray(lows).view(np.uint8)
+    # Half after half, and within one pair of inputs after pair of inputs.
+    apart = (codes == _OTHER[kind]).swapaxes(1, 2)
+    return exponents.swapaxes(1, 2)[apart], apart.sum(axis=(2, 3), dtype=np.int64).reshape(-1)
 
 
 def _in_quarters(codes: _Bytes) -> _Bytes:
     """The two lower bits of codes, those of four quarters of a record beside each other in a byte."""
-    lower = codes & 3
-    quarters: _Bytes = lower[..., :16] | lower[..., 16:32] << 2 | lower[..., 32:48] << 4 | lower[..., 48:] << 6
-    return quarters
+    first, second, third, fourth = (codes[..., begin : begin + 16] & 3 for begin in range(0, 64, 16))
+    return np.asarray(first | second << 2 | third << 4 | fourth << 6, dtype=np.uint8)
 
 
 def _order(kind: PanelKind, *, alternating: bool) -> tuple[int, ...]:

@@ -246,7 +246,9 @@ class NativeRunner:
     def _derive(self, name: str, source: Expert, *, poisoned: bool) -> _Held:
         if self._folder is None or poisoned:
             # What was poisoned before it came here must not go into a file under its digest.
-            return _Held(weakref.ref(source), in_large_pages(pack_expert(source, short=self._short)), poisoned)
+            return _Held(
+                weakref.ref(source), in_large_pages(pack_expert(source, short=self._short)), poisoned
+            )
         derived = self._folder.expert(name, source)
         release_file_pages(source.state_dict().values())
         return _Held(weakref.ref(source), derived.weights, poisoned)

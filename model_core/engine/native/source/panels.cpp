@@ -26,10 +26,10 @@ const char *panel_at(const Matrix &matrix, int64_t panel) {
     return static_cast<const char *>(matrix.data) + ((panel - within) * steps_of(matrix) + within) * bytes;
 }
 
-ShortPart short_part(const Matrix &matrix, int64_t panel) {
+ShortPart short_part(const Matrix &matrix, int64_t panel, char *keep) {
+    const uint8_t *others = matrix.others, *end = others + matrix.others_at[panels_of(matrix) / 2];
     const int64_t *at = matrix.others_at + panel / BAND * 2;
-    const uint8_t *end = matrix.others + matrix.others_at[panels_of(matrix) / 2];
-    return {panel_at(matrix, panel), panel % BAND, matrix.exponents, {matrix.others + at[0], matrix.others + at[1]}, end, nullptr};
+    return {panel_at(matrix, panel), panel % BAND, matrix.exponents, {others + at[0], others + at[1]}, end, keep};
 }
 
 // Panels that a tile takes at once, as a power of two: as many as it may, as are left, and as stand in one piece.
@@ -39,21 +39,21 @@ int panels_at_once(int most, int64_t panel, int64_t last) {
     return log;
 }
 
-// The first tile of rows leaves whole weights to all others.
+// Of several tiles of rows the first one leaves whole weights to all others.
 void multiply_short(const Matrix &matrix, int64_t first, int64_t last, const PackedRows &x, float *y, int64_t y_stride,
                     bool add, const char *next) {
     static thread_local Scratch whole;
     const bool keep = x.cut.tiles > 1;
     const int rows = x.cut.size(0);
-    const int64_t pairs = matrix.n_in / 2, panel_bytes = whole_bytes(matrix.kind);
+    const int64_t pairs = matrix.n_in / 2;
+    const ShortTileRow &tiles = matrix.kind == BF16 ? bf16_short_tiles(rows, keep) : f32_short_tiles(rows, keep);
     for (int64_t panel = first; panel < last;) {
         const int log = panels_at_once(most_short_panels(rows, keep), panel, last);
-        const int64_t panels = int64_t{1} << log, end = panel + panels;
-        ShortPart part = short_part(matrix, panel);
-        if (keep) part.keep = reinterpret_cast<char *>(whole.floats(pairs * panels * panel_bytes / 4));
-        Target target{y + panel * LANES, y_stride, matrix.n_out - panel * LANES, nullptr, add, panels * 64, nullptr};
-        target.next = end == last && next != nullptr ? next : panel_at(matrix, end);
-        const ShortTileRow &tiles = matrix.kind == BF16 ? bf16_short_tiles(rows, keep) : f32_short_tiles(rows, keep);
+        const int64_t end = panel + (int64_t{1} << log), width = matrix.n_out - panel * LANES;
+        const char *then = end == last && next != nullptr ? next : panel_at(matrix, end);
+        Target target{y + panel * LANES, y_stride, width, nullptr, add, step_bytes(matrix.kind) << log, then};
+        float *kept = keep ? whole.floats(pairs * (whole_bytes(matrix.kind) << log) / 4) : nullptr;
+        const ShortPart part = short_part(matrix, panel, reinterpret_cast<char *>(kept));
         tiles.by_panels[log](part, pairs, x.tile(0), target);
         for (int64_t tile = 1; tile < x.cut.tiles; ++tile) {
             target.y = y + x.cut.begin(tile) * y_stride + panel * LANES;

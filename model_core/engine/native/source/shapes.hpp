@@ -26,7 +26,8 @@ constexpr bool short_in_registers(int kind) {
 #if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
     return kind == F32 || (kind == BF16 && PAIRS_AT_ONCE);
 #else
-    return kind != kind;
+    (void)kind;
+    return false;
 #endif
 }
 
@@ -37,7 +38,7 @@ constexpr int most_panels(int rows) {
     return panels;
 }
 
-// The same over short exponents, which need registers too. Two panels of whole weights stay in the cache, four do not.
+// The same over short exponents, which need registers too. Whole weights of two panels stay in the cache, of four not.
 constexpr int most_short_panels(int rows, bool keep) {
     int panels = keep ? 2 : MAX_PANELS;
     while (panels > 1 && rows * panels > (panels == 2 ? MAX_SUMS : MAX_SHORT_SUMS)) panels /= 2;

@@ -9,6 +9,7 @@
 // panel after panel. That is three quarters of bf16, and a little more than five sixths of fp32. All bits set say that the
 // exponent is another one: these stand apart, a byte each, in the order of the weights.
 //
+// Weights are looked up in registers; where the processor cannot do that, none are kept so (experts_short_pays).
 // Nothing is rounded: a tile multiplies the same numbers in the same order as one over whole panels.
 #pragma once
 
@@ -16,11 +17,8 @@
 
 namespace experts {
 
-constexpr int RECORD_WEIGHTS = 64, CODES_AT = 64, LOWS_AT = 88;
+constexpr int CODES_AT = 64, LOWS_AT = 88;
 constexpr int other_code(int kind) { return kind == BF16 ? 15 : 7; }
-
-// The place of a panel's word (of 32) among the weights of its record.
-constexpr int place_of(int panel, int word) { return word / 8 * 16 + panel % 2 * 8 + word % 8; }
 
 // Exponents that stand apart, as far as they were read. A poisoned matrix says that all do, so the end is looked at.
 struct Others {
@@ -28,40 +26,6 @@ struct Others {
 
     void skip(int64_t n) { next += std::min<int64_t>(n, end - next); }
 };
-
-// Which exponent a weight of a record has.
-template <int KIND>
-inline int code_at(const char *record, int place) {
-    const auto *codes = reinterpret_cast<const uint8_t *>(record + CODES_AT);
-    if constexpr (KIND == BF16) return codes[place % 32] >> place / 32 * 4 & 15;
-    return (codes[place % 16] >> place / 16 * 2 & 3) + (codes[16 + place / 8] >> place % 8 & 1) * 4;
-}
-
-// Two panels of a pair of inputs, read weight by weight, for processors without the instructions for more.
-template <int KIND>
-inline void whole_record(const char *record, const uint8_t *exponents, Others &others, char *to) {
-    uint16_t high[RECORD_WEIGHTS];
-    for (int place = 0; place < RECORD_WEIGHTS; ++place) {
-        const int code = code_at<KIND>(record, place);
-        const uint32_t exponent = code == other_code(KIND) ? *others.next : exponents[code];
-        if (code == other_code(KIND)) others.skip(1);
-        const auto rest = static_cast<uint8_t>(record[place]);
-        high[place] = static_cast<uint16_t>((rest & 1u) << 15 | exponent << 7 | rest >> 1);
-    }
-    for (int panel = 0; panel < 2; ++panel) {
-        for (int word = 0; word < 32; ++word) {
-            if constexpr (KIND == BF16) {
-                std::memcpy(to + (panel * 32 + word) * 2, &high[place_of(panel, word)], 2);
-            } else {
-                uint16_t low;
-                std::memcpy(&low, record + LOWS_AT + (panel * 32 + word) * 2, 2);
-                const uint32_t bits = static_cast<uint32_t>(high[place_of(panel, word)]) << 16 | low;
-                const int input = word / 4 % 2, lane = word / 8 * 4 + word % 4;
-                std::memcpy(to + ((input * 2 + panel) * LANES + lane) * 4, &bits, 4);
-            }
-        }
-    }
-}
 
 #if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
 // Sign, exponent and the highest seven bits of the mantissa of two panels.
@@ -164,24 +128,6 @@ inline void short_pair(Lanes (&sums)[R][P], const char *pair, int first, __m512i
         }
     }
 }
-#endif
-
-// The same by way of whole panels.
-template <int KIND, int R, int P, bool KEEP>
-inline void whole_pair(Lanes (&sums)[R][P], const char *pair, int first, const uint8_t *exponents, Others (&others)[2],
-                       const float *x, char *keep) {
-    constexpr int INPUTS = KIND == F32 ? 2 : 1;
-    alignas(64) char two[INPUTS * 128], whole[INPUTS * P * 64];
-    for (int p = 0; p < P; p += 2) {
-        const int half = P == 4 ? p / 2 : first / 2, side = P == 1 ? first % 2 : 0;
-        whole_record<KIND>(pair + half * short_bytes(KIND), exponents, others[P == 4 ? p / 2 : 0], two);
-        for (int input = 0; input < INPUTS; ++input) {
-            std::memcpy(whole + (input * P + p) * 64, two + input * 128 + side * 64, P == 1 ? 64 : 128);
-        }
-    }
-    for (int input = 0; input < INPUTS; ++input) one_step<KIND, R, P>(sums, whole + input * P * 64, x + input * R);
-    if constexpr (KEEP) std::memcpy(keep, whole, sizeof whole);
-}
 
 // Fetches what panels of a band read of a pair of inputs, past the second cache: nobody reads it again soon.
 template <int KIND, int P>
@@ -195,21 +141,15 @@ inline void fetch_pair(const char *pair, int first) {
 // R rows times P panels. KEEP: leaves the weights whole in part.keep, as a band of P panels.
 template <int KIND, int R, int P, bool KEEP>
 void short_tile(const ShortPart &part, int64_t pairs, const float *x, const Target &target) {
-    constexpr int64_t BYTES = 2 * short_bytes(KIND), X = KIND == F32 ? 2 * R : R * x_per_step(KIND);
+    constexpr int64_t BYTES = 2 * short_bytes(KIND), X = KIND == F32 ? 2 * R : R;
     constexpr int64_t KEPT = whole_bytes(KIND) * P, PAIRS_AHEAD = IN_FLIGHT_BYTES * BAND / P / BYTES;
     const int first = static_cast<int>(part.first_panel);
     Others others[2] = {{part.others[P == 4 ? 0 : first / 2], part.others_end}, {part.others[1], part.others_end}};
     Lanes sums[R][P];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) sums[r][p] = zeros();
-    }
+    zero_sums(sums);
     // Towards the end of its panels a tile fetches the beginning of those that come next.
     const int64_t near_end = std::max<int64_t>(0, pairs - PAIRS_AHEAD), jump = target.next - part.band - pairs * BYTES;
-#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
     const __m512i exponents = exponents_in_lanes(part.exponents);
-#endif
     for (int64_t pair = 0; pair < pairs; ++pair) {
         const char *here = part.band + pair * BYTES;
         fetch_pair<KIND, P>(here + PAIRS_AHEAD * BYTES + (pair < near_end ? 0 : jump), first);
@@ -218,24 +158,19 @@ void short_tile(const ShortPart &part, int64_t pairs, const float *x, const Targ
             if constexpr (P == 4) __builtin_prefetch(others[1].next + 256);
         }
         char *keep = KEEP ? part.keep + pair * KEPT : nullptr;
-        if constexpr (short_in_registers(KIND)) {
-#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
-            short_pair<KIND, R, P, KEEP>(sums, here, first, exponents, others, x + pair * X, keep);
-#endif
-        } else {
-            whole_pair<KIND, R, P, KEEP>(sums, here, first, part.exponents, others, x + pair * X, keep);
-        }
+        short_pair<KIND, R, P, KEEP>(sums, here, first, exponents, others, x + pair * X, keep);
     }
     write_sums<KIND, R, P>(sums, target);
 }
 
+#endif
+
 template <int KIND, int R, int P, bool KEEP>
 constexpr ShortTileFunction short_tile_or_none() {
-    if constexpr (P <= most_short_panels(R, KEEP)) {
-        return short_tile<KIND, R, P, KEEP>;
-    } else {
-        return nullptr;
-    }
+#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
+    if constexpr (short_in_registers(KIND) && P <= most_short_panels(R, KEEP)) return short_tile<KIND, R, P, KEEP>;
+#endif
+    return nullptr;
 }
 
 template <int KIND, bool KEEP, int... R>

@@ -60,6 +60,15 @@ inline void one_step(Lanes (&sums)[R][P], const char *panels, const float *x) {
     }
 }
 
+template <int R, int P>
+inline void zero_sums(Lanes (&sums)[R][P]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) sums[r][p] = zeros();
+    }
+}
+
 template <int KIND, int R, int P>
 inline void write_sums(const Lanes (&sums)[R][P], const Target &target) {
 #pragma GCC unroll 16
@@ -82,11 +91,7 @@ void tile(const char *panels, int64_t steps, const float *x, const Target &targe
     constexpr int64_t BYTES = step_bytes(KIND);
     const int64_t step_bytes = target.step_bytes;
     Lanes sums[R][P];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) sums[r][p] = zeros();
-    }
+    zero_sums(sums);
     // Towards the end of its panels a tile fetches the beginning of those that come next.
     constexpr int64_t LINE_STEPS = 64 / BYTES, STEPS_AHEAD = IN_FLIGHT_BYTES / P / BYTES;
     const int64_t near_end = std::max<int64_t>(0, steps - STEPS_AHEAD) / LINE_STEPS * LINE_STEPS;
