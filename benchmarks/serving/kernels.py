@@ -9,6 +9,8 @@ it adds up the same memory. The best of all turns counts, since whatever else ru
 from __future__ import annotations
 
 import argparse
+import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from benchmarks.report import Row, all_hold, at_least, print_table, write_report
 from model_core.engine.native.compiler import NoLibrary
 from model_core.engine.native.library import Pool, load_library
 from model_core.engine.native.panels import KINDS, Packed, PanelKind, pack_matrix
+from model_core.engine.native.short import shorten
 
 # Rows, inputs, outputs.
 _PRODUCTS = (
@@ -34,6 +37,9 @@ _PRODUCTS = (
 )
 _FEW_ROWS = (1, 2, 4, 8)
 _FEW_SHAPES = ((512, 1408), (1408, 512))
+# Few rows of a step, more of a batch, many of a prompt.
+_SHORT_ROWS = (1, 2, 4, 8, 14, 32, 256)
+_SHORT_SHAPES = ((512, 1408), (1408, 512), (1024, 2816))
 _READ_BYTES = 96 << 20
 _BARS = {"f32": 0.85, "bf16": 0.6, "i8": None}
 _READ_BARS = {"f32": 0.8, "bf16": 0.8, "i8": None}
@@ -57,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in KINDS:
         for shape in _FEW_SHAPES:
             rows += reading_rows(pool, kind, *shape, rounds=chosen.rounds)
+    for kind in KINDS:
+        if kind != "i8" and library.short_pays(kind):
+            for shape in _SHORT_SHAPES:
+                rows += short_rows(pool, kind, *shape, rounds=chosen.rounds)
     pool.close()
     facts = {
         "threads": chosen.threads,
@@ -105,6 +115,36 @@ def reading_rows(pool: Pool, kind: PanelKind, n_in: int, n_out: int, *, rounds: 
         name = f"{kind} {rows} x {n_in} x {n_out}, from memory"
         bar = _READ_BARS[kind] if rows == 1 else None
         found.append(_row(name, gigabytes / ours_s, gigabytes / theirs_s, "GB/s", bar))
+    return found
+
+
+def short_rows(pool: Pool, kind: PanelKind, n_in: int, n_out: int, *, rounds: int) -> list[Row]:
+    """Products with short exponents against products with the same weights whole, out of memory."""
+    count = 2 * _READ_BYTES // _matrix(kind, n_out, n_in)[0].data.nbytes
+    whole, short = [], []
+    for _ in range(count):
+        matrix, weight_OI = _matrix(kind, n_out, n_in)
+        shorter = shorten(weight_OI)
+        if shorter is None:
+            raise RuntimeError("Random weights have few exponents, and these were too many.")
+        whole.append(matrix)
+        short.append(shorter)
+    gigabytes = sum(matrix.data.nbytes for matrix in whole) / 1e9
+    found = []
+    for rows in _SHORT_ROWS:
+        x_RI, y_RO = torch.randn(rows, n_in), torch.empty(rows, n_out)
+        sides = [(which, matrices) for which, matrices in enumerate((short, whole))]
+        taken_s: tuple[list[float], list[float]] = ([], [])
+        for _ in range(max(5, rounds // 3)):
+            random.shuffle(sides)
+            for which, matrices in sides:
+                began_s = time.perf_counter()
+                for matrix in matrices:
+                    pool.multiply(matrix, x_RI, y_RO)
+                taken_s[which].append(time.perf_counter() - began_s)
+        ours, theirs = (gigabytes / statistics.median(times) for times in taken_s)
+        name = f"{kind} {rows} x {n_in} x {n_out}, short exponents against whole weights"
+        found.append(Row(name=name, ours=ours, peer=theirs, ratio=ours / theirs, unit="GB/s"))
     return found
 
 
