@@ -32,7 +32,7 @@ _DTYPES: Final[dict[PanelKind, torch.dtype]] = {"bf16": torch.bfloat16, "f32": t
 # Kernels read this much at once, and so beyond the last of the exponents that stand apart.
 _READ_BYTES: Final = 64
 # More at a time would hold up other threads of the interpreter, and take more memory.
-_WEIGHTS_AT_ONCE: Final = 1 << 19
+_WEIGHTS_AT_ONCE: Final = 1 << 16
 # What is larger than this share of whole weights takes longer to read than it saves.
 _LARGEST: Final = 0.95
 
@@ -133,12 +133,11 @@ def _fill(
 ) -> tuple[_Bytes, npt.NDArray[np.int64]]:
     """Writes some bands; returns exponents that stand apart, and how many belong to each half of a band."""
     shape = (*records.shape[:3], _RECORD_WEIGHTS)
-    words_OIW, exponents_OI = _words(weight_OI), _exponents(weight_OI)
-    high_OI = words_OIW[..., -1]
+    words_OIW = _words(weight_OI)
+    highs = np.ascontiguousarray(_ordered(words_OIW[..., -1], kind)).reshape(shape)
+    exponents = (highs >> 7).astype(np.uint8)
     # The seven highest bits of the mantissa above the sign.
-    rest_OI = (high_OI << 1 | high_OI >> 15).astype(np.uint8)
-    records[..., :_RECORD_WEIGHTS] = _ordered(rest_OI, kind).reshape(shape)
-    exponents = _ordered(exponents_OI, kind).reshape(shape)
+    records[..., :_RECORD_WEIGHTS] = highs << 1 | highs >> 15
     codes = np.take(code_of, exponents)
     if kind == "bf16":
         records[..., 64:] = codes[..., :32] | codes[..., 32:] << 4
