@@ -124,7 +124,7 @@ def short_rows(pool: Pool, kind: PanelKind, n_in: int, n_out: int, *, rounds: in
     whole, short = [], []
     for _ in range(count):
         matrix, weight_OI = _matrix(kind, n_out, n_in)
-        shorter = shorten(weight_OI)
+        shorter = shorten(weight_OI, pool.library)
         if shorter is None:
             raise RuntimeError("Random weights have few exponents, and these were too many.")
         whole.append(matrix)

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from model_core.engine.native.footprint import give_back_freed
+from model_core.engine.native.library import Library
 from model_core.engine.native.locking import locked, not_ours
 from model_core.engine.native.panels import panel_kind
 from model_core.engine.native.trees import Layout, NotATree, describe, restore
@@ -93,11 +94,12 @@ class DerivedFolder:
     Args:
         folder: where they are; made if it is missing. It must belong to this user, and no other may write
             there.
-        short: whether exponents of packed weights are kept in few bits where that saves something.
+        library: keeps exponents of packed weights in few bits where that saves something; None keeps all
+            weights whole.
     """
 
-    def __init__(self, folder: Path, *, short: bool = False) -> None:
-        self.folder, self._short = folder, short
+    def __init__(self, folder: Path, library: Library | None = None) -> None:
+        self.folder, self._library = folder, library
 
     def base(self, digest: str, decoder: Decoder) -> Derived[PackedBase]:
         """A base's packed weights, mapped; its file is made if it is missing.
@@ -107,7 +109,7 @@ class DerivedFolder:
             decoder: the base; read only where the file must be made, but for a few numbers per tensor.
         """
         name = self._name("base", digest, decoder.embed.weight.dtype)
-        return self._derive(name, decoder.state_dict(), lambda: pack_base(decoder, short=self._short))
+        return self._derive(name, decoder.state_dict(), lambda: pack_base(decoder, self._library))
 
     def expert(self, digest: str, expert: Expert) -> Derived[PackedExpert]:
         """An expert's packed weights, mapped; its file is made if it is missing.
@@ -117,7 +119,7 @@ class DerivedFolder:
             expert: the expert; read only where the file must be made, but for a few numbers per tensor.
         """
         name = self._name("expert", digest, expert.dtype or torch.int8)
-        return self._derive(name, expert.state_dict(), lambda: pack_expert(expert, short=self._short))
+        return self._derive(name, expert.state_dict(), lambda: pack_expert(expert, self._library))
 
     def tensors(
         self, what: str, digest: str, source: Mapping[str, Tensor], make: Callable[[], NamedTensors]
@@ -147,8 +149,9 @@ class DerivedFolder:
                 path.unlink(missing_ok=True)
 
     def _name(self, what: str, digest: str, dtype: torch.dtype) -> str:
-        short = "-short" if self._short else ""
-        return f"{what}-{_plain(digest)}-v{LAYOUT_VERSION}-{panel_kind(dtype)}{short}"
+        kind = panel_kind(dtype)
+        short = "-short" if self._library is not None and self._library.short_pays(kind) else ""
+        return f"{what}-{_plain(digest)}-v{LAYOUT_VERSION}-{kind}{short}"
 
     def _derive(
         self, name: str, tensors: Mapping[str, Tensor], make: Callable[[], _Weights]

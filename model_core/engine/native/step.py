@@ -24,7 +24,6 @@ from torch import Tensor
 from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.footprint import release_file_pages
 from model_core.engine.native.library import Library
-from model_core.engine.native.panels import panel_kind
 from model_core.engine.native.tables import BatchView, ModelView, Record, StatesView, model_view, state_kind
 from model_core.engine.native.trees import in_large_pages
 from model_core.engine.native.weights import (
@@ -77,8 +76,8 @@ class NativeRunner:
         self._step = self._calls.experts_step_open(threads or torch.get_num_threads())
         shape = bank.shape
         self._rope = (bank.decoder.rope_cos.contiguous(), bank.decoder.rope_sin.contiguous())
-        self._short = library.short_pays(panel_kind(bank.dtype))
-        self._folder = None if folder is None else DerivedFolder(folder, short=self._short)
+        self._library = library
+        self._folder = None if folder is None else DerivedFolder(folder, library)
         self._base = self._take_base()
         self._experts: dict[str, _Held] = {}
         self._prepared: dict[str, _Held] = {}
@@ -222,7 +221,7 @@ class NativeRunner:
     def _take_base(self) -> PackedBase:
         decoder = self._bank.decoder
         if self._folder is None:
-            packed = pack_base(decoder, short=self._short)
+            packed = pack_base(decoder, self._library)
             # Of an embedding a step reads a few rows: the decoder's own serves as well as a copy.
             moved = in_large_pages(replace(packed, embedding_VD=None))
             return replace(moved, embedding_VD=packed.embedding_VD)
@@ -246,9 +245,8 @@ class NativeRunner:
     def _derive(self, name: str, source: Expert, *, poisoned: bool) -> _Held:
         if self._folder is None or poisoned:
             # What was poisoned before it came here must not go into a file under its digest.
-            return _Held(
-                weakref.ref(source), in_large_pages(pack_expert(source, short=self._short)), poisoned
-            )
+            packed = pack_expert(source, self._library)
+            return _Held(weakref.ref(source), in_large_pages(packed), poisoned)
         derived = self._folder.expert(name, source)
         release_file_pages(source.state_dict().values())
         return _Held(weakref.ref(source), derived.weights, poisoned)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_core.engine.native.panels import Packed, pack_matrix
+from model_core.engine.native.library import Library
+from model_core.engine.native.panels import Packed, pack_matrix, panel_kind
 from model_core.engine.native.short import NAN_EXPONENT, shorten
 from model_core.network.decoder import Decoder, DecoderLayer
 from model_core.network.expert import Expert, ExpertLayer
@@ -134,14 +135,14 @@ class PackedBase:
 
 
 @torch.no_grad()
-def pack_base(decoder: Decoder, *, short: bool = False) -> PackedBase:
+def pack_base(decoder: Decoder, library: Library | None = None) -> PackedBase:
     """Packs a base into fresh memory.
 
     Args:
         decoder: the base.
-        short: whether exponents are kept in few bits where that saves something.
+        library: keeps exponents in few bits where that saves something; None keeps all weights whole.
     """
-    pack = _packer(short)
+    pack = _packer(library)
     layers = tuple(_base_layer(decoder.layer(index), pack) for index in range(decoder.shape.n_layers))
     # A head that serves as embedding too is read by rows, which whole panels alone allow.
     head = pack_matrix(decoder.embed.weight) if decoder.lm_head is None else pack(decoder.lm_head.weight)
@@ -154,9 +155,9 @@ def pack_base(decoder: Decoder, *, short: bool = False) -> PackedBase:
 
 
 @torch.no_grad()
-def pack_expert(expert: Expert, *, short: bool = False) -> PackedExpert:
-    """Packs an expert of any kind into fresh memory; ``short`` as for ``pack_base``."""
-    pack = _packer(short)
+def pack_expert(expert: Expert, library: Library | None = None) -> PackedExpert:
+    """Packs an expert of any kind into fresh memory; ``library`` as for ``pack_base``."""
+    pack = _packer(library)
     return PackedExpert(layers=tuple(_expert_layer(expert.layer(i), pack) for i in range(len(expert.layers))))
 
 
@@ -179,13 +180,16 @@ def matrices(network: PackedFfn | PackedFactors) -> Iterator[Packed]:
         yield getattr(network, name)
 
 
-def _packer(short: bool) -> _Pack:
-    def pack(weight_OI: Tensor) -> Packed:
-        floating = weight_OI.dtype in (torch.float32, torch.bfloat16)
-        made = shorten(weight_OI) if floating and weight_OI.nbytes >= LEAST_SHORT_BYTES else None
-        return made or pack_matrix(weight_OI)
+def _packer(library: Library | None) -> _Pack:
+    if library is None:
+        return pack_matrix
 
-    return pack if short else pack_matrix
+    def pack(weight_OI: Tensor) -> Packed:
+        large = weight_OI.nbytes >= LEAST_SHORT_BYTES
+        pays = large and library.short_pays(panel_kind(weight_OI.dtype))
+        return (shorten(weight_OI, library) if pays else None) or pack_matrix(weight_OI)
+
+    return pack
 
 
 def _base_layer(layer: DecoderLayer, pack: _Pack) -> PackedBaseLayer:

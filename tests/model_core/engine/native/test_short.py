@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from short_peer import lengthen, shorten_plainly
 from step_builders import Pages, finish, runner_of, same_bits
 from tensor_builders import bank_of, digest, prompt, random_decoder, random_expert, tiny_shape
 from torch import Tensor
@@ -19,7 +20,7 @@ from model_core.engine.native import weights
 from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import Library, Pool
 from model_core.engine.native.panels import Packed, pack_matrix
-from model_core.engine.native.short import lengthen, shorten
+from model_core.engine.native.short import shorten
 
 DTYPES = (torch.bfloat16, torch.float32)
 # All of its matrices fill whole bands.
@@ -38,9 +39,9 @@ def matrix_of(dtype: torch.dtype, n_bands: int, n_pairs: int, seed: int) -> Tens
     return torch.where((rare_OI > 0.5) & (rare_OI < 0.501), 0.0, weight_OI).to(dtype)
 
 
-def shortened(weight_OI: Tensor) -> Packed:
+def shortened(library: Library, weight_OI: Tensor) -> Packed:
     """The matrix with short exponents."""
-    packed = shorten(weight_OI)
+    packed = shorten(weight_OI, library)
     assert packed is not None
     return packed
 
@@ -52,36 +53,55 @@ def bits(tensor: Tensor) -> Tensor:
 
 @given(dtype=dtypes, n_bands=bands, n_pairs=pairs, seed=seeds)
 @settings(max_examples=40, deadline=None)
-def test_shortening_loses_no_bit(dtype: torch.dtype, n_bands: int, n_pairs: int, seed: int) -> None:
+def test_shortening_loses_no_bit(
+    library: Library, dtype: torch.dtype, n_bands: int, n_pairs: int, seed: int
+) -> None:
     """Also of zeros, of infinities, of NaN and of numbers too small to be normal."""
     weight_OI = matrix_of(dtype, n_bands, n_pairs, seed)
     weight_OI[0, :5] = torch.tensor([-0.0, float("inf"), -float("inf"), float("nan"), 1e-40]).to(dtype)
-    assert torch.equal(bits(lengthen(shortened(weight_OI))), bits(weight_OI))
+    assert torch.equal(bits(lengthen(shortened(library, weight_OI))), bits(weight_OI))
 
 
-def test_many_bands_are_packed_like_few() -> None:
+@given(dtype=dtypes, n_bands=bands, n_pairs=pairs, seed=seeds)
+@settings(max_examples=25, deadline=None)
+def test_compiled_packing_is_that_of_a_plain_program(
+    library: Library, dtype: torch.dtype, n_bands: int, n_pairs: int, seed: int
+) -> None:
+    """Byte by byte, the exponents that stand apart and their places included."""
+    weight_OI = matrix_of(dtype, n_bands, n_pairs, seed)
+    found, wanted = shortened(library, weight_OI), shorten_plainly(weight_OI)
+    assert found.short is not None
+    assert wanted.short is not None
+    assert torch.equal(bits(found.data), bits(wanted.data))
+    for name in ("exponents", "others", "others_at"):
+        assert torch.equal(getattr(found.short, name), getattr(wanted.short, name))
+
+
+def test_many_bands_are_packed_like_few(library: Library) -> None:
     """A matrix of more weights than are packed at once, given as a view of other strides."""
     weight_OI = 0.02 * torch.randn(1100, 1024).T.to(torch.bfloat16)
-    assert torch.equal(lengthen(shortened(weight_OI)), weight_OI)
+    assert torch.equal(lengthen(shortened(library, weight_OI)), weight_OI)
 
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 0.755), (torch.float32, 0.855)])
-def test_random_weights_take_three_quarters_and_five_sixths(dtype: torch.dtype, share: float) -> None:
+def test_random_weights_take_three_quarters_and_five_sixths(
+    library: Library, dtype: torch.dtype, share: float
+) -> None:
     """Everything counted that a product reads."""
     weight_OI = (0.02 * torch.randn(512, 1408)).to(dtype)
-    packed = shortened(weight_OI)
+    packed = shortened(library, weight_OI)
     assert packed.short is not None
     parts = (packed.data, packed.short.exponents, packed.short.others, packed.short.others_at)
     assert sum(part.nbytes for part in parts) < share * weight_OI.nbytes
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_cannot_be_shorter_stays_whole(dtype: torch.dtype) -> None:
+def test_what_cannot_be_shorter_stays_whole(library: Library, dtype: torch.dtype) -> None:
     """Outputs beside whole bands, odd inputs, and weights of all magnitudes."""
-    assert shorten(torch.randn(80, 64).to(dtype)) is None
-    assert shorten(torch.randn(64, 63).to(dtype)) is None
+    assert shorten(torch.randn(80, 64).to(dtype), library) is None
+    assert shorten(torch.randn(64, 63).to(dtype), library) is None
     exponents_OI = torch.randint(-120, 120, (128, 64))
-    assert shorten(torch.ldexp(torch.ones(128, 64), exponents_OI).to(dtype)) is None
+    assert shorten(torch.ldexp(torch.ones(128, 64), exponents_OI).to(dtype), library) is None
 
 
 @given(
@@ -108,7 +128,7 @@ def test_products_have_the_bits_of_whole_weights(
 ) -> None:
     """For any rows and threads, over all panels and over some, written or added."""
     weight_OI = matrix_of(dtype, n_bands, n_pairs, seed)
-    short, whole = shortened(weight_OI), pack_matrix(weight_OI)
+    short, whole = shortened(library, weight_OI), pack_matrix(weight_OI)
     skip_where_not_quick(library, whole)
     x_RI = torch.randn(rows, 2 * n_pairs)
     begin_RO = torch.randn(rows, 64 * n_bands)
@@ -139,7 +159,9 @@ def test_gated_products_have_the_bits_of_whole_weights(
     wanted_RO, found_RO = torch.empty(rows, 64 * n_bands), torch.empty(rows, 64 * n_bands)
     pool = Pool(library, 2)
     pool.multiply_gated(gate, up, x_RI, wanted_RO)
-    pool.multiply_gated(shortened(gate_OI), up if mixed else shortened(up_OI), x_RI, found_RO)
+    pool.multiply_gated(
+        shortened(library, gate_OI), up if mixed else shortened(library, up_OI), x_RI, found_RO
+    )
     pool.close()
     assert torch.equal(bits(found_RO), bits(wanted_RO))
 
@@ -153,9 +175,9 @@ def test_poison_leaves_no_number(
     monkeypatch.setattr(weights, "LEAST_SHORT_BYTES", 0)
     expert = random_expert(random_decoder(WIDE, 3).to(dtype), 5).to(dtype)
     if mapped:
-        packed = DerivedFolder(tmp_path, short=True).expert(digest(7), expert).weights
+        packed = DerivedFolder(tmp_path, library).expert(digest(7), expert).weights
     else:
-        packed = weights.pack_expert(expert, short=True)
+        packed = weights.pack_expert(expert, library)
     weights.poison(packed)
     pool = Pool(library, 2)
     for layer in packed.layers:
