@@ -20,6 +20,7 @@ from model_core.errors import BundleWrongShape, ExpertNotResident, TensorsNotFin
 from model_core.network.checkpoint import load_base_folder, load_expert_folder
 from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
+from model_core.network.finite import not_finite
 from model_core.network.mixture import LayerExperts, plan_uniform
 from model_core.network.poisoning import fill_with_nan
 
@@ -255,8 +256,7 @@ class ExpertBank:
             raise BundleWrongShape("The expert's dtype is not that of the base.", tensors=[])
         if misfit := expert.form.misfit(self.shape.d_ffn):
             raise BundleWrongShape(f"The expert does not fit the base: {misfit}.", tensors=[])
-        rotten = sorted(name for name, t in expert.state_dict().items() if not torch.isfinite(t).all())
-        if rotten:
+        if rotten := not_finite(expert.state_dict()):
             raise TensorsNotFinite(
                 "Weights hold NaN or infinity; train the expert again.", tensors=rotten[:16]
             )

@@ -27,6 +27,7 @@ from model_core.errors import (
 from model_core.network.attention import rotary_tables
 from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
+from model_core.network.finite import not_finite
 from model_core.packing.forms import FfnForm
 from model_core.packing.manifest import (
     BASE_WEIGHTS_FILE,
@@ -203,7 +204,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], *, one_dtype: bool =
             f"{', '.join(wrong[:4])}.",
             tensors=wrong[:16],
         )
-    if rotten := sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()):
+    if rotten := not_finite(tensors):
         raise TensorsNotFinite(
             f"Weights hold NaN or infinity in {', '.join(rotten[:4])}; train the expert again.",
             tensors=rotten[:16],

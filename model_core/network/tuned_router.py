@@ -28,6 +28,7 @@ from model_core.errors import (
     TensorsNotFinite,
 )
 from model_core.network.expert import Expert
+from model_core.network.finite import not_finite
 from model_core.packing.canonical import digest_bytes
 from model_core.packing.files import read_file, write_new_file
 from model_core.packing.manifest import MAX_MANIFEST_BYTES
@@ -131,7 +132,7 @@ def load_tuned_router(folder: Path, *, expect_digest: str) -> TunedRouter:
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != manifest.tensor_shapes() or any(t.dtype != torch.float32 for t in tensors.values()):
         raise BundleWrongShape("The tuned rows are not those that the manifest describes.", tensors=[])
-    if rotten := sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()):
+    if rotten := not_finite(tensors):
         raise TensorsNotFinite("Tuned rows hold NaN or infinity; tune again.", tensors=rotten[:16])
     rows = {member: tensors[f"rows.{place}"] for place, member in enumerate(manifest.members)}
     return TunedRouter(manifest=manifest, rows=rows)

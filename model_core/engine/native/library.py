@@ -39,9 +39,9 @@ class Library:
         calls.experts_multiply_panels.restype = None
         calls.experts_pool_count.argtypes, calls.experts_pool_count.restype = [_P, _I64, _P], None
         calls.experts_short_pays.argtypes, calls.experts_short_pays.restype = [_I32], _I32
-        calls.experts_count_exponents.argtypes = [_P, _I64, _I64, _I64, _I32, _P]
+        calls.experts_count_exponents.argtypes = [_P, _I64, _I32, _P]
         calls.experts_count_exponents.restype = None
-        calls.experts_shorten.argtypes = [_P, _I64, _I64, _I64, _I32, _P, _P, _P, _P]
+        calls.experts_shorten.argtypes = [_P, _I64, _I64, _I32, _P, _P, _P, _P]
         calls.experts_shorten.restype = None
         calls.experts_exp.argtypes, calls.experts_exp.restype = [_P, _P, _I64], None
         calls.experts_likeliest.argtypes, calls.experts_likeliest.restype = [_P, _I64, _P, _P], None

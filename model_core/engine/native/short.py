@@ -25,7 +25,7 @@ _N_EXPONENTS: Final = 256
 # By kind: exponents that have a code of their own, and bytes of a pair of inputs of two panels.
 _CODES: Final = {"bf16": 15, "f32": 7}
 _RECORD_BYTES: Final = {"bf16": 96, "f32": 216}
-# Kernels read this much at once, and so beyond the last of the exponents that stand apart.
+# Kernels read and write this much at once, and so beyond the last of the exponents that stand apart.
 _READ_BYTES: Final = 64
 # What is larger than this share of whole weights takes longer to read than it saves.
 _LARGEST: Final = 0.95
@@ -39,8 +39,8 @@ def shorten(weight_OI: Tensor, library: Library) -> Packed | None:
         library: compiled code; other Python threads run while it packs.
 
     Returns:
-        None where that would not make the matrix smaller: it is neither bf16 nor fp32, outputs do not fill
-        whole bands, inputs are odd, or exponents are too many.
+        None where the matrix stays whole: it is neither bf16 nor fp32, outputs do not fill whole bands,
+        inputs are odd, exponents are too many, or this processor cannot look them up.
     """
     n_out, n_in = weight_OI.shape
     if weight_OI.dtype not in (torch.bfloat16, torch.float32):
@@ -48,10 +48,11 @@ def shorten(weight_OI: Tensor, library: Library) -> Packed | None:
     if n_out % (BAND * LANES) or n_in % 2 or weight_OI.numel() == 0:
         return None
     kind = panel_kind(weight_OI.dtype)
-    words_OW = weight_OI.detach().contiguous().view(torch.int16)
-    given = (words_OW.data_ptr(), words_OW.stride(0), n_out, n_in, KINDS.index(kind))
-    counts = torch.zeros(_N_EXPONENTS, dtype=torch.int64)
-    library.calls.experts_count_exponents(*given, counts.data_ptr())
+    if not library.short_pays(kind):
+        return None
+    rows_OI = weight_OI.detach().contiguous()
+    words, counts = rows_OI.data_ptr(), torch.zeros(_N_EXPONENTS, dtype=torch.int64)
+    library.calls.experts_count_exponents(words, rows_OI.nbytes // 4, KINDS.index(kind), counts.data_ptr())
     n_codes = _CODES[kind]
     chosen = counts.argsort(descending=True, stable=True)[:n_codes].sort().values
     n_others = int(counts.sum() - counts[chosen].sum())
@@ -63,8 +64,8 @@ def shorten(weight_OI: Tensor, library: Library) -> Packed | None:
     code_of[chosen] = torch.arange(n_codes, dtype=torch.uint8)
     data = aligned(n_bytes // 2, torch.bfloat16)
     others, others_at = aligned(n_others + _READ_BYTES, torch.uint8), aligned(n_halves + 1, torch.int64)
-    results = (code_of, data, others, others_at)
-    library.calls.experts_shorten(*given, *(result.data_ptr() for result in results))
+    places = [tensor.data_ptr() for tensor in (code_of, data, others, others_at)]
+    library.calls.experts_shorten(words, n_out, n_in, KINDS.index(kind), *places)
     others[n_others:] = 0
     exponents = aligned(16, torch.uint8)
     exponents.zero_()[:n_codes] = chosen

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model_core.engine.native.library import Library
-from model_core.engine.native.panels import Packed, pack_matrix, panel_kind
+from model_core.engine.native.panels import Packed, pack_matrix
 from model_core.engine.native.short import NAN_EXPONENT, shorten
 from model_core.network.decoder import Decoder, DecoderLayer
 from model_core.network.expert import Expert, ExpertLayer
@@ -186,8 +186,7 @@ def _packer(library: Library | None) -> _Pack:
 
     def pack(weight_OI: Tensor) -> Packed:
         large = weight_OI.nbytes >= LEAST_SHORT_BYTES
-        pays = large and library.short_pays(panel_kind(weight_OI.dtype))
-        return (shorten(weight_OI, library) if pays else None) or pack_matrix(weight_OI)
+        return (shorten(weight_OI, library) if large else None) or pack_matrix(weight_OI)
 
     return pack
 

@@ -21,9 +21,13 @@ constexpr bool PAIRS_AT_ONCE = true;
 constexpr bool PAIRS_AT_ONCE = false;
 #endif
 
+#if defined(__AVX512BW__) && defined(__AVX512VBMI__) && defined(__AVX512VBMI2__)
+#define EXPERTS_SHORT_IN_REGISTERS
+#endif
+
 // Whether tiles make weights with short exponents whole in registers; elsewhere that takes longer than reading them.
 constexpr bool short_in_registers(int kind) {
-#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
+#ifdef EXPERTS_SHORT_IN_REGISTERS
     return kind == F32 || (kind == BF16 && PAIRS_AT_ONCE);
 #else
     (void)kind;
@@ -65,6 +69,9 @@ inline bool is_short(const Matrix &matrix) { return matrix.exponents != nullptr;
 // Bytes of a pair of inputs of two panels with short exponents, and of a pair of inputs of one whole panel.
 constexpr int64_t short_bytes(int kind) { return kind == BF16 ? 96 : 216; }
 constexpr int64_t whole_bytes(int kind) { return kind == BF16 ? 64 : 128; }
+// Of a record: where its codes begin, and the lowest bits of mantissas; and the code of all exponents that stand apart.
+constexpr int CODES_AT = 64, LOWS_AT = 88;
+constexpr int other_code(int kind) { return kind == BF16 ? 15 : 7; }
 inline int64_t short_band_bytes(const Matrix &matrix) { return matrix.n_in * short_bytes(matrix.kind); }
 
 // Computes R rows times P panels that stand side by side in one band. For each step the R inputs (bf16: pairs of inputs)

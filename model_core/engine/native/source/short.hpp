@@ -17,9 +17,6 @@
 
 namespace experts {
 
-constexpr int CODES_AT = 64, LOWS_AT = 88;
-constexpr int other_code(int kind) { return kind == BF16 ? 15 : 7; }
-
 // Exponents that stand apart, as far as they were read. A poisoned matrix says that all do, so the end is looked at.
 struct Others {
     const uint8_t *next, *end;
@@ -27,7 +24,7 @@ struct Others {
     void skip(int64_t n) { next += std::min<int64_t>(n, end - next); }
 };
 
-#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
+#ifdef EXPERTS_SHORT_IN_REGISTERS
 // Sign, exponent and the highest seven bits of the mantissa of two panels.
 struct Highs {
     __m512i panel[2];
@@ -88,18 +85,10 @@ inline void short_pair(Lanes (&sums)[R][P], const char *pair, int first, __m512i
         const Highs highs = highs_of<KIND>(record, exponents, others[P == 4 ? p / 2 : 0]);
         if constexpr (KIND == BF16) {
 #if defined(__AVX512BF16__)
-            const __m512i w[2] = {highs.panel[side], highs.panel[1]};
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                int32_t inputs;
-                std::memcpy(&inputs, x + r, 4);
-                const auto value = (__m512bh)_mm512_set1_epi32(inputs);
+            __m512i w[SIDES];
 #pragma GCC unroll 2
-                for (int at = 0; at < SIDES; ++at) {
-                    Part &sum = sums[r][p + at].part[0];
-                    sum = (Part)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w[at], value);
-                }
-            }
+            for (int at = 0; at < SIDES; ++at) w[at] = highs.panel[side + at];
+            add_pairs<R, P>(sums, p, w, x);
             if constexpr (KEEP) {
                 for (int at = 0; at < SIDES; ++at) _mm512_store_si512(keep + (p + at) * 64, w[at]);
             }
@@ -167,7 +156,7 @@ void short_tile(const ShortPart &part, int64_t pairs, const float *x, const Targ
 
 template <int KIND, int R, int P, bool KEEP>
 constexpr ShortTileFunction short_tile_or_none() {
-#if defined(__AVX512VBMI2__) && defined(__AVX512BW__)
+#ifdef EXPERTS_SHORT_IN_REGISTERS
     if constexpr (short_in_registers(KIND) && P <= most_short_panels(R, KEEP)) return short_tile<KIND, R, P, KEEP>;
 #endif
     return nullptr;

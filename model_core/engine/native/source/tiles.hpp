@@ -23,24 +23,33 @@ inline Lanes weights(const char *from, int half) {
     return load(reinterpret_cast<const float *>(from));
 }
 
+#if defined(__AVX512BF16__)
+// Adds to N panels from a given one: pairs of inputs of R rows times a pair of weights of each output.
+template <int R, int P, int N>
+inline void add_pairs(Lanes (&sums)[R][P], int first, const __m512i (&w)[N], const float *x) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        int32_t pair;
+        std::memcpy(&pair, x + r, 4);
+        const auto value = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 16
+        for (int p = 0; p < N; ++p) {
+            Part &sum = sums[r][first + p].part[0];
+            sum = (Part)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w[p], value);
+        }
+    }
+}
+#endif
+
 template <int KIND, int R, int P>
 inline void one_step(Lanes (&sums)[R][P], const char *panels, const float *x) {
     constexpr int64_t BYTES = step_bytes(KIND);
     if constexpr (KIND == BF16 && PAIRS_AT_ONCE) {
 #if defined(__AVX512BF16__)
-        __m512bh w[P];
+        __m512i w[P];
 #pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) w[p] = (__m512bh)_mm512_loadu_si512(panels + p * BYTES);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            int32_t pair;
-            std::memcpy(&pair, x + r, 4);
-            const auto value = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) {
-                sums[r][p].part[0] = (Part)_mm512_dpbf16_ps((__m512)sums[r][p].part[0], w[p], value);
-            }
-        }
+        for (int p = 0; p < P; ++p) w[p] = _mm512_loadu_si512(panels + p * BYTES);
+        add_pairs<R, P>(sums, 0, w, x);
 #endif
     } else {
         const auto take = [&](int half) __attribute__((always_inline)) {

@@ -19,7 +19,7 @@ from torch import Tensor
 from model_core.engine.native import weights
 from model_core.engine.native.derived import DerivedFolder
 from model_core.engine.native.library import Library, Pool
-from model_core.engine.native.panels import Packed, pack_matrix
+from model_core.engine.native.panels import LANES, Packed, pack_matrix, panel_kind
 from model_core.engine.native.short import shorten
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -39,8 +39,13 @@ def matrix_of(dtype: torch.dtype, n_bands: int, n_pairs: int, seed: int) -> Tens
     return torch.where((rare_OI > 0.5) & (rare_OI < 0.501), 0.0, weight_OI).to(dtype)
 
 
+matrices = st.builds(matrix_of, dtypes, bands, pairs, seeds)
+
+
 def shortened(library: Library, weight_OI: Tensor) -> Packed:
-    """The matrix with short exponents."""
+    """The matrix with short exponents, where this processor can look them up."""
+    if not library.short_pays(panel_kind(weight_OI.dtype)):
+        pytest.skip("this processor multiplies whole weights alone")
     packed = shorten(weight_OI, library)
     assert packed is not None
     return packed
@@ -51,24 +56,18 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
 
 
-@given(dtype=dtypes, n_bands=bands, n_pairs=pairs, seed=seeds)
+@given(weight_OI=matrices)
 @settings(max_examples=40, deadline=None)
-def test_shortening_loses_no_bit(
-    library: Library, dtype: torch.dtype, n_bands: int, n_pairs: int, seed: int
-) -> None:
+def test_shortening_loses_no_bit(library: Library, weight_OI: Tensor) -> None:
     """Also of zeros, of infinities, of NaN and of numbers too small to be normal."""
-    weight_OI = matrix_of(dtype, n_bands, n_pairs, seed)
-    weight_OI[0, :5] = torch.tensor([-0.0, float("inf"), -float("inf"), float("nan"), 1e-40]).to(dtype)
+    weight_OI[0, :5] = torch.tensor([-0.0, float("inf"), -float("inf"), float("nan"), 1e-40])
     assert torch.equal(bits(lengthen(shortened(library, weight_OI))), bits(weight_OI))
 
 
-@given(dtype=dtypes, n_bands=bands, n_pairs=pairs, seed=seeds)
+@given(weight_OI=matrices)
 @settings(max_examples=25, deadline=None)
-def test_compiled_packing_is_that_of_a_plain_program(
-    library: Library, dtype: torch.dtype, n_bands: int, n_pairs: int, seed: int
-) -> None:
+def test_compiled_packing_is_that_of_a_plain_program(library: Library, weight_OI: Tensor) -> None:
     """Byte by byte, the exponents that stand apart and their places included."""
-    weight_OI = matrix_of(dtype, n_bands, n_pairs, seed)
     found, wanted = shortened(library, weight_OI), shorten_plainly(weight_OI)
     assert found.short is not None
     assert wanted.short is not None
@@ -77,8 +76,8 @@ def test_compiled_packing_is_that_of_a_plain_program(
         assert torch.equal(getattr(found.short, name), getattr(wanted.short, name))
 
 
-def test_many_bands_are_packed_like_few(library: Library) -> None:
-    """A matrix of more weights than are packed at once, given as a view of other strides."""
+def test_a_view_of_other_strides_is_packed_like_its_copy(library: Library) -> None:
+    """Neither its rows nor the weights of a row lie side by side."""
     weight_OI = 0.02 * torch.randn(1100, 1024).T.to(torch.bfloat16)
     assert torch.equal(lengthen(shortened(library, weight_OI)), weight_OI)
 
@@ -105,43 +104,30 @@ def test_what_cannot_be_shorter_stays_whole(library: Library, dtype: torch.dtype
 
 
 @given(
-    dtype=dtypes,
-    n_bands=bands,
-    n_pairs=pairs,
+    weight_OI=matrices,
     rows=st.integers(1, 60),
     threads=st.integers(1, 3),
     add=st.booleans(),
-    seed=seeds,
     data=st.data(),
 )
 @settings(max_examples=80, deadline=None)
 def test_products_have_the_bits_of_whole_weights(
-    library: Library,
-    dtype: torch.dtype,
-    n_bands: int,
-    n_pairs: int,
-    rows: int,
-    threads: int,
-    add: bool,
-    seed: int,
-    data: st.DataObject,
+    library: Library, weight_OI: Tensor, rows: int, threads: int, add: bool, data: st.DataObject
 ) -> None:
     """For any rows and threads, over all panels and over some, written or added."""
-    weight_OI = matrix_of(dtype, n_bands, n_pairs, seed)
+    n_out, n_in = weight_OI.shape
     short, whole = shortened(library, weight_OI), pack_matrix(weight_OI)
-    skip_where_not_quick(library, whole)
-    x_RI = torch.randn(rows, 2 * n_pairs)
-    begin_RO = torch.randn(rows, 64 * n_bands)
+    x_RI, begin_RO = torch.randn(rows, n_in), torch.randn(rows, n_out)
     wanted_RO, found_RO, parts_RO = begin_RO.clone(), begin_RO.clone(), begin_RO.clone()
     pool = Pool(library, threads)
     pool.multiply(whole, x_RI, wanted_RO, add=add)
     pool.multiply(short, x_RI, found_RO, add=add)
     pool.close()
     assert torch.equal(bits(found_RO), bits(wanted_RO))
-    n_panels = 4 * n_bands
+    n_panels = n_out // LANES
     cuts = sorted(data.draw(st.lists(st.integers(0, n_panels), max_size=2)))
     for first, last in zip([0, *cuts], [*cuts, n_panels], strict=True):
-        where = (x_RI.data_ptr(), 2 * n_pairs, rows, parts_RO.data_ptr(), 64 * n_bands, int(add))
+        where = (x_RI.data_ptr(), n_in, rows, parts_RO.data_ptr(), n_out, int(add))
         library.calls.experts_multiply_panels(ctypes.byref(short.view()), first, last, *where)
     assert torch.equal(bits(parts_RO), bits(wanted_RO))
 
@@ -153,15 +139,13 @@ def test_gated_products_have_the_bits_of_whole_weights(
 ) -> None:
     """Also where one of the two matrices could not be shortened."""
     gate_OI, up_OI = (matrix_of(dtype, n_bands, n_pairs, seed) for seed in (1, 2))
-    gate, up = pack_matrix(gate_OI), pack_matrix(up_OI)
-    skip_where_not_quick(library, gate)
+    short, up = shortened(library, gate_OI), pack_matrix(up_OI)
+    short_up = up if mixed else shortened(library, up_OI)
     x_RI = torch.randn(rows, 2 * n_pairs)
     wanted_RO, found_RO = torch.empty(rows, 64 * n_bands), torch.empty(rows, 64 * n_bands)
     pool = Pool(library, 2)
-    pool.multiply_gated(gate, up, x_RI, wanted_RO)
-    pool.multiply_gated(
-        shortened(library, gate_OI), up if mixed else shortened(library, up_OI), x_RI, found_RO
-    )
+    pool.multiply_gated(pack_matrix(gate_OI), up, x_RI, wanted_RO)
+    pool.multiply_gated(short, short_up, x_RI, found_RO)
     pool.close()
     assert torch.equal(bits(found_RO), bits(wanted_RO))
 
@@ -172,6 +156,8 @@ def test_poison_leaves_no_number(
     library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, mapped: bool
 ) -> None:
     """Every output of a poisoned expert is NaN, in memory and mapped from a file."""
+    if not library.short_pays(panel_kind(dtype)):
+        pytest.skip("this processor multiplies whole weights alone")
     monkeypatch.setattr(weights, "LEAST_SHORT_BYTES", 0)
     expert = random_expert(random_decoder(WIDE, 3).to(dtype), 5).to(dtype)
     if mapped:
@@ -183,7 +169,6 @@ def test_poison_leaves_no_number(
     for layer in packed.layers:
         for matrix in weights.matrices(layer.network):
             assert matrix.short is not None
-            skip_where_not_quick(library, matrix)
             for rows in (1, 5, 9, 40):
                 y_RO = torch.zeros(rows, matrix.n_out)
                 pool.multiply(matrix, torch.randn(rows, matrix.n_in), y_RO)
@@ -208,16 +193,10 @@ def test_steps_have_the_bits_of_whole_weights(
         shorts = {
             matrix.short is not None for matrix in weights.matrices(runner._base.layers[0].public.network)
         }
-        assert shorts == {least == 0 and library.short_pays("bf16" if dtype == torch.bfloat16 else "f32")}
+        assert shorts == {least == 0 and library.short_pays(panel_kind(dtype))}
         walks.append(
             finish(
                 runner, Pages(runner, random.Random(1)).walk(bank, runner, prompt(2, 30), sorted(experts), 2)
             )
         )
     assert all(same_bits(walk, walks[0]) for walk in walks)
-
-
-def skip_where_not_quick(library: Library, matrix: Packed) -> None:
-    """On a processor that cannot look exponents up in registers no weights are kept so."""
-    if not library.short_pays(matrix.kind):
-        pytest.skip("this processor multiplies whole weights alone")
