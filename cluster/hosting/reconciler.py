@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 _PREFIX = "host-"
 _LOOK_S = 1.0
 _POLL_S = 1.0
+# Serve's answer takes processor time of its controller and of this process. While it runs what is needed,
+# only a host that broke could be news.
+_CALM_S = 3.0
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 60.0
 _BROKEN = frozenset({"DEPLOY_FAILED", "NOT_STARTED"})
@@ -92,6 +95,7 @@ class Reconciler:
         self._office = connect_office()
         self._epoch = -1
         self._needed: frozenset[str] = frozenset()
+        self._calm_until_s = 0.0
         self._pause_s: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         threading.Thread(target=self._work, name="reconciler", daemon=True).start()
@@ -114,19 +118,29 @@ class Reconciler:
             except ProductError as err:
                 log.warning("the register cannot be asked: %s", err.code)
                 await asyncio.sleep(_LOOK_S)
-                continue
-            difference = compare(self._needed, await asyncio.to_thread(_running))
-            if difference == Difference():
-                continue
-            await asyncio.to_thread(self._change, difference)
-            await asyncio.sleep(_LOOK_S)
+            else:
+                await self._act()
+
+    async def _act(self) -> None:
+        """Changes what differs; asks Serve for nothing while it is known to run what is needed."""
+        if time.monotonic() < self._calm_until_s:
+            return
+        running = await asyncio.to_thread(_running)
+        difference = compare(self._needed, running)
+        if difference == Difference():
+            self._calm_until_s = time.monotonic() + (_CALM_S if GATEWAY in running else 0.0)
+            return
+        await asyncio.to_thread(self._change, difference)
+        await asyncio.sleep(_LOOK_S)
 
     async def _look(self) -> None:
         """Waits up to ``_POLL_S`` for a newer epoch."""
         news = await self._office.wait_epoch("reconciler", self._epoch, _POLL_S)
         if news.snapshot_json is not None and news.epoch > self._epoch:
             snapshot = Snapshot.from_json(news.snapshot_json, expect_digest=news.snapshot_digest)
-            self._needed = frozenset(fact.base_digest for fact in snapshot.deployments)
+            needed = frozenset(fact.base_digest for fact in snapshot.deployments)
+            if needed != self._needed:
+                self._needed, self._calm_until_s = needed, 0.0
             self._epoch = news.epoch
 
     def _change(self, difference: Difference) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from cluster.hosting.background import Background
 from cluster.hosting.errors import ExpertsDoNotFit, ExpertsNotLoaded
 from cluster.hosting.plan import EMPTY_ROSTER, Roster
 from cluster.hosting.room import EngineRoom
@@ -101,6 +102,7 @@ class Stock:
         self._aside: set[str] = set()  # permitted, and not here for want of room
         self._roster, self._roster_s = EMPTY_ROSTER, clock()
         self._bringing = asyncio.Lock()
+        self._background = Background()
 
     @property
     def residents(self) -> tuple[Resident, ...]:
@@ -134,7 +136,7 @@ class Stock:
                 self._aside.add(digest)
         if missing:
             # Reading experts through leaves freed memory that would count beside the one copy they share.
-            await asyncio.to_thread(give_back_freed)
+            await self._background.run(give_back_freed)
 
     async def having(self, wanted: Callable[[], Iterable[str]], command: Callable[[], T]) -> T:
         """Runs a command of the engine's thread with experts in memory; loads those that are not.
@@ -173,6 +175,7 @@ class Stock:
         """Needs no packed files any more."""
         if self._claims is not None:
             await asyncio.to_thread(self._claims.close)
+        self._background.close()
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────
     async def _bring_and_run(self, experts: frozenset[str], command: Callable[[], T], deadline_s: float) -> T:
@@ -186,22 +189,22 @@ class Stock:
                 except ProductError as error:
                     log.warning("experts cannot be loaded: %s", error.code)
                     raise ExpertsNotLoaded("Experts cannot be loaded at present.") from error
-                await asyncio.to_thread(give_back_freed)
+                await self._background.run(give_back_freed)
             self._residency.entitle(experts, now_s=self._clock())
             return await asyncio.wrap_future(self._room.call(command))
 
     async def _bring(self, experts: Collection[str], *, entitled_before_s: float = float("inf")) -> None:
         """Loads those of a set that are permitted and not here; holds ``_bringing``."""
         missing = sorted(set(experts) & self._room.roster.experts - set(self._room.bank.digests))
-        checked = {d: await asyncio.to_thread(self._look, d) for d in missing if d not in self._known}
+        checked = {d: await self._background.run(self._look, d) for d in missing if d not in self._known}
         needed = sum(self._known[digest].size_bytes for digest in missing)
         await self._make_room(needed, kept=frozenset(experts), entitled_before_s=entitled_before_s)
         shape = self._room.bank.shape
         for digest in missing:
-            bundle = checked[digest] if digest in checked else await asyncio.to_thread(self._look, digest)
+            bundle = checked[digest] if digest in checked else await self._background.run(self._look, digest)
             base = self._room.bank.base_digest
-            _, expert = await asyncio.to_thread(load_expert_folder, bundle.folder, base, shape)
-            prepared = await asyncio.to_thread(self._room.prepare, digest, expert)
+            _, expert = await self._background.run(load_expert_folder, bundle.folder, base, shape)
+            prepared = await self._background.run(self._room.prepare, digest, expert)
             if await asyncio.wrap_future(self._room.call(partial(self._room.install, prepared))):
                 self.counts.loaded += 1
             self._aside.discard(digest)
@@ -268,6 +271,6 @@ class Stock:
             return
         needs = {self._room.bank.base_digest, *roster.experts, *roster.kept}
         try:
-            await asyncio.to_thread(self._claims.say, needs)
+            await self._background.run(self._claims.say, needs)
         except OSError as error:
             log.warning("packed files cannot be cleared away", extra={"errno": error.errno})

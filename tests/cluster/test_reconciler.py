@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.gateway.deploy import host_application as application_name
-from cluster.hosting.reconciler import Difference, compare
+from cluster.hosting import reconciler
+from cluster.hosting.reconciler import Difference, Reconciler, compare
 
 BASES = tuple(f"sha256:{number:x}" * 1 + "0" * 63 for number in range(4))
 states = st.sampled_from(["RUNNING", "DEPLOYING", "UNHEALTHY", "DEPLOY_FAILED", "NOT_STARTED", "DELETING"])
@@ -40,3 +44,38 @@ def test_nothing_is_started_before_the_gateway() -> None:
     assert compare(frozenset(BASES), {}) == Difference()
     assert compare(frozenset(BASES), {"somebody-elses": "RUNNING"}) == Difference()
     assert compare(frozenset(BASES), {"gateway": "DEPLOYING"}).start == tuple(sorted(BASES))
+
+
+class Alone(Reconciler):
+    """A reconciler without office and thread; knows what it would change."""
+
+    def __init__(self, *needed: str) -> None:
+        self._needed, self._calm_until_s = frozenset(needed), 0.0
+        self.changed: list[Difference] = []
+
+    def _change(self, difference: Difference) -> None:
+        self.changed.append(difference)
+
+
+@pytest.mark.parametrize(("gateway", "asked"), [(True, 1), (False, 3)])
+def test_serve_is_left_alone_while_it_runs_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, gateway: bool, asked: int
+) -> None:
+    """But not before the gateway is up: then hosts are started at once."""
+    running = {application_name(BASES[0]): "RUNNING"} | ({"gateway": "RUNNING"} if gateway else {})
+    times = []
+    monkeypatch.setattr(reconciler, "_running", lambda: times.append(1) or running)
+    one = Alone(BASES[0])
+    for _ in range(3):
+        asyncio.run(one._act())
+    assert (len(times), one.changed) == (asked, [])
+
+
+def test_what_differs_is_changed_and_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until Serve runs what is needed."""
+    monkeypatch.setattr(reconciler, "_running", lambda: {"gateway": "RUNNING"})
+    monkeypatch.setattr(reconciler, "_LOOK_S", 0.0)
+    one = Alone(BASES[0])
+    for _ in range(2):
+        asyncio.run(one._act())
+    assert one.changed == 2 * [Difference(start=(BASES[0],))]

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work of a host that no stream waits for: on threads that stand back behind all others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+# A tenth of the share of a thread that computes steps, where both want the same core.
+_NICENESS = 10
+
+
+class Background:
+    """Threads of low priority.
+
+    What comes into a host is verified, read through and packed while its streams go on. At equal priority
+    that would take turns with the thread that computes steps, and every stream would wait as long.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(thread_name_prefix="background", initializer=_stand_back)
+
+    async def run(self, command: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Runs something on one of them; as ``asyncio.to_thread``."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, command, *arguments)
+
+    def close(self) -> None:
+        """Ends them after what they do now; what waits is dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _stand_back() -> None:
+    # Linux knows a niceness of each thread; systems that do not would slow the whole process down.
+    if hasattr(os, "sched_getaffinity"):
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host does in the background stands back behind its steps, and nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import pytest
+
+from cluster.hosting.background import Background
+
+
+def niceness() -> int:
+    """Of the thread that asks."""
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems know the niceness of whole processes alone"
+)
+def test_background_work_stands_back_and_who_waits_for_it_does_not() -> None:
+    """Work goes to threads that are ten less important; the thread that asked stays as it was."""
+
+    async def both() -> tuple[int, int, int]:
+        background = Background()
+        before = niceness()
+        there = await background.run(niceness)
+        background.close()
+        return before, there, niceness()
+
+    before, there, after = asyncio.run(both())
+    assert (there, after) == (min(19, before + 10), before)
+
+
+def test_background_work_gives_back_its_result_or_its_error() -> None:
+    """As a call would."""
+
+    async def work() -> None:
+        background = Background()
+        assert await background.run(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            await background.run(divmod, 7, 0)
+        background.close()
+
+    asyncio.run(work())
