@@ -47,7 +47,8 @@ class Publisher:
         self._town = town
         people = {"carol", "operator", *(ware.owner for ware in town.wares)}
         self._clients = {person: connect(town.keys[person]) for person in sorted(people)}
-        self._consents = self._given()
+        # By expert name; None until somebody needs to know, for asking takes the office's time.
+        self._consents: dict[str, str | None] = {**self._given()}
         self.acts: list[Act] = []
 
     def close(self) -> None:
@@ -61,16 +62,15 @@ class Publisher:
 
     def withdraw(self, ware: Ware) -> Act:
         """One act of the owner."""
-        consent_id = self._consents.pop(ware.name)
+        consent_id = self._consents.pop(ware.name) or self._given(ware.owner)[ware.name]
         return self._publish("withdraw", ware, ware.owner, "consents.withdraw", consent_id=consent_id)
 
     def give(self, ware: Ware) -> Act:
         """The owner proposes, compliance approves."""
         change = self._call(ware.owner, "changes.propose", title=f"Back: {ware.name}", items=[consent(ware)])
         fields = {"change_id": change["id"], "digest": change["digest"]}
-        act = self._publish("give", ware, "carol", "changes.approve", **fields)
-        self._consents |= self._given(ware.owner)
-        return act
+        self._consents[ware.name] = None
+        return self._publish("give", ware, "carol", "changes.approve", **fields)
 
     def wait_until_acknowledged(self, epoch: int, servers: int, *, timeout_s: float) -> bool:
         """Waits until so many servers run an epoch or a later one."""
