@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
@@ -37,6 +38,6 @@ class Background:
 
 def _stand_back() -> None:
     # Linux knows a niceness of each thread; systems that do not would slow the whole process down.
-    if hasattr(os, "sched_getaffinity"):
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
