@@ -28,6 +28,7 @@ from cluster.hosting.host import host_application
 from cluster.office.client import connect_office
 from cluster.settings import Settings
 from cluster.telemetry import log_to
+from model_core.engine.native.compiler import build_library
 from model_core.errors import ProductError
 from policy.facts.snapshot import Snapshot
 
@@ -98,6 +99,10 @@ class Reconciler:
         self._calm_until_s = 0.0
         self._pause_s: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
+        if self._settings.host_kernels:
+            # Well before the first host needs them; with nobody's stream to slow down yet.
+            folder = self._settings.kernels_folder or Home(self._settings.home).kernels
+            threading.Thread(target=build_library, args=(folder,), name="compiler", daemon=True).start()
         threading.Thread(target=self._work, name="reconciler", daemon=True).start()
 
     async def needed(self) -> tuple[int, tuple[str, ...]]:
