@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work of a host that no stream waits for: on threads that stand back behind all others."""
+"""Work that no stream waits for: on threads that stand back behind all others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(thread_name_prefix="background", initializer=_stand_back)
+        self._threads = ThreadPoolExecutor(thread_name_prefix="background", initializer=stand_back)
 
     async def run(self, command: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Runs something on one of them; as ``asyncio.to_thread``."""
@@ -36,7 +36,8 @@ class Background:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _stand_back() -> None:
+def stand_back() -> None:
+    """Lowers the priority of this thread, and of all that it starts from now on."""
     # Linux knows a niceness of each thread; systems that do not would slow the whole process down.
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

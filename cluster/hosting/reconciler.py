@@ -24,7 +24,9 @@ from cluster.bootstrap import read_settings
 from cluster.gateway.deploy import APPLICATION as GATEWAY
 from cluster.gateway.deploy import host_application as application_name
 from cluster.home import Home
+from cluster.hosting.background import stand_back
 from cluster.hosting.host import host_application
+from cluster.hosting.news import read_snapshot
 from cluster.office.client import connect_office
 from cluster.settings import Settings
 from cluster.telemetry import log_to
@@ -94,7 +96,7 @@ class Reconciler:
         self._settings: Settings = read_settings(settings)
         log_to(Home(self._settings.home).logs, "reconciler", self._settings.log_level)
         self._office = connect_office()
-        self._epoch = -1
+        self._snapshot: Snapshot | None = None
         self._needed: frozenset[str] = frozenset()
         self._calm_until_s = 0.0
         self._pause_s: dict[str, float] = {}
@@ -109,7 +111,12 @@ class Reconciler:
         """The epoch it has seen and the bases that it keeps hosts for."""
         return self._epoch, tuple(sorted(self._needed))
 
+    @property
+    def _epoch(self) -> int:
+        return -1 if self._snapshot is None else self._snapshot.epoch
+
     def _work(self) -> None:
+        stand_back()  # a host that starts a moment later costs less than a stream that waits
         try:
             asyncio.run(self._run())
         except BaseException:
@@ -140,13 +147,15 @@ class Reconciler:
 
     async def _look(self) -> None:
         """Waits up to ``_POLL_S`` for a newer epoch."""
-        news = await self._office.wait_epoch("reconciler", self._epoch, _POLL_S)
-        if news.snapshot_json is not None and news.epoch > self._epoch:
-            snapshot = Snapshot.from_json(news.snapshot_json, expect_digest=news.snapshot_digest)
-            needed = frozenset(fact.base_digest for fact in snapshot.deployments)
-            if needed != self._needed:
-                self._needed, self._calm_until_s = needed, 0.0
-            self._epoch = news.epoch
+        known = self._snapshot
+        news = await self._office.wait_epoch("reconciler", self._epoch, _POLL_S, changes=True)
+        if news.epoch <= self._epoch:
+            return
+        self._snapshot = None  # where the changes lead elsewhere, the next question is for all of it
+        self._snapshot = read_snapshot(news, known)
+        needed = frozenset(fact.base_digest for fact in self._snapshot.deployments)
+        if needed != self._needed:
+            self._needed, self._calm_until_s = needed, 0.0
 
     def _change(self, difference: Difference) -> None:
         for name in difference.stop:

@@ -27,6 +27,7 @@ from cluster.settings import Settings
 from examples.chaos.__main__ import free_port
 from examples.demo.house import HouseFailed
 from examples.storm import play
+from examples.storm.distant import DistantCrowd
 from examples.storm.gaps import largest_gap_ms, median_gap_ms
 from examples.storm.goods import SMALL, Sizes
 from examples.storm.held import Held, held_by
@@ -34,7 +35,7 @@ from examples.storm.hosts import Orders
 from examples.storm.house import KERNELS, ServedHouse
 from examples.storm.local import LocalHouse
 from examples.storm.publisher import Publisher
-from examples.storm.streams import Answer, Crowd, Load, Refused, ask
+from examples.storm.streams import Answer, Load, Refused, ask
 from examples.storm.town import Town, found
 from model_core.errors import ProductError
 
@@ -50,7 +51,7 @@ _STRETCH_US = 1_500_000
 
 @contextmanager
 def _house(
-    folder: Path, sizes: Sizes, *, endpoints: int, replicas: int, kv_mib: int = 4
+    folder: Path, sizes: Sizes, *, endpoints: int, replicas: int, kv_mib: int = 4, watched: bool = True
 ) -> Iterator[tuple[ServedHouse, Town]]:
     house = ServedHouse(
         home=folder / "home",
@@ -70,7 +71,10 @@ def _house(
     town = found(settings, folder / "scratch", endpoints=endpoints, sizes=sizes)
     shutil.rmtree(folder / "scratch")
     try:
-        house.watched_up(Orders(record=str(folder / "record")))
+        if watched:
+            house.watched_up(Orders(record=str(folder / "record")))
+        else:
+            house.command("up", quiet=True)
         play.wait_for_servers(house, town, replicas, timeout_s=180)
         yield house, town
     finally:
@@ -194,7 +198,11 @@ class Memory:
         """How soon an expert that comes into a live endpoint speaks, and what open streams notice of it."""
         options, folder = self._options, self._folder / "arrival"
         # Room for every stream to its end: one that has to wait for pages would count as an arrival's doing.
-        with _house(folder, _large("fp32"), endpoints=16, replicas=1, kv_mib=16) as (house, town):
+        # Unwatched: who looks at every product takes time of every step.
+        with _house(folder, _large("fp32"), endpoints=16, replicas=1, kv_mib=16, watched=False) as (
+            house,
+            town,
+        ):
             publisher = Publisher(house.client, town)
             # Else the clients' own collections of all that founding imported would count as gaps of streams.
             gc.collect()
@@ -209,8 +217,8 @@ class Memory:
                 packed = house.home / "weights"
                 gone = not list(packed.glob(f"*{ware.digest.removeprefix('sha256:')}*.weights"))
                 others = {name: one for name, one in town.endpoints.items() if ware.name not in one[1]}
-                load = Load(streams=options.open_streams, tokens=(90, 100), seed=turn, apart=True)
-                crowd = Crowd(house.url, town.keys, others, load)
+                load = Load(streams=options.open_streams, tokens=(90, 100), seed=turn)
+                crowd = DistantCrowd(house.url, town.keys, others, load)
                 crowd.start()
                 play.await_streams(crowd, options.open_streams, timeout_s=60)
                 time.sleep(_STRETCH_S)

@@ -8,17 +8,21 @@ against ledger, journals and recorder afterwards.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+
+COMPLETIONS = "/v1/completions"
+
+#: Deployment to (consumer tenant, expert names).
+Endpoints = dict[str, tuple[str, tuple[str, ...]]]
 
 _BUSY = frozenset({429, 503})
 _LONGEST_PAUSE_S = 1.0
@@ -79,29 +83,37 @@ async def ask(
         Refused: the API said no, before or in the middle.
         httpx.TransportError: the connection broke.
     """
-    body = {"logprobs": 0, "temperature": 0, "ignore_eos": True, **body, "model": answer.endpoint}
     headers = {"Authorization": f"Bearer {key}"}
-    async with http.stream("POST", "/v1/completions", json=body | {"stream": True}, headers=headers) as got:
+    async with http.stream("POST", COMPLETIONS, json=asked(answer, body), headers=headers) as got:
         if got.status_code >= 400:
             await got.aread()
-            raise _refusal(got.json(), got.status_code, got.headers)
+            raise refusal(got.json(), got.status_code, got.headers)
         async for line in got.aiter_lines():
             if not line.startswith("data: "):
                 continue
             if line == "data: [DONE]":
                 answer.ended = bool(answer.segments) or answer.ended
                 return
-            event = json.loads(line[6:])
-            if "error" in event:
-                raise _refusal(event, 200, got.headers)
-            _take(answer, event)
+            take(answer, json.loads(line[6:]), time.time_ns() // 1000)
             if leave_after and len(answer.tokens) >= leave_after:
                 return
 
 
-def _take(answer: Answer, event: dict[str, Any]) -> None:
+def asked(answer: Answer, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole body of a request."""
+    fixed = {"model": answer.endpoint, "stream": True}
+    return {"logprobs": 0, "temperature": 0, "ignore_eos": True, **body, **fixed}
+
+
+def take(answer: Answer, event: dict[str, Any], at_us: int) -> None:
+    """Adds what an event says, which came at a wall time.
+
+    Raises:
+        Refused: it says that the answer broke off.
+    """
+    if "error" in event:
+        raise refusal(event, 200, {})
     answer.request_id = str(event["id"]).removeprefix("cmpl-")
-    at_us = time.time_ns() // 1000
     for choice in event["choices"]:
         found = choice.get("logprobs") or {}
         tokens = found.get("tokens", ())
@@ -117,9 +129,10 @@ def _take(answer: Answer, event: dict[str, Any]) -> None:
         answer.ended = True
 
 
-def _refusal(document: dict[str, Any], status: int, headers: httpx.Headers) -> Refused:
+def refusal(document: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> Refused:
+    """An error of the API, from its document; headers are asked for in lower case."""
     error = document.get("error") or {}
-    return Refused(str(error.get("code")), status, float(headers.get("Retry-After", 0.2)))
+    return Refused(str(error.get("code")), status, float(headers.get("retry-after", 0.2)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,8 +145,6 @@ class Load:
         prompts: what is asked; repeated, so that prefixes can be used again.
         leaving: share of answers whose client hangs up in the middle.
         seed: of the clients' choices.
-        apart: whether clients read as soon as something comes, as on a machine of their own: one that shares
-            the marketplace's cores waits for its turn of them, and its wait is no stream's doing.
     """
 
     streams: int
@@ -141,7 +152,6 @@ class Load:
     prompts: tuple[str, ...] = ("def wrap(text, width):\n    lines = []\n", "import re\n\nclass Text:\n")
     leaving: float = 0.0
     seed: int = 1
-    apart: bool = False
 
 
 class Crowd:
@@ -154,11 +164,10 @@ class Crowd:
         load: what they ask for.
     """
 
-    def __init__(
-        self, url: str, keys: dict[str, str], endpoints: dict[str, tuple[str, tuple[str, ...]]], load: Load
-    ) -> None:
+    def __init__(self, url: str, keys: dict[str, str], endpoints: Endpoints, load: Load) -> None:
         self._url, self._keys, self._endpoints, self._load = url, keys, endpoints, load
         self._stopping = False
+        self._http: httpx.AsyncClient | None = None
         self._thread = threading.Thread(target=self._work, name="crowd", daemon=True)
         self.answers: list[Answer] = []
         self.open: set[int] = set()
@@ -188,32 +197,34 @@ class Crowd:
         )
 
     def _work(self) -> None:
-        if self._load.apart:
-            # This thread alone. Who may not have it measures what the kernel makes clients wait, too.
-            with contextlib.suppress(PermissionError):
-                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         asyncio.run(self._run())
+
+    async def _ask(self, key: str, answer: Answer, body: dict[str, Any], leave_after: int) -> None:
+        assert self._http is not None  # noqa: S101
+        await ask(self._http, key, answer, body, leave_after=leave_after)
 
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._load.streams)
-        async with httpx.AsyncClient(base_url=self._url, timeout=60, trust_env=False, limits=limits) as http:
-            clients = (self._client(http, number) for number in range(self._load.streams))
+        async with httpx.AsyncClient(
+            base_url=self._url, timeout=60, trust_env=False, limits=limits
+        ) as self._http:
+            clients = (self._client(number) for number in range(self._load.streams))
             await asyncio.gather(*clients)
 
-    async def _client(self, http: httpx.AsyncClient, number: int) -> None:
+    async def _client(self, number: int) -> None:
         chance = random.Random(f"{self._load.seed} {number}")  # noqa: S311  (choices, not secrets)
         names = sorted(self._endpoints)
         await asyncio.sleep(number * 0.005)
         while not self._stopping:
             endpoint = chance.choice(names)
             tokens = chance.randint(*self._load.tokens)
-            leaves = chance.random() < self._load.leaving
+            leaves_after = tokens // 2 if chance.random() < self._load.leaving else 0
             answer = self.live[number] = Answer(endpoint=endpoint)
             body = {"prompt": chance.choice(self._load.prompts), "max_tokens": tokens}
             key = self._keys[self._endpoints[endpoint][0]]
             pause_s = 0.0
             try:
-                await ask(http, key, answer, body, leave_after=tokens // 2 if leaves else 0)
+                await self._ask(key, answer, body, leaves_after)
             except Refused as refused:
                 if refused.status in _BUSY:
                     # Told to come again: not a failure, as long as it is not in the middle of an answer.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,11 @@ from hypothesis import strategies as st
 from cluster.gateway.deploy import host_application as application_name
 from cluster.hosting import reconciler
 from cluster.hosting.reconciler import Difference, Reconciler, compare
+from cluster.office.protocol import EpochNews
+from policy.errors import SnapshotMismatch
+from policy.facts.delta import Delta
+from policy.facts.kinds import DeploymentFact
+from policy.facts.snapshot import Snapshot
 
 BASES = tuple(f"sha256:{number:x}" * 1 + "0" * 63 for number in range(4))
 states = st.sampled_from(["RUNNING", "DEPLOYING", "UNHEALTHY", "DEPLOY_FAILED", "NOT_STARTED", "DELETING"])
@@ -49,8 +55,9 @@ def test_nothing_is_started_before_the_gateway() -> None:
 class Alone(Reconciler):
     """A reconciler without office and thread; knows what it would change."""
 
-    def __init__(self, *needed: str) -> None:
+    def __init__(self, *needed: str, office: Any = None) -> None:
         self._needed, self._calm_until_s = frozenset(needed), 0.0
+        self._snapshot, self._office = None, office
         self.changed: list[Difference] = []
 
     def _change(self, difference: Difference) -> None:
@@ -79,3 +86,47 @@ def test_what_differs_is_changed_and_looked_at_again(monkeypatch: pytest.MonkeyP
     for _ in range(2):
         asyncio.run(one._act())
     assert one.changed == 2 * [Difference(start=(BASES[0],))]
+
+
+class Desk:
+    """An office that knows two epochs and says what the second changed, once wrongly."""
+
+    def __init__(self, before: Snapshot, after: Snapshot, way: bytes, *, false: int) -> None:
+        self.before, self.after, self.way, self.false = before, after, way, false
+        self.asked: list[int] = []
+
+    async def wait_epoch(self, _: str, seen: int, __: float, *, changes: bool) -> EpochNews:
+        """The first epoch to who knows nothing the first time, the second to everybody else."""
+        assert changes
+        self.asked.append(seen)
+        now = self.after if len(self.asked) > 1 else self.before
+        digest = self.before.digest if self.false == len(self.asked) else now.digest
+        whole = {"changes_json": self.way} if seen == 1 else {"snapshot_json": now.to_json()}
+        return EpochNews(epoch=now.epoch, snapshot_digest=digest, lease_s=2.0, office_at_us=0, **whole)
+
+
+def test_it_asks_for_what_changed_and_for_all_where_that_leads_elsewhere() -> None:
+    """What is needed follows the register either way."""
+    endpoint = DeploymentFact(
+        name="desk",
+        tenant="acme",
+        base_digest=BASES[1],
+        purpose="research",
+        region="eu",
+        commercial=False,
+        created_at_us=1,
+    )
+    before = Snapshot(epoch=1, published_at_us=1, vocabulary_version="1", format=2)
+    edits = {("deployments", "desk"): endpoint}
+    after = before.changed({"epoch": 2, "published_at_us": 2}, edits)
+    way = Delta.of(1, before.digest, after, edits).to_json()
+    one = Alone(office=Desk(before, after, way, false=0))
+    for _ in range(3):
+        asyncio.run(one._look())
+    assert (one._office.asked, one._needed) == ([-1, 1, 2], {BASES[1]})
+    two = Alone(office=Desk(before, after, way, false=2))
+    asyncio.run(two._look())
+    with pytest.raises(SnapshotMismatch):
+        asyncio.run(two._look())
+    asyncio.run(two._look())
+    assert (two._office.asked, two._needed) == ([-1, 1, -1], {BASES[1]})
