@@ -22,8 +22,8 @@ from model_core.errors import ProductError
 log = logging.getLogger(__name__)
 
 # Records of one request add up until they are sent, so an office that is slow is asked less often: sending
-# takes at most a tenth of the time, and nothing waits longer than this.
-_REST = 9.0
+# takes at most a twentieth of the time, and nothing waits longer than this.
+_REST = 19.0
 _LONGEST_PAUSE_S = 5.0
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from model_core.packing.canonical import canonical_bytes, digest_bytes
@@ -64,23 +64,19 @@ class Ledger:
         accounts = [{"id": entry.account_id, "tenant": entry.tenant, "kind": entry.kind} for entry in found]
         self._open_accounts(accounts)
         transaction_id = new_id("txn")
-        for n, entry in enumerate(found):
-            self._session.add(
-                LedgerEntryRow(
-                    transaction_id=transaction_id,
-                    n=n,
-                    account_id=entry.account_id,
-                    amount_micro=entry.amount_micro,
-                    memo=idempotency_key,
-                )
-            )
-        self._session.flush()
-        self._session.add(
-            LedgerTransactionRow(
-                id=transaction_id, idempotency_key=idempotency_key, kind=kind, at_us=self._now_us
-            )
-        )
-        self._session.flush()
+        entries = [
+            {
+                "transaction_id": transaction_id,
+                "n": n,
+                "account_id": entry.account_id,
+                "amount_micro": entry.amount_micro,
+                "memo": idempotency_key,
+            }
+            for n, entry in enumerate(found)
+        ]
+        self._session.execute(insert(LedgerEntryRow), entries)
+        transaction = {"id": transaction_id, "idempotency_key": idempotency_key, "kind": kind}
+        self._session.execute(insert(LedgerTransactionRow), [{**transaction, "at_us": self._now_us}])
         return transaction_id
 
     def settle(self, principal: Principal) -> list[Statement]:

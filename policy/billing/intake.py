@@ -44,9 +44,7 @@ class Intake:
         self._now_us = now_us
         self._records = records
         self._requests = self._locked_requests()
-        # In one order, so that two batches never deadlock.
-        tenants = sorted({row.tenant for row in self._requests.values()})
-        self._budgets = {tenant: budget_of(session, tenant) for tenant in tenants}
+        self._budgets = self._locked_budgets()
         self._owners, self._prices = self._read_experts()
 
     def take(self, server_id: str, sequence: int, current_epoch: int) -> list[tuple[str, ledger.Charge]]:
@@ -94,20 +92,35 @@ class Intake:
         rows = self._session.scalars(query.order_by(ReservationRow.request_id).with_for_update())
         return {row.request_id: row for row in rows}
 
+    def _locked_budgets(self) -> dict[str, BudgetRow]:
+        # In one order, so that two batches never deadlock.
+        tenants = sorted({row.tenant for row in self._requests.values()})
+        query = select(BudgetRow).where(BudgetRow.tenant.in_(tenants)).order_by(BudgetRow.tenant)
+        fresh = query.with_for_update().execution_options(populate_existing=True)
+        rows = self._session.scalars(fresh)
+        found = {row.tenant: row for row in rows}
+        return found | {tenant: budget_of(self._session, tenant) for tenant in tenants if tenant not in found}
+
     def _read_experts(self) -> tuple[dict[str, tuple[str, str]], dict[str, list[tuple[int, int]]]]:
         """Expert id and owner by bundle, and by expert id its prices with their epochs, newest first."""
         bundles = {bundle for record in self._records for bundle in record.experts} - {PUBLIC}
         if not bundles:
             return {}, {}
-        experts = select(ExpertRow.bundle_digest, ExpertRow.expert_id, ExpertRow.tenant)
-        found = self._session.execute(experts.where(ExpertRow.bundle_digest.in_(sorted(bundles))))
-        owners = {bundle: (expert_id, tenant) for bundle, expert_id, tenant in found}
-        listed = select(ListingRow.expert_id, ListingRow.epoch, ListingRow.price_micro_per_1k_tokens)
-        ids = [expert_id for expert_id, _ in owners.values()]
+        experts = select(
+            ExpertRow.bundle_digest,
+            ExpertRow.expert_id,
+            ExpertRow.tenant,
+            ListingRow.epoch,
+            ListingRow.price_micro_per_1k_tokens,
+        )
+        listed = experts.outerjoin(ListingRow, ListingRow.expert_id == ExpertRow.expert_id)
+        query = listed.where(ExpertRow.bundle_digest.in_(sorted(bundles))).order_by(ListingRow.epoch.desc())
+        owners: dict[str, tuple[str, str]] = {}
         prices: dict[str, list[tuple[int, int]]] = {}
-        query = listed.where(ListingRow.expert_id.in_(ids)).order_by(ListingRow.epoch.desc())
-        for expert_id, epoch, price in self._session.execute(query):
-            prices.setdefault(expert_id, []).append((epoch, price))
+        for bundle, expert_id, tenant, epoch, price in self._session.execute(query):
+            owners[bundle] = (expert_id, tenant)
+            if epoch is not None:
+                prices.setdefault(expert_id, []).append((epoch, price))
         return owners, prices
 
     def _share(self, bundle: str, ppm_tokens: int, epoch: int, row: ReservationRow) -> ledger.Share:

@@ -140,14 +140,8 @@ class Metering:
         lock_for_writing(self._session, f"usage:{server_id}")
         payload = digest_bytes(canonical_bytes([record.model_dump(mode="json") for record in records]))
         last = self.accepted(server_id)
-        known = self._session.get(UsageBatchRow, (server_id, sequence))
-        if known is not None:
-            if known.payload_digest != payload:
-                raise PayloadMismatch(
-                    "This batch was uploaded before with other records; keep the journal and raise an alarm.",
-                    server_id=server_id,
-                    sequence=sequence,
-                )
+        if sequence <= last:
+            self._check_same(server_id, sequence, payload)
             return last
         if sequence != last + 1:
             raise SequenceGap(
@@ -156,10 +150,8 @@ class Metering:
                 sequence=sequence,
                 expected=last + 1,
             )
-        self._session.add(
-            UsageBatchRow(server_id=server_id, sequence=sequence, payload_digest=payload, at_us=self._now_us)
-        )
-        self._session.flush()
+        batch = {"server_id": server_id, "sequence": sequence, "payload_digest": payload}
+        self._session.execute(insert(UsageBatchRow), [{**batch, "at_us": self._now_us}])
         intake = Intake(self._session, self._now_us, records)
         charges = intake.take(server_id, sequence, self._publisher.current_epoch())
         Ledger(self._session, self._now_us).book(f"usage:{server_id}:{sequence}", "usage", charges)
@@ -274,6 +266,16 @@ class Metering:
             )
             for consumer, deployment, prompt, completion, requests in self._session.execute(query)
         ]
+
+    def _check_same(self, server_id: str, sequence: int, payload: str) -> None:
+        """Refuses a batch under the number of another one."""
+        known = self._session.get(UsageBatchRow, (server_id, sequence))
+        if known is None or known.payload_digest != payload:
+            raise PayloadMismatch(
+                "This batch was uploaded before with other records; keep the journal and raise an alarm.",
+                server_id=server_id,
+                sequence=sequence,
+            )
 
     def _after(self, first: str, principal: Principal) -> str:
         """The name of the next request behind the answer that ``first`` began."""
