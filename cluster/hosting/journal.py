@@ -59,26 +59,28 @@ def merge_records(records: Iterable[UsageRecord]) -> tuple[UsageRecord, ...]:
 
     Totals are preserved: tokens, prompt tokens and millionths per expert.
     """
-    groups: dict[tuple[str, str, int, str], UsageRecord] = {}
+    groups: dict[tuple[str, str, int, str], list[UsageRecord]] = {}
     for record in records:
         key = (record.request_id, record.deployment, record.epoch, record.composition_digest)
-        before = groups.get(key)
-        if before is None:
-            groups[key] = record
-            continue
-        experts = dict(before.experts)
+        groups.setdefault(key, []).append(record)
+    return tuple(group[0] if len(group) == 1 else _sum(group) for group in groups.values())
+
+
+def _sum(records: Sequence[UsageRecord]) -> UsageRecord:
+    """There is a record for every token of a stream, so they are added up and only the sum is made."""
+    experts: dict[str, int] = {}
+    for record in records:
         for name, ppm in record.experts.items():
             experts[name] = experts.get(name, 0) + ppm
-        groups[key] = before.model_copy(
-            update={
-                "prompt_tokens": before.prompt_tokens + record.prompt_tokens,
-                "completion_tokens": before.completion_tokens + record.completion_tokens,
-                "experts": experts,
-                "at_us": max(before.at_us, record.at_us),
-                "final": before.final or record.final,
-            }
-        )
-    return tuple(groups.values())
+    return records[0].model_copy(
+        update={
+            "prompt_tokens": sum(record.prompt_tokens for record in records),
+            "completion_tokens": sum(record.completion_tokens for record in records),
+            "experts": experts,
+            "at_us": max(record.at_us for record in records),
+            "final": any(record.final for record in records),
+        }
+    )
 
 
 class UsageJournal:
@@ -101,7 +103,7 @@ class UsageJournal:
         self._next_sequence = 1
         self._unacknowledged: dict[int, tuple[UsageRecord, ...]] = {}
         self._journaled_tokens = 0
-        self._unfinished: dict[str, UsageRecord] = {}
+        self._unfinished: dict[str, UsageRecord] = {}  # the newest record of each, with its tokens
 
     @classmethod
     def create(cls, folder: Path, server_id: str) -> UsageJournal:
@@ -175,7 +177,7 @@ class UsageJournal:
         Returns:
             How many were unfinished.
         """
-        unfinished = [record.model_copy(update={"final": True}) for record in self._unfinished.values()]
+        unfinished = [_bare(record, final=True) for record in self._unfinished.values()]
         self.append(unfinished)
         return len(unfinished)
 
@@ -261,7 +263,8 @@ class UsageJournal:
     def _continue_in(self, draft: Path) -> UsageJournal:
         """Writes what is open into a draft, names it, and turns to it; answers the part that is over."""
         head: dict[str, Any] = {"k": "head", "server_id": self.server_id, "v": 1, "next": self._next_sequence}
-        still_open = ({"k": "open", "r": one.model_dump(mode="json")} for one in self._unfinished.values())
+        bare = [_bare(record) for record in self._unfinished.values()]
+        still_open = ({"k": "open", "r": one.model_dump(mode="json")} for one in bare)
         text = b"".join(encode_line(body) for body in (head, *still_open)) + records_line(
             "carry", self._loose
         )
@@ -294,8 +297,7 @@ class UsageJournal:
             if record.final:
                 self._unfinished.pop(record.request_id, None)
             elif record.request_id in self._unfinished:
-                bare = {"prompt_tokens": 0, "completion_tokens": 0, "experts": {}}
-                self._unfinished[record.request_id] = record.model_copy(update=bare)
+                self._unfinished[record.request_id] = record
 
     def _enclose(self, sequence: int) -> None:
         self._unacknowledged[sequence] = merge_records(self._loose)
@@ -362,6 +364,12 @@ class UsageJournal:
                     del self._unacknowledged[number]
             case _:
                 pass
+
+
+def _bare(record: UsageRecord, *, final: bool = False) -> UsageRecord:
+    """A record of the same request, epoch and composition, without tokens."""
+    none = {"prompt_tokens": 0, "completion_tokens": 0, "experts": {}}
+    return record.model_copy(update={**none, "final": final})
 
 
 def _written(draft: Path, text: bytes) -> int:
