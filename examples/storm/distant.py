@@ -92,9 +92,8 @@ def read(heard: Heard) -> Read:
     http.send(h11.EndOfMessage())
     status, headers, body, complete = 0, {}, bytearray(), False
     events: list[tuple[int, dict[str, Any]]] = []
-    with contextlib.suppress(
-        h11.RemoteProtocolError
-    ):  # broken off in the middle: what came until then counts
+    # Where it was broken off in the middle, what came until then counts.
+    with contextlib.suppress(h11.RemoteProtocolError):
         for at_us, piece in (*heard.pieces, (0, b"")):
             http.receive_data(piece)
             for part in _parts(http):
@@ -198,7 +197,7 @@ class DistantCrowd(Crowd):
             await call(self._url, key, COMPLETIONS, asked(answer, body), heard)
         finally:
             del self._open[id(answer)]
-        if heard.refused:
-            got = read(heard)
+        got = read(heard) if heard.refused else None
+        if got is not None and got.complete:
             raise refusal(got.events[0][1], got.status, got.headers)
         self._heard.append((answer, heard))

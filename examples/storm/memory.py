@@ -199,10 +199,8 @@ class Memory:
         options, folder = self._options, self._folder / "arrival"
         # Room for every stream to its end: one that has to wait for pages would count as an arrival's doing.
         # Unwatched: who looks at every product takes time of every step.
-        with _house(folder, _large("fp32"), endpoints=16, replicas=1, kv_mib=16, watched=False) as (
-            house,
-            town,
-        ):
+        large = _house(folder, _large("fp32"), endpoints=16, replicas=1, kv_mib=16, watched=False)
+        with large as (house, town):
             publisher = Publisher(house.client, town)
             # Else the clients' own collections of all that founding imported would count as gaps of streams.
             gc.collect()
@@ -233,6 +231,9 @@ class Memory:
                 median = median_gap_ms(crowd.answers)
                 said = f"{median:.1f}, {quiet:.1f}, {during:.1f} ms"
                 self.note("open streams' gaps: median, before, during", said, during <= 2 * median + 20)
+                whole = sum(answer.ended and not answer.failed for answer in crowd.answers)
+                said = f"{whole} of {len(crowd.answers)}"
+                self.note("open streams that came whole", said, whole == len(crowd.answers))
                 self.note("its packed file was gone before", "yes" if gone else "no", gone)
             publisher.close()
         shutil.rmtree(folder)

@@ -311,7 +311,7 @@ def test_uploader_carries_records_while_the_server_runs(tmp_path: Path) -> None:
 
 @given(took_s=st.floats(0, 1e3), interval_s=st.floats(0.01, 10))
 def test_a_slow_office_is_asked_less_often(took_s: float, interval_s: float) -> None:
-    """Uploads take a twentieth of the time at most, unless records would then wait for more than five seconds."""
+    """Uploads take a twentieth of the time, unless records would then wait for more than five seconds."""
     pause_s = pause_after(took_s, interval_s)
     assert pause_s == interval_s or pause_s == min(5.0, 19 * took_s) > interval_s
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from cluster.gateway.deploy import host_application as application_name
 from cluster.hosting import reconciler
 from cluster.hosting.reconciler import Difference, Reconciler, compare
 from cluster.office.protocol import EpochNews
+from cluster.settings import Settings
 from policy.errors import SnapshotMismatch
 from policy.facts.delta import Delta
 from policy.facts.kinds import DeploymentFact
@@ -76,6 +79,24 @@ def test_serve_is_left_alone_while_it_runs_what_is_needed(
     for _ in range(3):
         asyncio.run(one._act())
     assert (len(times), one.changed) == (asked, [])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_kernels_are_compiled_before_a_host_needs_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: bool
+) -> None:
+    """Where hosts compute with them at all."""
+    folders: list[Path] = []
+    monkeypatch.setattr(reconciler, "build_library", folders.append)
+    monkeypatch.setattr(reconciler, "connect_office", lambda: None)
+    monkeypatch.setattr(reconciler, "log_to", lambda *_: None)
+    monkeypatch.setattr(Reconciler, "_work", lambda _: None)
+    settings = Settings(home=tmp_path, host_kernels=wanted, kernels_folder=tmp_path / "kernels")
+    Reconciler(settings.model_dump(mode="json"))
+    for thread in threading.enumerate():
+        if thread.name == "compiler":
+            thread.join()
+    assert folders == ([tmp_path / "kernels"] if wanted else [])
 
 
 def test_what_differs_is_changed_and_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
