@@ -44,6 +44,13 @@ _LOCK_PATIENCE_S = 15.0
 FIRST_OPERATOR = "operator"
 
 
+def kernels_folder(settings: Settings) -> Path | None:
+    """Where an installation keeps compiled kernels; None where its hosts compute without."""
+    if not settings.host_kernels:
+        return None
+    return settings.kernels_folder or Home(settings.home).kernels
+
+
 def read_settings(document: dict[str, Any]) -> Settings:
     """Settings that came from another process of the marketplace."""
     return Settings.model_validate(document)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from cluster.bootstrap import open_store, read_settings, trusted_keys
+from cluster.bootstrap import kernels_folder, open_store, read_settings, trusted_keys
 from cluster.collecting import spare_what_is_here
 from cluster.home import Home
 from cluster.hosting.errors import HostStopping
@@ -98,7 +98,7 @@ class ModelHost:
                 shards=choices.host_shards,
                 device=choices.host_device,
                 reach_s=min(20.0, choices.first_token_s),
-                kernels=(choices.kernels_folder or home.kernels) if choices.host_kernels else None,
+                kernels=kernels_folder(choices),
                 weights=home.weights if choices.host_kernels else None,
             ),
         )

@@ -20,7 +20,7 @@ from typing import Any
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from cluster.bootstrap import read_settings
+from cluster.bootstrap import kernels_folder, read_settings
 from cluster.gateway.deploy import APPLICATION as GATEWAY
 from cluster.gateway.deploy import host_application as application_name
 from cluster.home import Home
@@ -101,9 +101,8 @@ class Reconciler:
         self._calm_until_s = 0.0
         self._pause_s: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
-        if self._settings.host_kernels:
+        if (folder := kernels_folder(self._settings)) is not None:
             # Well before the first host needs them; with nobody's stream to slow down yet.
-            folder = self._settings.kernels_folder or Home(self._settings.home).kernels
             threading.Thread(target=build_library, args=(folder,), name="compiler", daemon=True).start()
         threading.Thread(target=self._work, name="reconciler", daemon=True).start()
 

@@ -140,8 +140,7 @@ class Metering:
         lock_for_writing(self._session, f"usage:{server_id}")
         payload = digest_bytes(canonical_bytes([record.model_dump(mode="json") for record in records]))
         last = self.accepted(server_id)
-        if sequence <= last:
-            self._check_same(server_id, sequence, payload)
+        if sequence <= last and self._is_known(server_id, sequence, payload):
             return last
         if sequence != last + 1:
             raise SequenceGap(
@@ -267,15 +266,16 @@ class Metering:
             for consumer, deployment, prompt, completion, requests in self._session.execute(query)
         ]
 
-    def _check_same(self, server_id: str, sequence: int, payload: str) -> None:
-        """Refuses a batch under the number of another one."""
+    def _is_known(self, server_id: str, sequence: int, payload: str) -> bool:
+        """Whether a batch came before; refuses another one under its number."""
         known = self._session.get(UsageBatchRow, (server_id, sequence))
-        if known is None or known.payload_digest != payload:
+        if known is not None and known.payload_digest != payload:
             raise PayloadMismatch(
                 "This batch was uploaded before with other records; keep the journal and raise an alarm.",
                 server_id=server_id,
                 sequence=sequence,
             )
+        return known is not None
 
     def _after(self, first: str, principal: Principal) -> str:
         """The name of the next request behind the answer that ``first`` began."""

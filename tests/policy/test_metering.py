@@ -173,6 +173,7 @@ def test_resends_are_recognised_and_forgeries_refused(shop: Shop) -> None:
         (PayloadMismatch, lambda: shop.record("host", 1, forged)),
         (PayloadMismatch, lambda: shop.record("host", 1)),
         (SequenceGap, lambda: shop.record("host", 3, batch)),
+        (SequenceGap, lambda: shop.record("host", 0, batch)),
         (SequenceGap, lambda: shop.record("other", 2, batch)),
         (UnknownReservation, lambda: shop.record("host", 2, batch, usage(held, {}, 0, request_id="req_x"))),
         (OverReservation, lambda: shop.record("host", 2, usage(held, {PUBLIC: 99 * MILLION}, 99))),
