@@ -219,6 +219,12 @@ class UsageJournal:
                     del self._unacknowledged[number]
 
     @property
+    def waiting_batches(self) -> int:
+        """How many batches make up what the office has not stored: one that was cut, one of what came since."""
+        with self._mutex:
+            return len(self._unacknowledged) + bool(self._loose)
+
+    @property
     def settled(self) -> bool:
         """True when everything journaled is stored at the office."""
         with self._mutex:

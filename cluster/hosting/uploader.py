@@ -108,13 +108,19 @@ def pause_after(took_s: float, interval_s: float) -> float:
 
 
 async def upload(journal: UsageJournal, office: UsageDesk) -> int:
-    """Sends every unacknowledged batch in order; returns how many were stored.
+    """Sends what the journal holds now, in order; returns how many batches were stored.
+
+    What is written meanwhile waits for the next time. Streams write all the time, so a loop until nothing is
+    left would go on for as long as they do, with a batch for every few tokens.
 
     Raises:
         ProductError: the office's; the batch stays unacknowledged.
     """
     sent = 0
-    while (batch := await asyncio.to_thread(journal.next_batch)) is not None:
+    for _ in range(journal.waiting_batches):
+        batch = await asyncio.to_thread(journal.next_batch)
+        if batch is None:
+            break
         accepted = await office.record_usage(batch.server_id, batch.sequence, list(batch.records))
         if accepted < batch.sequence:
             break

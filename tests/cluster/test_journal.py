@@ -316,6 +316,24 @@ def test_a_slow_office_is_asked_less_often(took_s: float, interval_s: float) -> 
     assert pause_s == interval_s or pause_s == min(5.0, 19 * took_s) > interval_s
 
 
+def test_an_upload_ends_though_the_server_goes_on_writing(tmp_path: Path) -> None:
+    """What is written while a batch travels waits for the next time, and then goes as one batch."""
+    journal = UsageJournal.create(tmp_path, "srv_1")
+
+    class Busy(Office):
+        async def record_usage(self, server_id: str, sequence: int, batch: list[UsageRecord]) -> int:
+            for _ in range(3):
+                journal.append([record()])
+            return await super().record_usage(server_id, sequence, batch)
+
+    office = Busy(["answer"])
+    journal.append([record()])
+    asyncio.run(_try_upload(journal, office))  # cut, and not acknowledged: goes again beside what came since
+    assert [asyncio.run(upload(journal, office)) for _ in range(3)] == [2, 1, 1]
+    assert [batch[0].completion_tokens for batch in office.batches.values()] == [1, 6, 3, 3]
+    journal.abandon()
+
+
 def test_a_journal_that_is_closed_while_it_is_read_is_read_once(tmp_path: Path) -> None:
     """Closing moves the file; whoever reads all journals meanwhile sees each of them exactly once."""
     for name in ("srv_a", "srv_b"):
