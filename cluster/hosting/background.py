@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
+from cluster.priorities import stand_back
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-# A tenth of the share of a thread that computes steps, where both want the same core.
-_NICENESS = 10
 
 
 class Background:
@@ -34,11 +31,3 @@ class Background:
     def close(self) -> None:
         """Ends them after what they do now; what waits is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def stand_back() -> None:
-    """Lowers the priority of this thread, and of all that it starts from now on."""
-    # Linux knows a niceness of each thread; systems that do not would slow the whole process down.
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)

@@ -220,7 +220,7 @@ class UsageJournal:
 
     @property
     def waiting_batches(self) -> int:
-        """How many batches make up what the office has not stored: one that was cut, one of what came since."""
+        """How many batches what is not stored yet makes: one that was cut, one of what came since."""
         with self._mutex:
             return len(self._unacknowledged) + bool(self._loose)
 

@@ -24,10 +24,10 @@ from cluster.bootstrap import kernels_folder, read_settings
 from cluster.gateway.deploy import APPLICATION as GATEWAY
 from cluster.gateway.deploy import host_application as application_name
 from cluster.home import Home
-from cluster.hosting.background import stand_back
 from cluster.hosting.host import host_application
 from cluster.hosting.news import read_snapshot
 from cluster.office.client import connect_office
+from cluster.priorities import stand_back
 from cluster.settings import Settings
 from cluster.telemetry import log_to
 from model_core.engine.native.compiler import build_library

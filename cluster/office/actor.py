@@ -20,6 +20,7 @@ from cluster.office.checkpoints import keep_checkpoints
 from cluster.office.counter import Office
 from cluster.office.protocol import OfficeProtocol, Reply
 from cluster.office.upkeep import keep_up
+from cluster.priorities import interrupt_nobody
 from model_core.errors import ProductError
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ class OfficeActor:
         # The process is the office's own. With the usual 5 ms the writer waits that long for the interpreter
         # whenever a reader is at work, several times for each answer.
         sys.setswitchinterval(_SWITCH_S)
+        # A small installation computes streams on the same machine: every question that wakes the office
+        # would take a core from a step in the middle of it.
+        interrupt_nobody()
         self._settings = settings
         self._opening = asyncio.Lock()
         self._office: Office | None = None
