@@ -85,6 +85,30 @@ async def call(url: str, key: str, path: str, body: Mapping[str, Any], heard: He
         heard.broken = heard.broken or "NothingCame"
 
 
+def ask_from_afar(url: str, key: str, answer: Answer, body: Mapping[str, Any]) -> None:
+    """Streams one answer, and reads its events once it has ended.
+
+    Args:
+        url: of the server.
+        key: API key.
+        answer: filled at the end; not ended if the connection broke.
+        body: of the request, without model and stream.
+
+    Raises:
+        Refused: the API said no, before or in the middle.
+    """
+    heard = Heard()
+    asyncio.run(call(url, key, COMPLETIONS, asked(answer, body), heard))
+    _fill(answer, read(heard))
+
+
+def _fill(answer: Answer, got: Read) -> None:
+    if got.status >= 400 and got.complete:
+        raise refusal(got.events[0][1], got.status, got.headers)
+    for at_us, event in got.events:
+        take(answer, event, at_us)
+
+
 def read(heard: Heard) -> Read:
     """Reads what was heard."""
     http = h11.Connection(h11.CLIENT)
@@ -176,8 +200,7 @@ class DistantCrowd(Crowd):
         for answer, heard in self._heard:
             got = read(heard)
             try:
-                for at_us, event in got.events:
-                    take(answer, event, at_us)
+                _fill(answer, got)
             except Refused as refused:
                 answer.failed = refused.code
             if not got.complete:
@@ -197,7 +220,6 @@ class DistantCrowd(Crowd):
             await call(self._url, key, COMPLETIONS, asked(answer, body), heard)
         finally:
             del self._open[id(answer)]
-        got = read(heard) if heard.refused else None
-        if got is not None and got.complete:
-            raise refusal(got.events[0][1], got.status, got.headers)
+        if heard.refused:
+            _fill(answer, read(heard))
         self._heard.append((answer, heard))

@@ -17,8 +17,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -27,7 +28,7 @@ from cluster.settings import Settings
 from examples.chaos.__main__ import free_port
 from examples.demo.house import HouseFailed
 from examples.storm import play
-from examples.storm.distant import DistantCrowd
+from examples.storm.distant import DistantCrowd, ask_from_afar
 from examples.storm.gaps import largest_gap_ms, median_gap_ms
 from examples.storm.goods import SMALL, Sizes
 from examples.storm.held import Held, held_by
@@ -63,7 +64,7 @@ def _house(
             "start_timeout_s": "240",
             "host_replicas": str(replicas),
             "host_sequences": "16",
-            "host_context": "128",
+            "host_context": str(sizes.max_positions),
             "host_kv_mib": str(kv_mib),
         },
     )
@@ -199,7 +200,8 @@ class Memory:
         options, folder = self._options, self._folder / "arrival"
         # Room for every stream to its end: one that has to wait for pages would count as an arrival's doing.
         # Unwatched: who looks at every product takes time of every step.
-        large = _house(folder, _large("fp32"), endpoints=16, replicas=1, kv_mib=16, watched=False)
+        sizes = replace(_large("fp32"), max_positions=1024)
+        large = _house(folder, sizes, endpoints=16, replicas=1, kv_mib=64, watched=False)
         with large as (house, town):
             publisher = Publisher(house.client, town)
             # Else the clients' own collections of all that founding imported would count as gaps of streams.
@@ -215,25 +217,30 @@ class Memory:
                 packed = house.home / "weights"
                 gone = not list(packed.glob(f"*{ware.digest.removeprefix('sha256:')}*.weights"))
                 others = {name: one for name, one in town.endpoints.items() if ware.name not in one[1]}
-                load = Load(streams=options.open_streams, tokens=(90, 100), seed=turn)
+                load = Load(streams=options.open_streams, tokens=options.tokens, seed=turn)
                 crowd = DistantCrowd(house.url, town.keys, others, load)
                 crowd.start()
                 play.await_streams(crowd, options.open_streams, timeout_s=60)
                 time.sleep(_STRETCH_S)
                 name = next(name for name, one in town.endpoints.items() if ware.name in one[1])
-                with _Asker(house, town, name) as asker:
-                    act = publisher.give(ware)
-                    waits.append((asker.first_token_us(ware.name) - act.told_us) / 1e6)
+                act = publisher.give(ware)
+                waits.append((_first_token_us(house, town, name, ware.name) - act.told_us) / 1e6)
                 time.sleep(_STRETCH_S)
                 crowd.stop()
-                quiet = largest_gap_ms(crowd.answers, act.sent_us - _STRETCH_US, act.sent_us)
-                during = largest_gap_ms(crowd.answers, act.sent_us, act.told_us + _STRETCH_US)
+                begin_us, end_us = act.sent_us - _STRETCH_US, act.told_us + _STRETCH_US
+                quiet = largest_gap_ms(crowd.answers, begin_us, act.sent_us)
+                during = largest_gap_ms(crowd.answers, act.sent_us, end_us)
                 median = median_gap_ms(crowd.answers)
                 said = f"{median:.1f}, {quiet:.1f}, {during:.1f} ms"
                 self.note("open streams' gaps: median, before, during", said, during <= 2 * median + 20)
                 whole = sum(answer.ended and not answer.failed for answer in crowd.answers)
                 said = f"{whole} of {len(crowd.answers)}"
                 self.note("open streams that came whole", said, whole == len(crowd.answers))
+                stayed = sum(
+                    answer.arrivals_us[0] < begin_us and answer.arrivals_us[-1] > end_us
+                    for answer in crowd.answers
+                )
+                self.note("of them open all the time", f"{stayed} of {options.open_streams}")
                 self.note("its packed file was gone before", "yes" if gone else "no", gone)
             publisher.close()
         shutil.rmtree(folder)
@@ -241,37 +248,16 @@ class Memory:
         self.note("a new version's first token after its publication", said, max(waits) <= 1)
 
 
-class _Asker:
-    """A client of one endpoint; made before it is needed, since the making alone takes a core for 20 ms.
-
-    Args:
-        house: where it asks.
-        town: what was founded.
-        name: of the endpoint.
-    """
-
-    def __init__(self, house: play.Place, town: Town, name: str) -> None:
-        self._key, self._name = town.keys[town.endpoints[name][0]], name
-        self._http = httpx.AsyncClient(base_url=house.url, timeout=60, trust_env=False)
-        self._runner = asyncio.Runner()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._runner.run(self._http.aclose())
-        self._runner.close()
-
-    def first_token_us(self, expert: str) -> int:
-        """When the first token of an answer arrived that the expert had a share in."""
-        return self._runner.run(self._first_token_us(expert))
-
-    async def _first_token_us(self, expert: str) -> int:
-        while True:
-            answer = Answer(endpoint=self._name)
-            await ask(self._http, self._key, answer, {"prompt": PROMPT, "max_tokens": 8})
-            if any(part["experts"].get(expert) for part in answer.segments):
-                return answer.arrivals_us[0]
+def _first_token_us(house: play.Place, town: Town, name: str, expert: str) -> int:
+    """When the first token of an endpoint's answer arrived that the expert had a share in."""
+    key = town.keys[town.endpoints[name][0]]
+    while True:
+        answer = Answer(endpoint=name)
+        ask_from_afar(house.url, key, answer, {"prompt": PROMPT, "max_tokens": 8})
+        if not answer.ended:
+            raise play.PlayFailed(f"The answer of {name} did not come to its end.")
+        if any(part["experts"].get(expert) for part in answer.segments):
+            return answer.arrivals_us[0]
 
 
 def _large(dtype: str) -> Sizes:
@@ -310,6 +296,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--publishes", type=int, default=500, help="beside an untouched set")
     parser.add_argument("--arrivals", type=int, default=5, help="experts that come into a live endpoint")
     parser.add_argument("--open-streams", type=int, default=4, help="beside every arrival")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs=2,
+        default=(900, 990),
+        metavar=("FEWEST", "MOST"),
+        help="of every open stream, at most 990; by default it stays open all the time, with 90 100 clients ask anew",
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/memory"), help="where everything happens")
     parser.add_argument(
         "--parts",
