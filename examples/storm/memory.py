@@ -302,7 +302,7 @@ def _options() -> argparse.Namespace:
         nargs=2,
         default=(900, 990),
         metavar=("FEWEST", "MOST"),
-        help="of every open stream, at most 990; by default it stays open all the time, with 90 100 clients ask anew",
+        help="of every open stream; by default it stays open all the time, with 90 100 clients ask anew",
     )
     parser.add_argument("--folder", type=Path, default=Path("build/memory"), help="where everything happens")
     parser.add_argument(
