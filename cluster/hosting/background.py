@@ -9,20 +9,31 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
 from cluster.priorities import stand_back
+from model_core.pacing import pause_between_pieces
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+# With pieces of 512 KiB about half of the time that verifying and packing an expert takes.
+_PAUSE_S = 0.0005
+
+
+def _give_way() -> None:
+    stand_back()
+    pause_between_pieces(_PAUSE_S)
+
+
 class Background:
-    """Threads of low priority.
+    """Threads of low priority that pause again and again.
 
     What comes into a host is verified, read through and packed while its streams go on. At equal priority
-    that would take turns with the thread that computes steps, and every stream would wait as long.
+    that would take turns with the thread that computes steps, and every stream would wait as long. Without
+    pauses such a thread would still keep a core until the kernel's next tick, and a step with it.
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(thread_name_prefix="background", initializer=stand_back)
+        self._threads = ThreadPoolExecutor(thread_name_prefix="background", initializer=_give_way)
 
     async def run(self, command: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Runs something on one of them; as ``asyncio.to_thread``."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from model_core.errors import BundleMissingFile, BundleTooLarge, BundleUnsafePath
+from model_core.pacing import read_pieces
 
-_CHUNK_BYTES = 1 << 20
 _NOT_PLAIN = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR}
 
 
@@ -80,7 +80,7 @@ def copy_plain_file(source: Path, target: Path, limit_bytes: int = 64 << 30) -> 
         BundleRefused: as ``open_plain_file``.
     """
     with open_plain_file(source, limit_bytes) as (stream, _), target.open("xb") as out:
-        while piece := stream.read(_CHUNK_BYTES):
+        for piece in read_pieces(stream):
             out.write(piece)
         out.flush()
         os.fsync(out.fileno())
@@ -99,6 +99,6 @@ def digest_stream(stream: BinaryIO) -> str:
     """The digest of an open file's bytes, from its start."""
     state = hashlib.sha256()
     stream.seek(0)
-    while piece := stream.read(_CHUNK_BYTES):
+    for piece in read_pieces(stream):
         state.update(piece)
     return "sha256:" + state.hexdigest()

@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 
 import pytest
 
 from cluster.hosting.background import Background
+from model_core.pacing import breathe
 
 
 def niceness() -> int:
@@ -32,6 +34,24 @@ def test_background_work_stands_back_and_who_waits_for_it_does_not() -> None:
 
     before, there, after = asyncio.run(both())
     assert (there, after) == (min(19, before + 10), before)
+
+
+def test_background_work_pauses_and_who_waits_for_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its pieces, for less than a tick of the kernel."""
+    pauses: list[tuple[str, float]] = []
+    monkeypatch.setattr(
+        "model_core.pacing.time.sleep", lambda s: pauses.append((threading.current_thread().name, s))
+    )
+
+    async def both() -> None:
+        background = Background()
+        breathe()
+        await background.run(breathe)
+        background.close()
+
+    asyncio.run(both())
+    assert [name.startswith("background") for name, _ in pauses] == [True]
+    assert 0 < pauses[0][1] <= 0.001
 
 
 def test_background_work_gives_back_its_result_or_its_error() -> None:

@@ -39,6 +39,7 @@ from model_core.engine.native.trees import Layout, NotATree, describe, restore
 from model_core.engine.native.weights import PackedBase, PackedExpert, pack_base, pack_expert
 from model_core.network.decoder import Decoder
 from model_core.network.expert import Expert
+from model_core.pacing import pieces_of, read_pieces
 
 # Goes up with every change of how panels or descriptions look; files of other versions are not read.
 LAYOUT_VERSION = 3
@@ -192,7 +193,7 @@ def verify(path: Path) -> bool:
             return False
         stream.seek(header["data_begin"])
         state = hashlib.sha256()
-        while piece := stream.read(1 << 20):
+        for piece in read_pieces(stream):
             state.update(piece)
     return bool(state.hexdigest() == header["data_digest"])
 
@@ -228,7 +229,8 @@ def _write(path: Path, name: str, fingerprint: str, weights: object) -> None:
     blocks = list(_blocks(layout))
     state = hashlib.sha256()
     for block in blocks:
-        state.update(block)
+        for piece in pieces_of(block):
+            state.update(piece)
     fields = {
         "name": name,
         "fingerprint": fingerprint,
@@ -245,7 +247,8 @@ def _write(path: Path, name: str, fingerprint: str, weights: object) -> None:
             stream.write(header)
             stream.write(bytes(-stream.tell() % _PAGE_BYTES))
             for block in blocks:
-                stream.write(block)
+                for piece in pieces_of(block):
+                    stream.write(piece)
         Path(temporary).chmod(0o400)
         Path(temporary).replace(path)
     except BaseException:

@@ -21,6 +21,7 @@ from model_core.network.ffn import SwiGLU
 from model_core.network.kinds import Factors, Int8Ffn, Int8Matrix, LowRankFfn
 from model_core.network.poisoning import fill_with_nan
 from model_core.network.router import fold_gate
+from model_core.pacing import breathe
 
 # Smaller matrices stay in the caches, where short exponents cost time and save none.
 LEAST_SHORT_BYTES = 256 << 10
@@ -181,12 +182,12 @@ def matrices(network: PackedFfn | PackedFactors) -> Iterator[Packed]:
 
 
 def _packer(library: Library | None) -> _Pack:
-    if library is None:
-        return pack_matrix
-
     def pack(weight_OI: Tensor) -> Packed:
-        large = weight_OI.nbytes >= LEAST_SHORT_BYTES
-        return (shorten(weight_OI, library) if large else None) or pack_matrix(weight_OI)
+        breathe()
+        short = None
+        if library is not None and weight_OI.nbytes >= LEAST_SHORT_BYTES:
+            short = shorten(weight_OI, library)
+        return short or pack_matrix(weight_OI)
 
     return pack
 

@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor
 from model_core.engine.native import derived
 from model_core.engine.native.derived import DerivedFolder, verify
 from model_core.engine.native.footprint import give_back_freed, release_file_pages
+from model_core.engine.native.library import Library
 from model_core.engine.native.weights import pack_base, pack_expert, poison
 from model_core.network.checkpoint import load_expert, save_expert
 from model_core.network.expert import Expert
+from model_core.pacing import pause_between_pieces
 from model_core.packing.forms import EXPERT_KINDS, ExpertKind
 from tests.model_core.tensor_builders import digest, in_bfloat16, random_decoder, random_expert, tiny_shape
 
@@ -48,6 +51,20 @@ def same(one: object, other: object) -> bool:
     """Whether two packed weights are equal, tensors bit for bit."""
     pairs = list(zip(leaves(one), leaves(other), strict=True))
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_packing_pauses_before_every_matrix(
+    monkeypatch: pytest.MonkeyPatch, library: Library, compiled: bool
+) -> None:
+    """With kernels and without: a matrix may take as long as many pieces."""
+    pauses: list[float] = []
+    monkeypatch.setattr("model_core.pacing.time.sleep", pauses.append)
+    expert = expert_of(3)
+    copy_context().run(
+        lambda: (pause_between_pieces(0.25), pack_expert(expert, library if compiled else None))
+    )
+    assert pauses == [0.25] * 3 * len(expert.layers)
 
 
 @pytest.mark.parametrize("kind", EXPERT_KINDS)
