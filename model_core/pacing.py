@@ -9,7 +9,7 @@ moment, again and again. Knows neither threads' purposes nor what the bytes are.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import BinaryIO
 
@@ -41,8 +41,15 @@ def read_pieces(stream: BinaryIO) -> Iterator[bytes]:
         breathe()
 
 
-def pieces_of(data: memoryview) -> Iterator[memoryview]:
-    """Bytes (one dimension, one byte an item) without a copy, with a pause after each piece."""
-    for begin in range(0, len(data), PIECE_BYTES):
-        yield data[begin : begin + PIECE_BYTES]
-        breathe()
+def pieces_of(blocks: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Blocks of bytes (one dimension, one byte an item) without a copy; pauses wherever a piece is full."""
+    room_bytes = PIECE_BYTES
+    for block in blocks:
+        rest = block
+        while rest:
+            yield rest[:room_bytes]
+            passed, rest = min(len(rest), room_bytes), rest[room_bytes:]
+            room_bytes -= passed
+            if room_bytes == 0:
+                breathe()
+                room_bytes = PIECE_BYTES

@@ -15,7 +15,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-# With pieces of 512 KiB about half of the time that verifying and packing an expert takes.
+# With pieces of 512 KiB as long as verifying and packing an expert takes.
 _PAUSE_S = 0.0005
 
 

@@ -228,9 +228,8 @@ def _write(path: Path, name: str, fingerprint: str, weights: object) -> None:
     tree = describe(weights, layout)
     blocks = list(_blocks(layout))
     state = hashlib.sha256()
-    for block in blocks:
-        for piece in pieces_of(block):
-            state.update(piece)
+    for piece in pieces_of(blocks):
+        state.update(piece)
     fields = {
         "name": name,
         "fingerprint": fingerprint,
@@ -246,9 +245,8 @@ def _write(path: Path, name: str, fingerprint: str, weights: object) -> None:
             stream.write(_PREFIX.pack(_MAGIC, len(header), hashlib.sha256(header).digest()))
             stream.write(header)
             stream.write(bytes(-stream.tell() % _PAGE_BYTES))
-            for block in blocks:
-                for piece in pieces_of(block):
-                    stream.write(piece)
+            for piece in pieces_of(blocks):
+                stream.write(piece)
         Path(temporary).chmod(0o400)
         Path(temporary).replace(path)
     except BaseException:
