@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host does in the background stands back behind its steps, and nothing else does."""
+"""What a host does in the background gives way to its steps by pauses, and nothing else does."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 
 import pytest
@@ -19,21 +18,17 @@ def niceness() -> int:
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="other systems know the niceness of whole processes alone"
-)
-def test_background_work_stands_back_and_who_waits_for_it_does_not() -> None:
-    """Work goes to threads that are ten less important; the thread that asked stays as it was."""
+def test_background_work_is_as_important_as_what_waits_for_its_locks() -> None:
+    """A thread of low priority that holds the interpreter would make every stream wait for its turn."""
 
-    async def both() -> tuple[int, int, int]:
+    async def both() -> tuple[int, int]:
         background = Background()
-        before = niceness()
         there = await background.run(niceness)
         background.close()
-        return before, there, niceness()
+        return there, niceness()
 
-    before, there, after = asyncio.run(both())
-    assert (there, after) == (min(19, before + 10), before)
+    there, here = asyncio.run(both())
+    assert there == here
 
 
 def test_background_work_pauses_and_who_waits_for_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +46,7 @@ def test_background_work_pauses_and_who_waits_for_it_does_not(monkeypatch: pytes
 
     asyncio.run(both())
     assert [name.startswith("background") for name, _ in pauses] == [True]
-    assert 0 < pauses[0][1] <= 0.001
+    assert 0 < pauses[0][1] <= 0.002
 
 
 def test_background_work_gives_back_its_result_or_its_error() -> None:
